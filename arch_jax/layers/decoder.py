@@ -1,0 +1,172 @@
+"""One decoder for language: tokens in, logits of the next token out, built of whatever parts it is given."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from arch_jax.errors import UsageError
+from arch_jax.fields import DType, component
+from arch_jax.layers.attention import Attention
+from arch_jax.layers.block import Block, Stack, unrolled_variables
+from arch_jax.layers.dense import Dense, Embedding
+from arch_jax.layers.feed_forward import SwiGLU
+from arch_jax.layers.mixer import FeedForward, Mixer, Norm, Position, adapted
+from arch_jax.layers.norms import RMSNorm
+from arch_jax.ops.segments import runs_and_positions
+
+
+@flax.struct.dataclass
+class DecoderState:
+    """What decoding carries: a state for each layer, and where each row stands.
+
+    Attributes:
+      layers: the mixers' states, in order.
+      last_id: the last segment id of each row.
+      last_run: how many runs of equal ids there were.
+      last_position: the position of the last token in its run, -1 before the first.
+    """
+
+    layers: tuple
+    last_id: Int[Array, "batch"]
+    last_run: Int[Array, "batch"]
+    last_position: Int[Array, "batch"]
+
+
+@component("decoder", kind="model")
+class Decoder(nn.Module):
+    """A decoder language model: embedding, `depth` residual blocks, a norm, and the logits.
+
+    GPT-2, Llama and hybrids with recurrent mixers are settings of it: what varies is the parts.
+
+    Attributes:
+      vocabulary: how many tokens there are.
+      depth: how many blocks.
+      width: size of the residual stream.
+      mixer: the sequence mixer, or a tuple of them: layer i takes number i modulo the tuple's length.
+      feed_forward: the position-wise part of each block, or none.
+      norm: before each part and at the end.
+      position: added to the embeddings; none where the mixer knows positions (RoPE, recurrences).
+      tied: whether the output layer is the embedding table (Press & Wolf 2017, 1608.05859).
+      dropout: share dropped of the embeddings and of each part's output, in training.
+      initial_std: standard deviation of the initial embedding and output layer.
+      scale_residual: whether the weights that write to the residual stream start smaller by 1/sqrt(2 depth) (GPT-2).
+      scan: whether equal layers are scanned: compile time that does not grow with depth.
+      remat: whether activations are computed again in the backward pass, which saves memory.
+      dtype: of the computation; softmax, norms' statistics and losses are at least float32.
+      parameter_dtype: of the parameters.
+    """
+
+    vocabulary: int
+    depth: int
+    width: int
+    mixer: Mixer | tuple[Mixer, ...] = Attention()
+    feed_forward: FeedForward | None = SwiGLU()
+    norm: Norm = RMSNorm()
+    position: Position | None = None
+    tied: bool = True
+    dropout: float = 0.0
+    initial_std: float = 0.02
+    scale_residual: bool = True
+    scan: bool = True
+    remat: bool = False
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "depth", "width"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout is {self.dropout}; expected at least 0 and less than 1")
+        super().__post_init__()
+
+    @property
+    def mixers(self) -> tuple[nn.Module, ...]:
+        """The repeating pattern of mixers."""
+        return self.mixer if isinstance(self.mixer, tuple) else (self.mixer,)
+
+    def setup(self) -> None:
+        dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        scale = (2 * self.depth) ** -0.5 if self.scale_residual else 1.0
+        part = functools.partial(adapted, residual_scale=scale, **dtypes)
+        feed_forward = None if self.feed_forward is None else part(self.feed_forward)
+        blocks = tuple(
+            Block(part(mixer), part(self.norm), feed_forward, self.dropout, parent=None) for mixer in self.mixers
+        )
+        self.embedding = Embedding(self.vocabulary, self.width, self.initial_std, **dtypes)
+        if self.position is not None:
+            self.position_embedding = adapted(self.position, **dtypes)
+        self.embedding_dropout = nn.Dropout(self.dropout)
+        self.stack = Stack(blocks, self.depth, self.scan, self.remat)
+        self.final_norm = part(self.norm)
+        if not self.tied:
+            self.logits = Dense(self.vocabulary, False, self.initial_std, **dtypes)
+
+    def initial_state(self, batch: int, length: int, dtype: DType | None = None) -> DecoderState:
+        """The state before the first token, with room for `length` tokens a row.
+
+        Raises:
+          UsageError: `length` is beyond the table of learned positions.
+        """
+        if self.position is not None:
+            self.position.check(length)
+        dtype = self.dtype if dtype is None else dtype
+        mixers = [self.mixers[i % len(self.mixers)] for i in range(self.depth)]
+        zeros = jnp.zeros((batch,), jnp.int32)
+        layers = tuple(mixer.initial_state(batch, length, self.width, dtype) for mixer in mixers)
+        return DecoderState(layers=layers, last_id=zeros, last_run=zeros, last_position=zeros - 1)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch time"],
+        segment_ids: Int[Array, "batch time"] | None = None,
+        state: DecoderState | None = None,
+        train: bool = False,
+    ) -> Float[Array, "batch time vocabulary"] | tuple[Float[Array, "batch time vocabulary"], DecoderState]:
+        """Logits for the token after each; with a state, `(logits, new state)`.
+
+        Args:
+          tokens: indices in [0, vocabulary); one outside gives NaN.
+          segment_ids: packed sequences see only their own segment; 0 is padding; none is one segment a row.
+          state: from `initial_state` or an earlier call.
+          train: whether dropout is active (needs `rngs={"dropout": key}`).
+
+        Raises:
+          UsageError: the sequence is longer than a table of learned positions.
+        """
+        x = self.embedding(tokens)
+        seen = None
+        if state is not None:
+            ids = jnp.ones(tokens.shape, jnp.int32) if segment_ids is None else segment_ids
+            _, positions, seen = runs_and_positions(ids, state.last_id, state.last_run, state.last_position)
+        elif segment_ids is not None and self.position is not None:
+            positions = runs_and_positions(segment_ids)[1]
+        else:
+            positions = jnp.arange(tokens.shape[1])
+        if self.position is not None:
+            x = x + self.position_embedding(positions, self.width)
+        x = self.embedding_dropout(x, deterministic=not train)
+        x, layers = self.stack(x, segment_ids, None if state is None else state.layers, train)
+        x = self.final_norm(x)
+        logits = self.embedding.attend(x) if self.tied else self.logits(x)
+        if state is None:
+            return logits
+        return logits, DecoderState(layers=layers, last_id=seen[0], last_run=seen[1], last_position=seen[2])
+
+    def unrolled(self, variables: Any) -> tuple["Decoder", Any]:
+        """The same model with a parameter tree for each layer, as decoding wants it.
+
+        Slicing the stacked parameters once, outside the loop over tokens, saves a copy of all of them at each token.
+        """
+        if not (self.scan and self.depth % len(self.mixers) == 0):
+            return self, variables
+        apart = {}
+        for kind, tree in variables.items():
+            apart[kind] = dict(tree)
+            if "stack" in tree:
+                apart[kind]["stack"] = unrolled_variables({kind: tree["stack"]}, len(self.mixers))[kind]
+        return self.clone(scan=False), apart

@@ -1,0 +1,45 @@
+"""What a sequence mixer is: the one contract that attention, recurrences and long convolutions share.
+
+    y, state = mixer(x, segment_ids=None, state=None, train=False)   # x, y: "batch time width"; None in -> None out
+    state = mixer.initial_state(batch, length, width, dtype)         # any pytree
+
+Segment id 0 is padding: its output is 0 and it leaves the state untouched. A change of id resets. The state carries
+each row's last segment id and position, so that a sequence may be fed in any chunks.
+
+A mixer (or feed-forward) may have a field `residual_scale`: a factor on the initial weights of its output, which a
+decoder sets when it scales them with its depth.
+"""
+
+from typing import Annotated, Any
+
+import flax.linen as nn
+
+from arch_jax.fields import Kind, settings
+
+Mixer = Annotated[nn.Module, Kind("mixer")]
+FeedForward = Annotated[nn.Module, Kind("feed_forward")]
+Norm = Annotated[nn.Module, Kind("norm")]
+Position = Annotated[nn.Module, Kind("position")]
+
+
+def unbound(value: Any) -> Any:
+    """A copy of a module (or tuple of modules) that belongs to no parent, down to its last part.
+
+    Linen binds a module field to its owner when it is first touched, and the parts of that field with it; a plain
+    `clone` keeps those inner bindings, and their parameters would land beside the owner instead of inside the clone.
+    """
+    if isinstance(value, tuple):
+        return tuple(map(unbound, value))
+    if not isinstance(value, nn.Module):
+        return value
+    parts = {field.name: unbound(vars(value)[field.name]) for field in settings(value)}
+    return type(value)(**parts, parent=None, name=None)
+
+
+def adapted(module: nn.Module, **values: Any) -> nn.Module:
+    """An unbound copy with those of `values` set that the module has a field for.
+
+    A parent hands its dtypes down to its parts this way.
+    """
+    names = {field.name for field in settings(module)}
+    return unbound(module).clone(parent=None, **{name: value for name, value in values.items() if name in names})

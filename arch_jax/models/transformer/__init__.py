@@ -1,0 +1,1 @@
+"""Transformers: attention as the sequence mixer."""

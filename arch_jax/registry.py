@@ -1,0 +1,212 @@
+"""The registry: name -> module, paper, published parameter count, example inputs, objective, reference.
+
+A named variant is a function that returns an unbound Linen module:
+
+    @register("gpt2", family="transformer", objective="next_token", paper=Paper(...), parameters=124_439_808,
+              inputs=tokens(1024), reference="transformers GPT2LMHeadModel, logits within 1e-5")
+    def gpt2() -> Decoder:
+        return Decoder(vocabulary=50_257, depth=12, width=768, ...)
+
+Registering a model is all it takes for `arch-jax list`, `describe` and the contract suite to find it.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from arch_jax import fields
+from arch_jax.errors import UsageError, unknown
+
+FAMILIES = (
+    "transformer",
+    "cnn",
+    "rnn",
+    "seq2seq",
+    "autoencoder",
+    "diffusion",
+    "gan",
+    "moe",
+    "ssm",
+    "gnn",
+    "emerging",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+    """Where an architecture was published.
+
+    Attributes:
+      title: as printed.
+      authors: the first author and "et al.", or all of up to three.
+      year: of the first public version.
+      arxiv: identifier such as "1706.03762"; None where there is none.
+      url: where it is read, if not on arXiv.
+    """
+
+    title: str
+    authors: str
+    year: int
+    arxiv: str | None = None
+    url: str | None = None
+
+
+class Inputs(Protocol):
+    """Makes example batches for a model: real ones from a key, abstract ones under `jax.eval_shape`."""
+
+    def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
+        """A batch of `size` examples as the model's objective takes it."""
+        ...
+
+    def resized(self, module: nn.Module) -> "Inputs":
+        """The same for a tiny module: cut to what it can take."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Random token sequences for a language model: `tokens`, `targets`, `weights`, each "batch length"."""
+
+    length: int
+
+    def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
+        """Uniform tokens of the module's vocabulary; each target is the next token."""
+        stream = jax.random.randint(key, (size, self.length + 1), 0, module.vocabulary, dtype=jnp.int32)
+        return {"tokens": stream[:, :-1], "targets": stream[:, 1:], "weights": jnp.ones((size, self.length))}
+
+    def resized(self, module: nn.Module) -> "Tokens":
+        """At most 12 tokens: enough for every mask, cheap enough for every test."""
+        return Tokens(min(self.length, 12))
+
+
+def tokens(length: int) -> Tokens:
+    """Example inputs of a language model: sequences of `length` tokens."""
+    return Tokens(length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One registered name and everything that is claimed of it.
+
+    Attributes:
+      name: what `create` and the command line call it.
+      family: one of `FAMILIES`.
+      build: returns the module at its published size.
+      objective: the name of the training shape it is made for.
+      paper: where it was published.
+      inputs: example inputs.
+      parameters: the published parameter count, or None where none was published.
+      architecture: names that share one are the same architecture at other sizes; it is checked for real once.
+      shrink: dotted overrides that make it tiny for those checks.
+      reference: the implementation it is held against, and how closely it equals it.
+      reproduces: the published result that an experiment here reproduces.
+      no_gradient: patterns of parameters that have no gradient by mathematics, with the reason.
+      couples_examples: the paper couples the examples of a batch, so batch permutation is not asked of it.
+    """
+
+    name: str
+    family: str
+    build: Callable[[], nn.Module]
+    objective: str
+    paper: Paper
+    inputs: Inputs
+    parameters: int | None = None
+    architecture: str = ""
+    shrink: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reference: str = ""
+    reproduces: str = ""
+    no_gradient: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    couples_examples: bool = False
+
+    def tiny(self) -> nn.Module:
+        """The same architecture, small enough to be run for real in a test."""
+        return fields.override(self.build(), self.shrink)
+
+    def abstract_variables(self, module: nn.Module | None = None) -> Any:
+        """Shapes and dtypes of all variables, without memory or time: `jax.eval_shape` of `init`."""
+        module = self.build() if module is None else module
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        batch = jax.eval_shape(lambda k: self.inputs.batch(module, 1, k), key)
+        return jax.eval_shape(lambda k, b: module.init(k, *self.arguments(b)), key, batch)
+
+    def arguments(self, batch: Mapping[str, jax.Array]) -> tuple:
+        """What of an example batch the model itself is called with."""
+        names = ("tokens", "images", "graph", "source", "target", "time", "latent")
+        return tuple(batch[name] for name in names if name in batch)
+
+    def count(self) -> int:
+        """The number of trainable parameters at the published size."""
+        return count(self.abstract_variables()["params"])
+
+
+def count(tree: Any) -> int:
+    """The number of array elements in a tree of arrays or shapes."""
+    return sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in jax.tree.leaves(tree))
+
+
+_ENTRIES: dict[str, Entry] = {}
+
+
+def register(name: str, **facts: Any) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
+    """Decorator: registers a function that returns a module under `name`; keywords are those of `Entry`.
+
+    Raises:
+      UsageError: if the name is taken or the family unknown.
+    """
+    if facts.get("family") not in FAMILIES:
+        raise unknown("family", str(facts.get("family")), FAMILIES)
+
+    def decorate(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+        taken = _ENTRIES.get(name)
+        if taken is not None and taken.build.__module__ != build.__module__:
+            raise UsageError(f"the model name {name!r} is already registered by {taken.build.__module__}")
+        _ENTRIES[name] = Entry(name=name, build=build, **({"architecture": name} | facts))
+        return build
+
+    return decorate
+
+
+def models() -> Mapping[str, Entry]:
+    """Every registered model: name -> `Entry`. Imports the families' files on first use."""
+    import_models()
+    return types.MappingProxyType(_ENTRIES)
+
+
+def import_models() -> None:
+    """Imports every file under `arch_jax/models`, which registers what it holds."""
+    package = importlib.import_module("arch_jax.models")
+    for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(found.name)
+
+
+def entry(name: str) -> Entry:
+    """The entry of a name.
+
+    Raises:
+      UsageError: unknown model, with the nearest names.
+    """
+    known = models()
+    if name not in known:
+        raise unknown("model", name, known)
+    return known[name]
+
+
+def create(name: str, **changes: Any) -> nn.Module:
+    """The module registered under `name`, with fields replaced.
+
+    Args:
+      name: e.g. "gpt2".
+      **changes: fields by name; nested ones as a dotted key, `**{"mixer.heads": 4}`.
+
+    Raises:
+      UsageError: unknown model or field (nearest names), or a value of the wrong type.
+    """
+    return fields.override(entry(name).build(), changes)
