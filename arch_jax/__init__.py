@@ -1,0 +1,43 @@
+"""arch_jax: neural architectures in pure functional JAX/Flax, each faithful to its paper and shown to be.
+
+    module = arch_jax.create("gpt2", depth=4)
+    variables = module.init(jax.random.key(0), tokens)
+    logits = module.apply(variables, tokens)
+
+The names below are imported when first used, so that `import arch_jax` costs little more than JAX itself.
+"""
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "ArchJaxError": "errors",
+    "Experiment": "experiment",
+    "Optimizer": "optimizer",
+    "Paper": "registry",
+    "RunError": "errors",
+    "Text": "data",
+    "UsageError": "errors",
+    "component": "fields",
+    "count_flops": "flops",
+    "create": "registry",
+    "generate": "decoding",
+    "models": "registry",
+    "objective": "objectives",
+    "register": "registry",
+    "tokens": "registry",
+}
+__all__ = sorted(_HOME)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "models":  # the package itself, which is callable
+        return importlib.import_module("arch_jax.models")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

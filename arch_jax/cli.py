@@ -1,0 +1,307 @@
+"""The command `arch-jax`: thin; everything it does is a function elsewhere.
+
+Exit codes: 0 done, 1 the run failed, 2 wrong usage. An error is one sentence on stderr; `--debug` shows where it arose.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from arch_jax.errors import ArchJaxError, RunError, UsageError, unknown
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, with the nearest valid word, instead of printing the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise unknown("command", str(value), action.choices)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        options = _parser().parse_args([a for a in arguments if a != "--debug"])
+        options.run(options)
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:  # `arch-jax list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ArchJaxError, OSError, MemoryError) as problem:
+        if debug:
+            raise
+        print(f"arch-jax: {_sentence(problem)}", file=sys.stderr)
+        return getattr(problem, "exit_code", 1)
+    except KeyboardInterrupt:
+        print("arch-jax: interrupted", file=sys.stderr)
+        return 130
+
+
+def _sentence(problem: BaseException) -> str:
+    text = str(problem) if isinstance(problem, ArchJaxError) else f"{type(problem).__name__}: {problem}"
+    return " ".join(text.split())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="arch-jax", description="Neural architectures in JAX: train, evaluate, sample, look inside.")
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    changes: dict[str, Any] = {"action": "append", "default": [], "metavar": "FIELD=VALUE"}
+    imports: dict[str, Any] = {"action": "append", "default": [], "metavar": "FILE", "dest": "imports"}
+
+    one = command("list", _list, "the registered models")
+    one.add_argument("--family", help="only this family")
+    one.add_argument("--json", action="store_true", help="as JSON")
+
+    one = command("describe", _describe, "a model's layers, size, cost and settings")
+    one.add_argument("name", help="a registered model")
+    one.add_argument("--set", **changes, help="a field, such as depth=2 or mixer.heads=4")
+    one.add_argument("--json", action="store_true", help="as JSON")
+
+    one = command("train", _train, "train an experiment, or go on with it")
+    one.add_argument("experiment", nargs="?", help="a name, or a Python file such as ./mine.py (default: gpt)")
+    one.add_argument("--set", **changes, help="a field, such as model.depth=4 or steps=100")
+    one.add_argument("--workdir", type=Path, help="the run's folder (default: runs/NAME-1, -2, ...)")
+    one.add_argument("--seed", help="the same as --set seed=N")
+    one.add_argument("--stop-after", type=int, metavar="K", help="stop, with a checkpoint, after K steps of this call")
+
+    one = command("evaluate", _evaluate, "the validation loss of a run")
+    one.add_argument("workdir", type=Path)
+    one.add_argument("--best", action="store_true", help="the best checkpoint instead of the newest")
+    one.add_argument("--import", **imports, help="a Python file that holds parts of the model")
+    one.add_argument("--json", action="store_true", help="as JSON")
+
+    one = command("sample", _sample, "samples of a run")
+    one.add_argument("workdir", type=Path)
+    one.add_argument("--prompt", help="what to continue")
+    one.add_argument("--count", type=int, default=1, help="how many samples")
+    one.add_argument("--length", type=int, help="tokens to add to each")
+    one.add_argument("--temperature", type=float, help="0 takes the likeliest token each time")
+    one.add_argument("--top-k", type=int, help="draw among the k likeliest")
+    one.add_argument("--top-p", type=float, help="draw among the likeliest that together reach p")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--best", action="store_true", help="the best checkpoint instead of the newest")
+    one.add_argument("--import", **imports, help="a Python file that holds parts of the model")
+
+    one = command("experiments", _experiments, "the experiments that come with the project")
+    one.add_argument("--json", action="store_true", help="as JSON")
+    parser.epilog = "Every command takes --debug, which shows where an error arose."
+    return parser
+
+
+def _version() -> str:
+    from arch_jax import __version__
+
+    return f"arch-jax {__version__}"
+
+
+def _changes(options: argparse.Namespace) -> dict[str, str]:
+    from arch_jax.fields import assignment
+
+    return dict(assignment(text) for text in options.set)
+
+
+def _list(options: argparse.Namespace) -> None:
+    from arch_jax import registry
+
+    if options.family is not None and options.family not in registry.FAMILIES:
+        raise unknown("family", options.family, registry.FAMILIES)
+    rows = [
+        {
+            "name": entry.name,
+            "family": entry.family,
+            "paper": entry.paper.title,
+            "authors": entry.paper.authors,
+            "year": entry.paper.year,
+            "arxiv": entry.paper.arxiv,
+            "parameters": entry.count(),
+            "parameters_published": entry.parameters,
+            "reference": entry.reference,
+            "reproduces": entry.reproduces,
+        }
+        for entry in registry.models().values()
+        if options.family in (None, entry.family)
+    ]
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = _table("name", "family", "paper", ">parameters", ">published", "held against", "reproduces")
+    for row in rows:
+        published = row["parameters_published"]
+        table.add_row(
+            row["name"],
+            row["family"],
+            f"{row['paper']} ({row['year']})",
+            f"{row['parameters']:,}",
+            "-" if published is None else ("the same" if published == row["parameters"] else f"{published:,}"),
+            row["reference"],
+            row["reproduces"],
+        )
+    _print(table)
+
+
+def _describe(options: argparse.Namespace) -> None:
+    from arch_jax.describe import describe
+
+    facts = describe(options.name, _changes(options))
+    if options.json:
+        print(json.dumps(facts, indent=1))
+        return
+    paper = facts["paper"]
+    source = f"arXiv {paper['arxiv']}" if paper["arxiv"] else (paper["url"] or "")
+    _print(f"{facts['name']} ({facts['family']})\n{paper['authors']} ({paper['year']}), {paper['title']}. {source}")
+    table = _table("layer", "kind", ">output", "parameters", ">count")
+    for layer in facts["layers"]:
+        shapes = ", ".join(f"{name} {_shape(shape)}" for name, shape in layer["parameters"].items())
+        table.add_row(
+            layer["path"],
+            layer["kind"],
+            _shape(layer["output"]),
+            shapes,
+            f"{layer['count']:,}" if layer["count"] else "",
+        )
+    _print(table)
+    table = _table("field", "value", "meaning")
+    for field in facts["hyperparameters"]:
+        table.add_row(field["name"], json.dumps(field["value"]), field["meaning"])
+    _print(table)
+    inputs = ", ".join(f"{name} {_shape(shape)}" for name, shape in facts["input"].items())
+    published = facts["parameters_published"]
+    _print(
+        f"parameters  {facts['parameters']:,}" + ("" if published is None else f"  (published: {published:,})") + "\n"
+        f"FLOPs       {facts['flops']:,} in matrix products of a forward pass, and {facts['flops_elementwise']:,} "
+        f"element by element, for {inputs}"
+    )
+
+
+def _train(options: argparse.Namespace) -> None:
+    _prepare()
+    from arch_jax.experiment import load
+
+    name = options.experiment
+    if name is None and options.workdir is not None and (options.workdir / "config.json").exists():
+        from arch_jax.train.workdir import read_config
+
+        name = read_config(options.workdir)["experiment"].get("name")
+    experiment, module = load(name or "gpt")
+    changes = _changes(options) | ({} if options.seed is None else {"seed": options.seed})
+    experiment = experiment.overridden(changes)
+    if options.stop_after is not None and options.stop_after < 1:
+        raise UsageError(f"--stop-after is {options.stop_after}; expected at least 1 step")
+    from arch_jax.train.loop import train
+    from arch_jax.train.workdir import next_directory
+
+    path = options.workdir or next_directory(experiment.name)
+    outcome = train(experiment, path, stop_after=options.stop_after)
+    if not outcome.finished:
+        again = f"arch-jax train {name or 'gpt'} --workdir {outcome.path}" + "".join(f" --set {c}" for c in options.set)
+        print(f"stopped after step {outcome.step} of {experiment.steps}; go on with: {again}")
+        return
+    texts = [path for path in outcome.shown if path.suffix == ".txt"]
+    for path in texts:
+        print(f"--- {path.stem} ---\n{path.read_text(encoding='utf-8').strip()}\n---")
+    print(_validation(outcome.validation))
+    for published in getattr(module, "published", ()):
+        print(f"published: {published}")
+    for path in (*outcome.shown, outcome.path / "metrics.jsonl", outcome.path / "checkpoints"):
+        print(f"wrote {path}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    _prepare()
+    from arch_jax.train.restore import open_run
+
+    run = open_run(options.workdir, options.imports, best=options.best)
+    validation = run.evaluate()
+    if options.json:
+        print(json.dumps({"step": run.step} | validation, indent=1))
+    else:
+        print(f"{_validation(validation)}\nof step {run.step} of {options.workdir}")
+
+
+def _sample(options: argparse.Namespace) -> None:
+    _prepare()
+    from arch_jax.train.restore import open_run
+
+    run = open_run(options.workdir, options.imports, best=options.best)
+    keys = ("prompt", "count", "length", "temperature", "top_k", "top_p")
+    for i, text in enumerate(run.sample(options.seed, **{key: getattr(options, key) for key in keys})):
+        print(f"--- sample {i + 1} ---\n{text}" if options.count > 1 else text)
+
+
+def _experiments(options: argparse.Namespace) -> None:
+    from arch_jax.experiment import experiments
+
+    if options.json:
+        print(json.dumps([{"name": name, "text": text} for name, text in experiments().items()], indent=1))
+        return
+    table = _table("experiment", "what it is")
+    for name, text in experiments().items():
+        table.add_row(name, text)
+    _print(table)
+
+
+def _prepare() -> None:
+    """What must be settled before JAX starts: its compilation cache, so that the second run starts in half the time."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        import platformdirs
+
+        cache = Path(platformdirs.user_cache_dir("arch_jax")) / "compiled"
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    try:
+        jax.devices()
+    except RuntimeError as problem:
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        raise RunError(f"the platform asked for ({wanted or 'the default'}) is not there: {problem}") from None
+
+
+def _validation(metrics: dict[str, float]) -> str:
+    """The metrics as a sentence; the loss is the first number."""
+    rest = [f"{value:.4f} {name.replace('_', ' ')}" for name, value in metrics.items() if name != "loss"]
+    return ", ".join([f"validation loss {metrics['loss']:.4f} nats", *reversed(rest)])
+
+
+def _shape(shape: Any) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _table(*columns: str) -> Any:
+    from rich.table import Table
+
+    table = Table(show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return table
+
+
+def _print(thing: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:  # a pipe has no width: nothing is to be folded
+        console = Console(width=240)
+    console.print(thing, markup=False, highlight=False)

@@ -1,0 +1,190 @@
+"""What a run is, as plain serialisable fields; and where experiments are found.
+
+An experiment is a Python file with `config() -> Experiment`. It may say what was `published`, with its source and the
+tolerance declared beforehand, and have generators `ablate_NAME()` that yield overrides.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from arch_jax import fields, registry
+from arch_jax.errors import UsageError, unknown
+from arch_jax.objectives import objective as named_objective
+from arch_jax.objectives.base import Objective
+from arch_jax.optimizer import Optimizer
+
+Model = Annotated[Any, fields.Kind("model")]
+Data = Annotated[Any, fields.Kind("data")]
+
+
+@fields.component("experiment", kind="experiment")
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run: a model, what it minimises, on which data, how, and for how long.
+
+    Attributes:
+      model: the module.
+      objective: the training shape; its `model` is filled in from the one above.
+      data: where batches come from.
+      optimizer: how parameters follow gradients; a tuple gives each player its own.
+      steps: how many steps in all.
+      name: of the experiment; the file's name, unless given.
+      seed: of everything random: initial draw, dropout, order of the data.
+      evaluate_every: steps between evaluations on the validation data; there is one at the end in any case.
+      checkpoint_every: steps between checkpoints; there is one at the end in any case.
+      log_every: steps between lines in `metrics.jsonl`.
+      steps_per_dispatch: steps that the device takes in one go.
+      accumulate: micro-batches that a batch is cut into, one after another, with one update at the end.
+      ema: decay of an exponential moving average of the parameters, which is then what is evaluated; none is none.
+      keep: how many of the newest checkpoints are kept, beside the best.
+      parallel: "jit" places arrays on a mesh of all devices; "pmap" replicates the parameters.
+      tensorboard: whether TensorBoard events are written as well.
+    """
+
+    model: Model
+    objective: Objective
+    data: Data
+    optimizer: Optimizer | tuple[Optimizer, ...] = Optimizer()
+    steps: int = 1000
+    name: str = ""
+    seed: int = 0
+    evaluate_every: int = 250
+    checkpoint_every: int = 250
+    log_every: int = 1
+    steps_per_dispatch: int = 10
+    accumulate: int = 1
+    ema: float | None = None
+    keep: int = 2
+    parallel: Literal["jit", "pmap"] = "jit"
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "evaluate_every", "checkpoint_every", "log_every", "steps_per_dispatch", "accumulate")
+        for name in (*positive, "keep"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed is {self.seed}; expected 0 to {2**32 - 1}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"ema is {self.ema}; expected more than 0 and less than 1, or none")
+        batch = getattr(self.data, "batch", None)
+        if batch is not None and batch % self.accumulate:
+            near = min((n for n in range(1, batch + 1) if batch % n == 0), key=lambda n: abs(n - self.accumulate))
+            raise UsageError(
+                f"data.batch {batch} can't be cut into accumulate={self.accumulate}; the nearest is {near}"
+            )
+
+    @property
+    def task(self) -> Any:
+        """The objective with its model."""
+        return self.objective.with_model(self.model)
+
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """Player -> its optimizer, each with its horizon settled."""
+        players = self.task.players
+        given = self.optimizer if isinstance(self.optimizer, tuple) else (self.optimizer,) * len(players)
+        if len(given) != len(players):
+            names = ", ".join(player.name for player in players)
+            raise UsageError(f"optimizer has {len(given)} entries; expected one, or {len(players)} (for {names})")
+        return {player.name: one for player, one in zip(players, given)}
+
+    def settled(self) -> "Experiment":
+        """The same run with what depends on `steps` written down, so that `steps` may be raised on resume."""
+        settle = lambda one: dataclasses.replace(one, horizon=one.horizon or self.steps)
+        one = self.optimizer
+        return dataclasses.replace(self, optimizer=tuple(map(settle, one)) if isinstance(one, tuple) else settle(one))
+
+    def overridden(self, changes: Mapping[str, Any]) -> "Experiment":
+        """With dotted fields replaced; `model` and `objective` also take registered names.
+
+        Raises:
+          UsageError: unknown field (nearest names), or a value of the wrong type (what was expected).
+        """
+        experiment = self
+        for path, value in changes.items():
+            if path == "model" and isinstance(value, str) and value in registry.models():
+                value = registry.create(value)
+            elif path == "objective" and isinstance(value, str) and value.isidentifier():
+                value = named_objective(value)
+            experiment = fields.override(experiment, {path: value})
+        return experiment
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that makes the run, as JSON data."""
+        return fields.to_json(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Experiment":
+        """The experiment that `to_json` described.
+
+        Raises:
+          UsageError: a component or field that this version does not know.
+        """
+        import_components()
+        return fields.from_json(dict(data), kind="experiment")
+
+
+def import_components() -> None:
+    """Imports everything that gives components their names."""
+    registry.import_models()
+    for name in ("arch_jax.layers.positions", "arch_jax.objectives.next_token", "arch_jax.data.text"):
+        importlib.import_module(name)
+
+
+def directories() -> list[Path]:
+    """Where experiments are looked for by name: beside the package in a clone, inside it in a wheel."""
+    package = Path(__file__).resolve().parent
+    return [path for path in (package.parent / "experiments", package / "_experiments") if path.is_dir()][:1]
+
+
+def experiments() -> dict[str, str]:
+    """Name -> first line of the docstring, of every experiment that comes with the project. Runs none of them."""
+    found = {}
+    for directory in directories():
+        for path in sorted(directory.glob("*.py")):
+            if not path.name.startswith("_"):
+                text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+                found[path.stem] = text.strip().split("\n")[0]
+    return found
+
+
+def load(name: str) -> tuple[Experiment, types.ModuleType]:
+    """The experiment of a name, or of a file (`./mine.py`), and the module that holds it.
+
+    Raises:
+      UsageError: unknown name (nearest names), a missing file, or a file without `config()`.
+    """
+    if name.endswith(".py") or "/" in name or "\\" in name:
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"the experiment file {name!r} does not exist; expected a Python file with config()")
+    else:
+        if name not in experiments():
+            raise unknown("experiment", name, experiments())
+        path = directories()[0] / f"{name}.py"
+    module = import_file(path)
+    if not callable(getattr(module, "config", None)):
+        raise UsageError(f"{path.name} has no config(); expected a function that returns an Experiment")
+    experiment = module.config()
+    if not isinstance(experiment, Experiment):
+        raise UsageError(f"config() of {path.name} returned {type(experiment).__name__}; expected an Experiment")
+    return dataclasses.replace(experiment, name=experiment.name or path.stem), module
+
+
+def import_file(path: Path) -> types.ModuleType:
+    """Runs a Python file as a module of its own name; what it registers is then known."""
+    name = f"arch_jax_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{str(path)!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,89 @@
+"""What an objective is: a training shape that owns how variables are made, what is minimised, and what to show.
+
+Losses and metrics are (sum, weight) pairs, summed over everything that a step sees (devices, micro-batches, the batches
+of a validation set) and divided once at the end: a mean of means would be wrong for packed or uneven batches.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from arch_jax.fields import Kind
+
+#: A sum and the weight it is to be divided by.
+Pair = tuple[Float[Array, ""], Float[Array, ""]]
+Batch = Mapping[str, Any]
+Objective = Annotated[Any, Kind("objective")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Player:
+    """One who minimises: owns a part of the parameters, with an optimizer of its own.
+
+    Attributes:
+      name: e.g. "model", "generator".
+      owns: names of the top-level parameter groups it updates; none is all of them.
+      every: it is updated in every `every`-th step; in the others its metrics have weight 0.
+    """
+
+    name: str = "model"
+    owns: tuple[str, ...] | None = None
+    every: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveBase:
+    """The parts that every objective has; a new one overrides `loss`, `evaluate` and `show`.
+
+    Attributes:
+      model: the module it trains; filled in by the experiment.
+    """
+
+    model: nn.Module | None = None
+
+    @property
+    def players(self) -> tuple[Player, ...]:
+        """Who minimises what; one for most."""
+        return (Player(),)
+
+    def with_model(self, model: nn.Module) -> "ObjectiveBase":
+        """The same objective for `model`."""
+        return dataclasses.replace(self, model=model)
+
+    def arguments(self, batch: Batch) -> tuple:
+        """What of a batch the model is called with."""
+        raise TypeError(f"{type(self).__name__} must say what of a batch its model is called with")
+
+    def init(self, key: jax.Array, batch: Batch) -> dict[str, Any]:
+        """Fresh variables: {"params": ..., other collections}."""
+        return dict(self.model.init(key, *self.arguments(batch)))
+
+    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+        """What `player` minimises.
+
+        Returns:
+          ((sum, weight), (metrics as name -> (sum, weight), updated collections other than "params")).
+        """
+        raise TypeError(f"{type(self).__name__} must say what {player!r} minimises")
+
+    def evaluate(self, variables: Any, batch: Batch) -> dict[str, Pair]:
+        """Metrics of one validation batch as (sum, weight) pairs; "loss" among them."""
+        raise TypeError(f"{type(self).__name__} must say how it is evaluated")
+
+    def check(self, data: Any) -> None:
+        """Refuses data that the model can't take, with one sentence."""
+
+    def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        """Things for a person to look at: name -> text or matplotlib figure."""
+        return {}
+
+    def apply(self, variables: Any, *arguments: Any, key: jax.Array, **options: Any) -> tuple[Any, dict]:
+        """The model in training: `train=True`, a dropout key, and its other collections mutable."""
+        others = [kind for kind in variables if kind != "params"]
+        options = {"train": True, "rngs": {"dropout": key}, "mutable": others or False} | options
+        out = self.model.apply(variables, *arguments, **options)
+        return out if others else (out, {})

@@ -1,0 +1,138 @@
+"""Optimizers as plain settings.
+
+They are turned into Optax transformations late: those are closures, which can't be written down.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import optax
+
+from arch_jax.errors import UsageError
+from arch_jax.fields import component
+
+#: Leaves that are matrices in the sense of weight decay. Told by name, not by rank: scanned layers add an axis to all.
+MATRICES = ("kernel", "embedding")
+
+
+@component("optimizer", kind="optimizer")
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """How parameters follow gradients.
+
+    Attributes:
+      name: "adamw" (1711.05101), "adam" (1412.6980), "sgd", "lion" (2302.06675), "adafactor" (1804.04235), "muon".
+      learning_rate: the highest of the schedule.
+      schedule: what follows the warm-up: "constant", "cosine", "linear", or "rsqrt" (1706.03762, section 5.3).
+      warmup: steps of linear warm-up, from learning_rate / (warmup + 1).
+      horizon: the step at which the schedule ends; none is the experiment's `steps` when the run begins.
+      final: the learning rate at the horizon, as a share of `learning_rate`.
+      weight_decay: strength of decoupled decay, multiplied by the learning rate.
+      decay: what decays: "matrices" (kernels and embeddings), "kernels" or "all".
+      b1: decay of the first moment; the momentum of "sgd" and "muon".
+      b2: decay of the second moment.
+      epsilon: added to the denominator.
+      clip: the global norm that gradients are clipped to; none is no clipping.
+    """
+
+    name: Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine", "linear", "rsqrt"] = "cosine"
+    warmup: int = 0
+    horizon: int | None = None
+    final: float = 0.1
+    weight_decay: float = 0.0
+    decay: Literal["matrices", "kernels", "all"] = "matrices"
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-8
+    clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate >= 0:
+            raise UsageError(f"learning_rate is {self.learning_rate}; expected at least 0")
+        if self.warmup < 0:
+            raise UsageError(f"warmup is {self.warmup}; expected at least 0 steps")
+        if self.horizon is not None and self.horizon < 1:
+            raise UsageError(f"horizon is {self.horizon}; expected at least 1 step")
+        if self.clip is not None and not self.clip > 0:
+            raise UsageError(f"clip is {self.clip}; expected more than 0, or none")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; expected at least 0 and less than 1")
+
+    def learning_rates(self, steps: int) -> optax.Schedule:
+        """The learning rate as a function of the step, for a run of `steps`."""
+        rate, warmup = self.learning_rate, self.warmup
+        after = max(1, (self.horizon or steps) - warmup)
+        rest = {
+            "constant": lambda: optax.constant_schedule(rate),
+            "cosine": lambda: optax.cosine_decay_schedule(rate, after, alpha=self.final),
+            "linear": lambda: optax.linear_schedule(rate, rate * self.final, after),
+            "rsqrt": lambda: lambda step: rate * ((warmup or 1) / (step + (warmup or 1))) ** 0.5,
+        }[self.schedule]()
+        if not warmup:
+            return rest
+        start = optax.linear_schedule(rate / (warmup + 1), rate, warmup)
+        return optax.join_schedules([start, rest], [warmup])
+
+    def transformation(self, steps: int) -> optax.GradientTransformation:
+        """The Optax transformation for a run of `steps`."""
+        rates = self.learning_rates(steps)
+        decay = {"weight_decay": self.weight_decay, "mask": self.decays}
+        moments = {"b1": self.b1, "b2": self.b2, "eps": self.epsilon}
+        match self.name:
+            case "adamw":
+                core = optax.adamw(rates, **moments, **decay)
+            case "adam":
+                core = optax.adam(rates, **moments)
+            case "lion":
+                core = optax.lion(rates, b1=self.b1, b2=self.b2, **decay)
+            case "sgd":
+                core = optax.chain(
+                    optax.add_decayed_weights(**decay) if self.weight_decay else optax.identity(),
+                    optax.sgd(rates, momentum=self.b1 or None),
+                )
+            case "adafactor":
+                core = optax.adafactor(
+                    rates, weight_decay_rate=self.weight_decay or None, weight_decay_mask=self.decays
+                )
+            case "muon":
+                core = optax.contrib.muon(
+                    rates,
+                    beta=self.b1,
+                    adam_b2=self.b2,
+                    eps=self.epsilon,
+                    weight_decay=self.weight_decay,
+                    weight_decay_mask=self.decays,
+                    adam_weight_decay=self.weight_decay,
+                    muon_weight_dimension_numbers=muon_dimensions,
+                    consistent_rms=0.2,  # updates as large as Adam's, so that one rate serves both (2502.16982)
+                )
+        return core if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), core)
+
+    def decays(self, parameters: Any) -> Any:
+        """A tree of booleans: which parameters decay."""
+        names = {"matrices": MATRICES, "kernels": ("kernel",), "all": None}[self.decay]
+        return jax.tree_util.tree_map_with_path(lambda path, _: names is None or leaf_name(path) in names, parameters)
+
+
+def leaf_name(path: tuple) -> str:
+    """The last name of a parameter's path, such as "kernel"."""
+    return str(getattr(path[-1], "key", path[-1]))
+
+
+def muon_dimensions(parameters: Any) -> Any:
+    """Which parameters Muon orthogonalises: kernels of hidden layers, each scanned layer by itself.
+
+    Embeddings, the output layer, biases and norms go to AdamW, as its author advises.
+    """
+
+    def of(path: tuple, leaf: Any) -> Any:
+        names = [str(getattr(key, "key", key)) for key in path]
+        if names[-1] != "kernel" or "stack" not in names or leaf.ndim < 2:
+            return None
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+
+    return jax.tree_util.tree_map_with_path(of, parameters)

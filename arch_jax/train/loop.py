@@ -1,0 +1,252 @@
+"""The train loop: one for all models. It knows players, not architectures."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from arch_jax.errors import RunError, UsageError
+from arch_jax.experiment import Experiment
+from arch_jax.train.checkpoint import Checkpoints
+from arch_jax.train.mesh import Placement
+from arch_jax.train.report import Events, Progress, draw_losses, save_shown, tell
+from arch_jax.train.state import TrainState, initial_state
+from arch_jax.train.workdir import WorkDirectory, read_metrics, write
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended.
+
+    Attributes:
+      path: the run's folder.
+      step: steps taken in all.
+      finished: whether that is all of them.
+      validation: the last validation metrics, by name.
+      shown: the files that show something, samples first.
+      state: the last state.
+    """
+
+    path: Path
+    step: int
+    finished: bool
+    validation: dict[str, float]
+    shown: tuple[Path, ...]
+    state: TrainState
+
+
+def train(experiment: Experiment, path: Path | str, *, stop_after: int | None = None) -> Outcome:
+    """Trains an experiment in a folder, from the start or from its last checkpoint.
+
+    k steps, a stop and k steps more give the same bits as 2k steps: parameters, optimizer state and metrics.
+
+    Args:
+      experiment: what to run.
+      path: the run's folder; one that holds the same run is gone on with.
+      stop_after: stops, with a checkpoint, after this many steps of this call.
+
+    Raises:
+      UsageError: bad settings; a folder that holds another run, or can't be written to.
+      RunError: a loss that is not finite, no whole checkpoint to go on from, a disk that is full.
+    """
+    if stop_after is not None and stop_after < 1:
+        raise UsageError(f"stop_after is {stop_after}; expected at least 1 step")
+    if experiment.log_every > experiment.steps:
+        raise UsageError(f"log_every is {experiment.log_every}; expected at most steps, which is {experiment.steps}")
+    corpus = experiment.data.load()
+    experiment.task.check(corpus)
+    with WorkDirectory(path) as directory:
+        experiment = directory.claim(experiment, corpus.facts, next(iter(corpus.validation())))
+        if hasattr(corpus, "tokenizer"):
+            write_tokenizer(directory.path, corpus.tokenizer)
+        keeping = {"keep": experiment.keep, "log": tell}
+        with Checkpoints(directory.checkpoints, **keeping) as checkpoints, stop_requests() as stop:
+            return _Run(experiment, directory, corpus, checkpoints, stop).take(stop_after)
+
+
+class _Run:
+    """One call of `train`: what its parts share."""
+
+    def __init__(self, experiment, directory, corpus, checkpoints, stop) -> None:
+        self.experiment, self.directory, self.corpus = experiment, directory, corpus
+        self.checkpoints, self.stop = checkpoints, stop
+        self.placement = Placement(experiment)
+        self.evaluate = jax.jit(experiment.task.evaluate)
+        self.lines: list[dict[str, Any]] = []
+
+    def take(self, stop_after: int | None) -> Outcome:
+        experiment = self.experiment
+        iterator = self.corpus.train(experiment.seed)
+        state = self._begin(iterator)
+        begun = step = int(state.step)
+        if step > experiment.steps:
+            raise UsageError(
+                f"steps is {experiment.steps}, but the run in {self.directory.path} has taken {step} already; "
+                "expected at least as many"
+            )
+        self.directory.cut_metrics(step)
+        last = experiment.steps if stop_after is None else min(experiment.steps, step + stop_after)
+        unit = getattr(self.corpus, "unit", "examples")
+        per_step = getattr(self.corpus, "units_per_batch", getattr(experiment.data, "batch", 1))
+        events = Events(self.directory.path, experiment.tensorboard)
+        validation: dict[str, float] = {}
+        shown: list[Path] = []
+        state = self.placement.place(state)
+        with Progress(experiment.steps, step, unit, per_step) as progress:
+            pending = None
+            while step < last and not self.stop.is_set():
+                count = self._until_boundary(step, last)
+                batches = [next(iterator) for _ in range(count)]
+                stacked = self.placement.stack(batches, experiment.steps_per_dispatch)
+                state, metrics = self.placement.run(state, stacked, count)
+                if pending is not None:  # fetched late: the device works on the next steps meanwhile
+                    self._record(*pending, progress, events)
+                pending = (step, count, metrics)
+                step += count
+                evaluating, saving = self._due(step, last)
+                if evaluating or saving:
+                    self._record(*pending, progress, events)
+                    pending = None
+                    if evaluating:
+                        validation, shown = self._evaluate(step, state, progress, events)
+                    self._save(step, state, iterator, validation if evaluating else None)
+            if pending is not None:
+                self._record(*pending, progress, events)
+            if self.stop.is_set() and step not in self.checkpoints.steps():
+                self._save(step, state, iterator, None)
+            self.checkpoints.wait()
+            if step >= experiment.steps and not validation:  # the run was finished before this call
+                validation, shown = self._evaluate(step, state, progress, events, again=begun == step)
+        events.close()
+        draw_losses(self.directory.path, f"{experiment.name}: loss")
+        return Outcome(
+            path=self.directory.path,
+            step=step,
+            finished=step >= experiment.steps,
+            validation=validation,
+            shown=(*shown, self.directory.path / "loss.png"),
+            state=self.placement.whole(state),
+        )
+
+    def _begin(self, iterator: Any) -> TrainState:
+        """The state of the newest whole checkpoint, or a fresh one."""
+        batch = next(iter(self.corpus.validation()))
+        make = jax.jit(lambda b: initial_state(self.experiment, b))
+        restored = None
+        if self.checkpoints.steps():
+            restored = self.checkpoints.restore(jax.eval_shape(make, batch), iterator)
+        if restored is not None:
+            tell(f"going on from step {restored[0]} in {self.directory.path}")
+            return restored[1]
+        return make(batch)
+
+    def _until_boundary(self, step: int, last: int) -> int:
+        """Steps of the next dispatch: never past an evaluation, a checkpoint or the end."""
+        every = (self.experiment.evaluate_every, self.experiment.checkpoint_every)
+        ends = [last, step + self.experiment.steps_per_dispatch, *(step - step % n + n for n in every)]
+        return min(ends) - step
+
+    def _due(self, step: int, last: int) -> tuple[bool, bool]:
+        """Whether an evaluation, and whether a checkpoint is due after `step`."""
+        final = step == self.experiment.steps
+        evaluating = final or step % self.experiment.evaluate_every == 0
+        return evaluating, evaluating or step == last or step % self.experiment.checkpoint_every == 0
+
+    def _record(self, before: int, count: int, metrics: Any, progress: Progress, events: Events) -> None:
+        """Fetches the metrics of a dispatch and writes them down.
+
+        Raises:
+          RunError: one of them is not finite.
+        """
+        metrics = jax.device_get(metrics)
+        lines = []
+        for i in range(count):
+            line: dict[str, Any] = {"step": before + i + 1}
+            for name, (sums, weights) in metrics.items():
+                value = float(sums[i]) / float(weights[i]) if weights[i] else None
+                if value is not None and not math.isfinite(value):
+                    self.directory.append_metrics(self._logged(lines))
+                    raise RunError(self._not_finite(before + i + 1, name, value))
+                line[name] = value
+            lines.append(line)
+        self.directory.append_metrics(self._logged(lines))
+        events.add(self._logged(lines))
+        losses = [v for name, v in lines[-1].items() if (name == "loss" or name.endswith("/loss")) and v is not None]
+        progress.update(before + count, losses[0] if losses else None)
+
+    def _logged(self, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [line for line in lines if line["step"] % self.experiment.log_every == 0]
+
+    def _not_finite(self, step: int, name: str, value: float) -> str:
+        saved = self.checkpoints.steps()
+        rest = f"the last good checkpoint is that of step {saved[-1]}" if saved else "there is no checkpoint before it"
+        return f"{name} is {value} at step {step} of the run in {self.directory.path}; {rest}"
+
+    def _evaluate(self, step: int, state: Any, progress: Progress, events: Events, again: bool = False):
+        """Validation metrics and samples after `step`."""
+        variables = self.placement.whole(state).evaluated
+        validation = evaluate(self.evaluate, variables, self.corpus)
+        bad = next((name for name, value in validation.items() if not math.isfinite(value)), None)
+        if bad is not None:
+            raise RunError(self._not_finite(step, f"validation {bad}", validation[bad]))
+        line = {"step": step} | {f"validation/{name}": value for name, value in validation.items()}
+        known = again and any(row == line for row in reversed(read_metrics(self.directory.path)))
+        if not known:
+            self.directory.append_metrics([line])
+            events.add([line])
+        progress.say(f"step {step}: validation " + ", ".join(f"{n} {v:.4f}" for n, v in validation.items()))
+        key = jax.random.fold_in(jax.random.key(self.experiment.seed), step)
+        shown = save_shown(self.directory.path, step, self.experiment.task.show(variables, self.corpus, key))
+        return validation, shown
+
+    def _save(self, step: int, state: Any, iterator: Any, validation: dict[str, float] | None) -> None:
+        self.checkpoints.save(step, self.placement.whole(state), iterator, validation)
+
+
+def evaluate(evaluation: Any, variables: Any, corpus: Any) -> dict[str, float]:
+    """Validation metrics over the whole validation data: sums over all batches, divided once.
+
+    Args:
+      evaluation: (variables, batch) -> metrics as name -> (sum, weight); jitted.
+      variables: of the model.
+      corpus: has `validation()`.
+    """
+    totals: dict[str, np.ndarray] = {}
+    for batch in corpus.validation():
+        for name, pair in jax.device_get(evaluation(variables, batch)).items():
+            totals[name] = totals.get(name, np.zeros(2)) + np.array(pair, np.float64)
+    return {name: float(total / weight) if weight else math.nan for name, (total, weight) in totals.items()}
+
+
+def write_tokenizer(path: Path, tokenizer: Any) -> None:
+    """A run carries its tokenizer, so that samples can be drawn where the data is not."""
+    write(path / "tokenizer.json", json.dumps(tokenizer.to_json(), ensure_ascii=False))
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """An event that SIGTERM (a preempted TPU, a time limit) or Ctrl-C sets; a second Ctrl-C interrupts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,173 @@
+"""What a person sees of a run: a progress bar, a loss curve, samples, TensorBoard events."""
+
+import io
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from arch_jax.errors import UsageError
+from arch_jax.train.workdir import read_metrics, write
+
+
+class Progress:
+    """Loss, tokens or examples a second, and time left: a bar on a terminal, a plain line now and then elsewhere.
+
+    Args:
+      total: steps of the whole run.
+      done: steps taken already.
+      unit: what is counted: "tokens", "images" ...
+      per_step: how many of them a step takes.
+      every: seconds between plain lines.
+    """
+
+    def __init__(self, total: int, done: int, unit: str, per_step: int, every: float = 10.0) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.total, self.unit, self.per_step, self.every = total, unit, per_step, every
+        self.console = Console(stderr=True)
+        self._started = self._spoke = time.perf_counter()
+        self._first = self._step = done
+        self._bar = None
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("loss {task.fields[loss]}"),
+                TextColumn("{task.fields[rate]} " + unit + "/s"),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=self.console)
+            self._task = self._bar.add_task("training", total=total, completed=done, loss="-", rate="-")
+
+    def __enter__(self) -> "Progress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    @property
+    def rate(self) -> float:
+        """Units a second since the first step of this call was seen to be done."""
+        seconds = time.perf_counter() - self._started
+        return (self._step - self._first) * self.per_step / seconds if seconds > 0 else 0.0
+
+    def update(self, step: int, loss: float | None) -> None:
+        """Tells that `step` steps are done."""
+        if self._step == self._first and step > self._first:
+            # The first dispatch holds the compilation: counting from its end, the rate is that of training.
+            self._started, self._first = time.perf_counter(), step
+        self._step = step
+        shown = "-" if loss is None else f"{loss:.4f}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, loss=shown, rate=_short(self.rate))
+        elif time.perf_counter() - self._spoke > self.every:
+            self._spoke = time.perf_counter()
+            left = (self.total - step) * self.per_step / self.rate if self.rate else float("inf")
+            time_left = f"{left:.0f} s left" if left < 1e7 else "time left unknown"
+            self.say(f"step {step}/{self.total}  loss {shown}  {_short(self.rate)} {self.unit}/s  {time_left}")
+
+    def say(self, sentence: str) -> None:
+        """A line for the person, above the bar where there is one."""
+        self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _short(number: float) -> str:
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.1f}{letter}"
+    return f"{number:.0f}"
+
+
+def draw_losses(path: Path, title: str) -> Path:
+    """Draws `loss.png` from a run's `metrics.jsonl`: training loss, its running mean, and validation loss."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy as np
+    from matplotlib import pyplot as plt
+
+    lines = read_metrics(path)
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    losses = [name for name in (lines[0] if lines else {}) if name == "loss" or name.endswith("/loss")]
+    for i, name in enumerate(n for n in losses if not n.startswith("validation/")):
+        points = np.array([(line["step"], line[name]) for line in lines if line.get(name) is not None])
+        axes.plot(*points.T, color=f"C{i}", alpha=0.3, linewidth=0.8)
+        width = max(1, len(points) // 50)
+        mean = np.convolve(points[:, 1], np.ones(width) / width, mode="valid")
+        axes.plot(points[width - 1 :, 0], mean, color=f"C{i}", label=f"training {name}, mean of {width}")
+    checks = [(line["step"], line["validation/loss"]) for line in lines if line.get("validation/loss") is not None]
+    if checks:
+        axes.plot(*zip(*checks), "o-", color="C3", markersize=4, label=f"validation loss (last {checks[-1][1]:.4f})")
+    axes.set(xlabel="step", ylabel="loss", title=title)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    plt.close(figure)
+    write(path / "loss.png", buffer.getvalue())
+    return path / "loss.png"
+
+
+def save_shown(path: Path, step: int, shown: Mapping[str, Any]) -> list[Path]:
+    """Writes what an objective shows: text as `samples/step_N_NAME.txt`, figures as PNG."""
+    written = []
+    for name, thing in shown.items():
+        file = path / "samples" / f"step_{step:07d}_{name}"
+        if isinstance(thing, str):
+            file = file.with_suffix(".txt")
+            write(file, thing + "\n")
+        else:
+            file = file.with_suffix(".png")
+            buffer = io.BytesIO()
+            thing.savefig(buffer, format="png", dpi=120)
+            write(file, buffer.getvalue())
+        written.append(file)
+    return written
+
+
+class Events:
+    """TensorBoard events, if asked for; otherwise does nothing.
+
+    Raises:
+      UsageError: they are asked for and tensorboardX is not installed.
+    """
+
+    def __init__(self, path: Path, wanted: bool) -> None:
+        self._writer = None
+        if wanted:
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError:
+                raise UsageError(
+                    "tensorboard=true needs tensorboardX; install arch-jax[tensorboard], or set tensorboard=false"
+                ) from None
+            self._writer = SummaryWriter(str(path / "tensorboard"))
+
+    def add(self, lines: list[dict[str, Any]]) -> None:
+        """Adds lines as they stand in `metrics.jsonl`."""
+        for line in lines if self._writer else []:
+            for name, value in line.items():
+                if name != "step" and value is not None:
+                    self._writer.add_scalar(name, value, line["step"])
+
+    def close(self) -> None:
+        """Writes out what is left."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def tell(sentence: str) -> None:
+    """A line on stderr: what goes on, as opposed to results."""
+    print(sentence, file=sys.stderr, flush=True)

@@ -1,0 +1,111 @@
+"""A run that was trained before, opened to be evaluated or sampled from."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from arch_jax.errors import RunError, UsageError
+from arch_jax.experiment import Experiment, import_components, import_file
+from arch_jax.train.checkpoint import Checkpoints
+from arch_jax.train.loop import evaluate
+from arch_jax.train.report import tell
+from arch_jax.train.state import initial_state
+from arch_jax.train.workdir import read_config
+
+
+@dataclasses.dataclass(frozen=True)
+class _Carried:
+    """What of the data a run carries with it: enough to sample where the data is not."""
+
+    tokenizer: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained run.
+
+    Attributes:
+      path: its folder.
+      experiment: what was run.
+      step: of the checkpoint that was opened.
+      variables: of the model, as they are evaluated (the moving average where there is one).
+      facts: of the data it was trained on.
+    """
+
+    path: Path
+    experiment: Experiment
+    step: int
+    variables: Any
+    facts: dict[str, Any]
+
+    def evaluate(self) -> dict[str, float]:
+        """Validation metrics over the whole validation data.
+
+        Raises:
+          UsageError: the data is not the one the run was trained on.
+        """
+        corpus = self.experiment.data.load()
+        if corpus.facts.get("sha256") != self.facts.get("sha256"):
+            raise UsageError(
+                f"the data {self.facts.get('source')!r} is not what the run in {self.path} was trained on: its hash is "
+                f"{str(corpus.facts.get('sha256'))[:12]}, expected {str(self.facts.get('sha256'))[:12]}"
+            )
+        return evaluate(jax.jit(self.experiment.task.evaluate), self.variables, corpus)
+
+    def sample(self, seed: int, **options: Any) -> list[str]:
+        """Samples, as the objective draws them.
+
+        Raises:
+          UsageError: the objective has no samples, or an option is out of range.
+        """
+        task = self.experiment.task
+        if not hasattr(task, "sample"):
+            raise UsageError(f"the objective {type(task).__name__} has nothing to sample")
+        return task.sample(self.variables, self._carried(), jax.random.key(seed), **options)
+
+    def _carried(self) -> Any:
+        from arch_jax.data.tokenizers import from_json
+
+        file = self.path / "tokenizer.json"
+        try:
+            return _Carried(from_json(json.loads(file.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            raise RunError(f"{file} is missing or damaged: {' '.join(str(problem).split())}") from None
+
+
+def open_run(path: Path | str, imports: Sequence[str] = (), *, best: bool = False) -> Run:
+    """Opens a run's newest whole checkpoint.
+
+    Args:
+      path: the run's folder.
+      imports: Python files to run first, for parts of the model that are defined in them.
+      best: the checkpoint with the lowest validation loss instead.
+
+    Raises:
+      UsageError: there is no run, or it uses parts that are not known.
+      RunError: there is no whole checkpoint.
+    """
+    path = Path(path)
+    config = read_config(path)
+    import_components()
+    for file in imports:
+        if not Path(file).is_file():
+            raise UsageError(f"--import {file!r} does not exist; expected a Python file")
+        import_file(Path(file))
+    experiment = Experiment.from_json(config["experiment"])
+    try:
+        batch = {name: jax.ShapeDtypeStruct(tuple(x["shape"]), x["dtype"]) for name, x in config["batch"].items()}
+    except (KeyError, TypeError, ValueError) as problem:
+        raise RunError(f"{path / 'config.json'} is damaged: its batch can't be read ({problem})") from None
+    state = jax.eval_shape(lambda b: initial_state(experiment, b), batch)
+    checkpoints = Checkpoints(path / "checkpoints", keep=experiment.keep, log=tell)
+    with checkpoints:
+        step = checkpoints.best_step() if best else None
+        restored = checkpoints.restore(state, step=step)
+    if restored is None:
+        raise RunError(f"the run in {path} has no checkpoint yet")
+    return Run(path, experiment, restored[0], restored[1].evaluated, config["data"])

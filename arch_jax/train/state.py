@@ -1,0 +1,76 @@
+"""What training carries from step to step."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from arch_jax.experiment import Experiment
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that the next step depends on, beside its batch.
+
+    Attributes:
+      step: how many steps were taken.
+      parameters: player -> the parameters it owns.
+      optimizer: player -> its Optax state.
+      others: the model's collections other than parameters, such as batch statistics.
+      average: exponential moving average of the parameters, by player; empty where there is none.
+      key: the run's random key; the key for step n is fold_in(key, n), so nothing random depends on stops.
+    """
+
+    step: Int[Array, ""]
+    parameters: dict[str, Any]
+    optimizer: dict[str, Any]
+    others: dict[str, Any]
+    average: dict[str, Any]
+    key: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The variables as the model takes them."""
+        return {"params": merged(self.parameters), **self.others}
+
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """The variables that are evaluated and sampled from: the moving average where there is one."""
+        return {"params": merged(self.average or self.parameters), **self.others}
+
+
+def merged(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The players' parameters as one tree."""
+    return {name: tree for part in parameters.values() for name, tree in part.items()}
+
+
+def divided(experiment: Experiment, parameters: dict[str, Any]) -> dict[str, Any]:
+    """A tree of parameters as player -> the part it owns."""
+    players = experiment.task.players
+    return {
+        player.name: {name: tree for name, tree in parameters.items() if player.owns is None or name in player.owns}
+        for player in players
+    }
+
+
+def initial_state(experiment: Experiment, batch: Any) -> TrainState:
+    """The state before the first step; a pure function of the experiment's seed (run it under `jit` or `eval_shape`).
+
+    Args:
+      experiment: settles model, objective, optimizers and seed.
+      batch: one batch, for its shapes.
+    """
+    key = jax.random.key(experiment.seed)
+    variables = experiment.task.init(jax.random.fold_in(key, 2**32 - 1), batch)
+    parameters = divided(experiment, variables.pop("params"))
+    transformations = {name: one.transformation(experiment.steps) for name, one in experiment.optimizers.items()}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        parameters=parameters,
+        optimizer={name: transformations[name].init(part) for name, part in parameters.items()},
+        others=variables,
+        average=jax.tree.map(jnp.copy, parameters) if experiment.ema is not None else {},
+        key=key,
+    )

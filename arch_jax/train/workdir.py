@@ -1,0 +1,239 @@
+"""A run's folder: what is in it, whose it is, and that only one process writes to it.
+
+`config.json`, `metrics.jsonl`, `loss.png`, `samples/`, `checkpoints/`, `tokenizer.json`, TensorBoard events when asked
+for. Files are replaced as a whole, so that none is ever half-written.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from arch_jax import fields
+from arch_jax.errors import RunError, UsageError
+from arch_jax.experiment import Experiment
+
+FORMAT = 1
+#: What may differ when a run goes on: its length. The schedule's horizon was written down when it began.
+MAY_CHANGE = re.compile(r"steps$")
+HORIZON = re.compile(r"optimizer\.(\d+\.)?horizon$|optimizer$")
+
+
+class WorkDirectory:
+    """One run's folder, locked while it is open.
+
+    Raises:
+      UsageError: it can't be written to, another process has it open, or it holds another run.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        import filelock
+
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = filelock.FileLock(self.path / ".lock")
+            self._lock.acquire(timeout=0)
+            descriptor, probe = tempfile.mkstemp(dir=self.path)
+            os.close(descriptor)
+            os.unlink(probe)
+        except filelock.Timeout:
+            raise UsageError(
+                f"another run has the work directory {self.path} open; wait for it, or choose another"
+            ) from None
+        except (OSError, NotImplementedError) as problem:
+            raise UsageError(f"can't write to the work directory {self.path}: {reason(problem)}") from None
+
+    def __enter__(self) -> "WorkDirectory":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._lock.release()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: {"step": ..., metric: value, ...}."""
+        return self.path / "metrics.jsonl"
+
+    def claim(self, experiment: Experiment, facts: Mapping[str, Any], batch: Mapping[str, Any]) -> Experiment:
+        """Begins a run here, or goes on with the one that is here if it is the same.
+
+        Args:
+          experiment: what is asked for.
+          facts: of the data, such as its hash.
+          batch: one batch; its shapes are written down, so that the run can be opened where the data is not.
+
+        Returns:
+          The experiment with its schedule's horizon as it was when the run began.
+
+        Raises:
+          UsageError: the folder holds another experiment's run, or one with other settings or data.
+        """
+        stored = read_config(self.path, missing_ok=True)
+        if stored is None:
+            experiment = experiment.settled()
+        else:
+            experiment = resumed(experiment, stored["experiment"], self.path)
+            changed = next(fields.difference(stored["data"], json.loads(json.dumps(facts))), None)
+            if changed is not None:
+                raise UsageError(
+                    f"the data of the run in {self.path} has changed: {changed[0]} was {changed[1]!r} "
+                    f"and is {changed[2]!r}"
+                )
+        config = {
+            "format": FORMAT,
+            "experiment": experiment.to_json(),
+            "data": dict(facts),
+            "batch": {name: {"shape": list(x.shape), "dtype": str(x.dtype)} for name, x in batch.items()},
+            "versions": versions() if stored is None else stored.get("versions"),
+        }
+        write(self.path / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+        return experiment
+
+    def cut_metrics(self, step: int) -> None:
+        """Drops what `metrics.jsonl` says of steps after `step`: they will be taken again."""
+        kept = [line for line in metric_lines(self.metrics) if line["step"] <= step]
+        if self.metrics.exists():
+            write(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def append_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Adds lines to `metrics.jsonl`.
+
+        Raises:
+          RunError: they can't be written.
+        """
+        try:
+            with open(self.metrics, "a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+        except OSError as problem:
+            raise RunError(f"can't write {self.metrics}: {reason(problem)}") from None
+
+
+def resumed(experiment: Experiment, stored: Mapping[str, Any], path: Path) -> Experiment:
+    """The stored run, with the `steps` asked for now.
+
+    Raises:
+      UsageError: the two differ in anything but `steps`.
+    """
+    if stored.get("name") != experiment.name:
+        raise UsageError(
+            f"{path} holds a run of the experiment {stored.get('name')!r}, not of {experiment.name!r}; "
+            "choose another work directory"
+        )
+    old = Experiment.from_json(stored)
+    if experiment.settled() == old:
+        return old
+    settled = Experiment.from_json(_with_horizons(experiment.to_json(), stored))
+    for place, was, now in fields.difference(dict(stored), settled.to_json()):
+        if not MAY_CHANGE.fullmatch(place):
+            raise UsageError(
+                f"{path} holds a run with {place}={json.dumps(was)}, and now it is {json.dumps(now)}; "
+                "only steps may change when a run goes on"
+            )
+    return settled
+
+
+def _with_horizons(new: dict[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """`new` with each horizon that it leaves open taken from the stored run."""
+
+    def fill(one: dict[str, Any], old: Any) -> dict[str, Any]:
+        return one | {"horizon": one["horizon"] or (old or {}).get("horizon")}
+
+    optimizer, old = new["optimizer"], stored["optimizer"]
+    if isinstance(optimizer, list):
+        olds = old if isinstance(old, list) else [old] * len(optimizer)
+        return new | {"optimizer": [fill(one, was) for one, was in zip(optimizer, olds)]}
+    return new | {"optimizer": fill(optimizer, old if isinstance(old, dict) else None)}
+
+
+def read_config(path: Path, missing_ok: bool = False) -> dict[str, Any] | None:
+    """The `config.json` of a run's folder.
+
+    Raises:
+      UsageError: there is none.
+      RunError: it can't be read as what it should be.
+    """
+    file = Path(path) / "config.json"
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        if missing_ok:
+            return None
+        raise UsageError(f"{path} holds no run: there is no config.json in it") from None
+    except (OSError, ValueError) as problem:
+        raise RunError(f"{file} is damaged: {reason(problem)}") from None
+    wanted = {"format": int, "experiment": dict, "data": dict, "batch": dict}
+    if not isinstance(data, dict) or any(not isinstance(data.get(key), kind) for key, kind in wanted.items()):
+        raise RunError(f"{file} is damaged: expected an object with {', '.join(wanted)}")
+    if data["format"] != FORMAT:
+        raise UsageError(f"{file} has format {data['format']}; this version of arch_jax reads format {FORMAT}")
+    return data
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`; a last line torn by a kill is left out."""
+    return list(metric_lines(Path(path) / "metrics.jsonl"))
+
+
+def metric_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a metrics file."""
+    if not file.exists():
+        return
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            yield line
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Replaces a file as a whole: readers see the old or the new, never a part.
+
+    Raises:
+      RunError: it can't be written; the old file is untouched.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as problem:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise RunError(f"can't write {path}: {reason(problem)}") from None
+
+
+def next_directory(name: str, root: Path = Path("runs")) -> Path:
+    """The first free folder for a run: runs/gpt-1, runs/gpt-2 ..."""
+    taken = [int(m[1]) for p in root.glob(f"{name}-*") if (m := re.fullmatch(re.escape(name) + r"-(\d+)", p.name))]
+    return root / f"{name}-{max(taken, default=0) + 1}"
+
+
+def versions() -> dict[str, str]:
+    """What a person needs to know to repeat a run."""
+    import platform
+    from importlib.metadata import version
+
+    packages = ("arch-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {"python": platform.python_version()} | {package: version(package) for package in packages}
+
+
+def reason(problem: BaseException) -> str:
+    """Why, in a few words."""
+    return getattr(problem, "strerror", None) or str(problem).split("\n")[0] or type(problem).__name__
