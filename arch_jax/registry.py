@@ -15,7 +15,7 @@ import importlib
 import pkgutil
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -40,6 +40,10 @@ FAMILIES = (
 )
 
 
+#: What of a batch is a model's argument, in the order of the call; the rest is for the objective.
+ARGUMENTS = ("tokens", "images", "graph", "source", "target", "time", "latent")
+
+
 @dataclasses.dataclass(frozen=True)
 class Paper:
     """Where an architecture was published.
@@ -59,6 +63,7 @@ class Paper:
     url: str | None = None
 
 
+@runtime_checkable
 class Inputs(Protocol):
     """Makes example batches for a model: real ones from a key, abstract ones under `jax.eval_shape`."""
 
@@ -73,14 +78,19 @@ class Inputs(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Random token sequences for a language model: `tokens`, `targets`, `weights`, each "batch length"."""
+    """Random token sequences for a language model: `tokens`, `targets`, `weights`, each "batch length".
+
+    Attributes:
+      length: tokens in a sequence; fewer where the module's table of positions is shorter.
+    """
 
     length: int
 
     def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
         """Uniform tokens of the module's vocabulary; each target is the next token."""
-        stream = jax.random.randint(key, (size, self.length + 1), 0, module.vocabulary, dtype=jnp.int32)
-        return {"tokens": stream[:, :-1], "targets": stream[:, 1:], "weights": jnp.ones((size, self.length))}
+        length = min(self.length, getattr(getattr(module, "position", None), "length", self.length))
+        stream = jax.random.randint(key, (size, length + 1), 0, module.vocabulary, dtype=jnp.int32)
+        return {"tokens": stream[:, :-1], "targets": stream[:, 1:], "weights": jnp.ones((size, length))}
 
     def resized(self, module: nn.Module) -> "Tokens":
         """At most 12 tokens: enough for every mask, cheap enough for every test."""
@@ -137,10 +147,9 @@ class Entry:
         batch = jax.eval_shape(lambda k: self.inputs.batch(module, 1, k), key)
         return jax.eval_shape(lambda k, b: module.init(k, *self.arguments(b)), key, batch)
 
-    def arguments(self, batch: Mapping[str, jax.Array]) -> tuple:
+    def arguments(self, batch: Mapping[str, Any]) -> tuple:
         """What of an example batch the model itself is called with."""
-        names = ("tokens", "images", "graph", "source", "target", "time", "latent")
-        return tuple(batch[name] for name in names if name in batch)
+        return tuple(batch[name] for name in ARGUMENTS if name in batch)
 
     def count(self) -> int:
         """The number of trainable parameters at the published size."""

@@ -1,0 +1,26 @@
+"""Text as data: sources by name, splits that share no text, tokenizers, and Grain pipelines of training windows.
+
+The names below are imported when first used, so that `import arch_jax.data` costs nothing.
+"""
+
+import importlib
+
+_HOME = {
+    "Text": "text",
+    "TextCorpus": "text",
+    "Documents": "sources",
+    "SOURCES": "sources",
+    "documents": "sources",
+    "data_directory": "directories",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,5 +1,7 @@
 """Self-attention as a sequence mixer: multi-head, grouped-query and multi-query, with a cache for decoding."""
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
@@ -20,22 +22,23 @@ class AttentionState:
     A slot belongs to a run (1, 2, ...; 0 is an empty slot), and only equal runs see each other.
 
     Attributes:
-      key: rotated keys, one a slot.
-      value: values, one a slot.
-      slot_run: which run a slot's token belongs to.
-      used: how many slots are filled.
-      last_id: the last segment id.
-      last_run: how many runs there were.
-      last_position: the position of the last token in its run, -1 before the first.
+      key: rotated keys, one a slot, "batch length kv_heads head_size".
+      value: values, one a slot, "batch length kv_heads head_size".
+      slot_run: which run a slot's token belongs to, "batch length".
+      used: how many slots are filled, "batch".
+      last_id: the last segment id, "batch".
+      last_run: how many runs there were, "batch".
+      last_position: the position of the last token in its run, -1 before the first, "batch".
     """
 
-    key: Float[Array, "batch length kv_heads head_size"]
-    value: Float[Array, "batch length kv_heads head_size"]
-    slot_run: Int[Array, "batch length"]
-    used: Int[Array, "batch"]
-    last_id: Int[Array, "batch"]
-    last_run: Int[Array, "batch"]
-    last_position: Int[Array, "batch"]
+    # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
+    key: Any
+    value: Any
+    slot_run: Any
+    used: Any
+    last_id: Any
+    last_run: Any
+    last_position: Any
 
 
 @component("attention", kind="mixer")
@@ -147,7 +150,11 @@ class Attention(nn.Module):
             q, k = self.rope(q, position), self.rope(k, position)
 
         if state is None:
-            options = {"causal": self.causal, "window": self.window, "segment_ids": run}
+            options = {"causal": self.causal, "segment_ids": run, "window": self.window, "mask": None}
+            if self.window is not None and run is not None:  # padding between two tokens does not count as distance
+                distance = position[:, :, None] - position[:, None, :]
+                within = jnp.abs(distance) < self.window
+                options |= {"window": None, "mask": within[:, None]}
             y = attention(q, k, v, **options, softcap=self.softcap, implementation=self.implementation)
         else:
             state, mask = self._remember(state, k, v, run, seen)

@@ -25,15 +25,16 @@ class DecoderState:
 
     Attributes:
       layers: the mixers' states, in order.
-      last_id: the last segment id of each row.
-      last_run: how many runs of equal ids there were.
-      last_position: the position of the last token in its run, -1 before the first.
+      last_id: the last segment id of each row, "batch".
+      last_run: how many runs of equal ids there were, "batch".
+      last_position: the position of the last token in its run, -1 before the first, "batch".
     """
 
+    # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
     layers: tuple
-    last_id: Int[Array, "batch"]
-    last_run: Int[Array, "batch"]
-    last_position: Int[Array, "batch"]
+    last_id: Any
+    last_run: Any
+    last_position: Any
 
 
 @component("decoder", kind="model")

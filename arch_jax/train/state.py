@@ -5,7 +5,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 from arch_jax.experiment import Experiment
 
@@ -15,7 +14,7 @@ class TrainState:
     """Everything that the next step depends on, beside its batch.
 
     Attributes:
-      step: how many steps were taken.
+      step: how many steps were taken; an int32 scalar.
       parameters: player -> the parameters it owns.
       optimizer: player -> its Optax state.
       others: the model's collections other than parameters, such as batch statistics.
@@ -23,7 +22,7 @@ class TrainState:
       key: the run's random key; the key for step n is fold_in(key, n), so nothing random depends on stops.
     """
 
-    step: Int[Array, ""]
+    step: Any
     parameters: dict[str, Any]
     optimizer: dict[str, Any]
     others: dict[str, Any]

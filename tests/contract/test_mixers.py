@@ -1,0 +1,180 @@
+"""The contract of every sequence mixer: `y, state = mixer(x, segment_ids, state, train)`.
+
+A new mixer is tested by being named with `@component(name, kind="mixer")`; settings that change its mathematics are
+listed in `VARIANTS`.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from arch_jax import fields
+from arch_jax.experiment import import_components
+
+import_components()
+
+BATCH, TIME, WIDTH = 2, 9, 8
+
+#: Settings of each mixer that are worth a run of their own; the defaults are always among them.
+VARIANTS = {
+    "attention": [
+        {"heads": 2},
+        {"heads": 4, "kv_heads": 2, "rope": "rope", "bias": True},
+        {"heads": 2, "window": 3, "softcap": 2.0, "rope": {"module": "rope", "fraction": 0.5}},
+        {"heads": 2, "implementation": "reference"},
+    ],
+}
+CASES = [(name, change) for name in fields.components("mixer") for change in VARIANTS.get(name, [{}])]
+every_mixer = pytest.mark.parametrize(("name", "change"), CASES, ids=[f"{n}-{i}" for i, (n, _) in enumerate(CASES)])
+
+#: Rows of segment ids: packed documents, padding in the middle and at the end, an id that comes again.
+PACKED = np.array([[1, 1, 1, 2, 2, 2, 2, 3, 3], [4, 4, 0, 0, 4, 7, 4, 0, 0]], np.int32)
+CHUNKS = [[9], [1] * 9, [4, 5], [2, 1, 3, 3], [1, 7, 1]]
+
+
+class Case:
+    """A mixer with parameters and inputs."""
+
+    def __init__(self, name, change, dtype=jnp.float32):
+        mixer = fields.override(fields.components("mixer")[name](), change)
+        self.mixer = mixer.clone(dtype=dtype, parameter_dtype=dtype)
+        self.x = jax.random.normal(jax.random.key(0), (BATCH, TIME, WIDTH), dtype)
+        self.variables = self.mixer.init(jax.random.key(1), self.x)
+        # Away from the initial point: biases of 0 would hide what padding does.
+        self.variables = jax.tree.map(
+            lambda p: p + 0.3 * jax.random.normal(jax.random.key(2), p.shape, dtype), self.variables
+        )
+        self.apply = jax.jit(self.mixer.apply)
+
+    def whole(self, x=None, segment_ids=None):
+        return self.apply(self.variables, self.x if x is None else x, segment_ids)[0]
+
+    def chunked(self, lengths, segment_ids=None):
+        state = self.mixer.initial_state(BATCH, TIME, WIDTH, self.x.dtype)
+        start, out = 0, []
+        for length in lengths:
+            part = slice(start, start + length)
+            ids = None if segment_ids is None else segment_ids[:, part]
+            y, state = self.apply(self.variables, self.x[:, part], ids, state)
+            out.append(y)
+            start += length
+        return jnp.concatenate(out, axis=1), state
+
+
+@functools.cache
+def _case(key, name):
+    return Case(name, dict(CASES[key][1]))
+
+
+def case(name, change):
+    return _case(next(i for i, c in enumerate(CASES) if c == (name, change)), name)
+
+
+@every_mixer
+def test_no_state_in_none_out(name, change):
+    it = case(name, change)
+    y, state = it.mixer.apply(it.variables, it.x)
+    assert state is None
+    chex.assert_shape(y, (BATCH, TIME, WIDTH))
+
+
+@every_mixer
+def test_future_has_no_influence(name, change):
+    """The Jacobian of y_t with respect to later x is exactly 0, and that with respect to x_t is not."""
+    it = case(name, change)
+    if not getattr(it.mixer, "causal", True):
+        pytest.skip("not causal")
+    jacobian = jax.jit(jax.jacobian(lambda x: it.mixer.apply(it.variables, x[None])[0][0]))(it.x[0])
+    influence = jnp.abs(jacobian).sum(axis=(1, 3))  # "time of y, time of x"
+    assert jnp.all(jnp.triu(influence, 1) == 0)
+    assert jnp.all(jnp.diag(influence) > 0)
+    assert jnp.all(jnp.diag(influence, -1) > 0), "a mixer that mixes nothing"
+
+
+@every_mixer
+@pytest.mark.parametrize("packed", [False, True])
+def test_any_chunks_give_the_whole(name, change, packed):
+    it = case(name, change)
+    ids = jnp.asarray(PACKED) if packed else None
+    whole = it.whole(segment_ids=ids)
+    states = []
+    for lengths in CHUNKS:
+        y, state = it.chunked(lengths, ids)
+        chex.assert_trees_all_close(y, whole, atol=3e-6, rtol=1e-5)
+        states.append(state)
+    for state in states[1:]:
+        chex.assert_trees_all_close(state, states[0], atol=3e-6, rtol=1e-5)
+
+
+@every_mixer
+def test_packed_segments_do_not_see_each_other(name, change):
+    """Each run of a packed row gives what it gives alone, and its Jacobian across runs is exactly 0."""
+    it = case(name, change)
+    ids = jnp.asarray(PACKED[:1, :])
+    whole = it.whole(it.x[:1], ids)
+    for start, stop in ((0, 3), (3, 7), (7, 9)):
+        alone = it.whole(it.x[:1, start:stop])
+        chex.assert_trees_all_close(whole[:, start:stop], alone, atol=3e-6, rtol=1e-5)
+    jacobian = jax.jit(jax.jacobian(lambda x: it.mixer.apply(it.variables, x[None], ids)[0][0]))(it.x[0])
+    influence = np.asarray(jnp.abs(jacobian).sum(axis=(1, 3)))
+    other = PACKED[0][:, None] != PACKED[0][None, :]
+    assert np.all(influence[other] == 0)
+
+
+@every_mixer
+def test_padding_gives_zero_and_leaves_the_state(name, change):
+    it = case(name, change)
+    ids = jnp.asarray(PACKED)
+    assert jnp.all(it.whole(segment_ids=ids)[1, PACKED[1] == 0] == 0)
+    _, state = it.chunked([4, 5], ids)
+    y, after = it.apply(it.variables, it.x[:, :3], jnp.zeros((BATCH, 3), jnp.int32), state)
+    assert jnp.all(y == 0)
+    chex.assert_trees_all_equal(after, state)
+    gradient = jax.grad(lambda x: jnp.sum(it.mixer.apply(it.variables, x, ids)[0] ** 2))(it.x)
+    assert jnp.all(gradient[1, PACKED[1] == 0] == 0)
+    chex.assert_tree_all_finite(gradient)
+
+
+@every_mixer
+def test_prompts_of_different_lengths(name, change):
+    """Rows padded on the right, then decoded together, give what each gives alone."""
+    it = case(name, change)
+    lengths = np.array([3, 5])
+    ids = jnp.asarray((np.arange(5)[None] < lengths[:, None]).astype(np.int32))
+    state = it.mixer.initial_state(BATCH, TIME, WIDTH, it.x.dtype)
+    _, state = it.apply(it.variables, it.x[:, :5], ids, state)
+    y, _ = it.apply(it.variables, it.x[:, 5:7], None, state)
+    for row, length in enumerate(lengths):
+        alone = jnp.concatenate([it.x[row : row + 1, :length], it.x[row : row + 1, 5:7]], axis=1)
+        chex.assert_trees_all_close(y[row], it.whole(alone)[0, length:], atol=3e-6, rtol=1e-5)
+
+
+@every_mixer
+def test_forms_agree_in_float64(name, change):
+    """Parallel and step by step, in values and gradients."""
+    with jax.enable_x64(True):
+        it = Case(name, change, jnp.float64)
+        ids = jnp.asarray(PACKED)
+
+        def parallel(x):
+            return it.mixer.apply(it.variables, x, ids)[0]
+
+        def stepwise(x):
+            state = it.mixer.initial_state(BATCH, TIME, WIDTH, x.dtype)
+            out = []
+            for t in range(TIME):
+                y, state = it.mixer.apply(it.variables, x[:, t : t + 1], ids[:, t : t + 1], state)
+                out.append(y)
+            return jnp.concatenate(out, axis=1)
+
+        target = jax.random.normal(jax.random.key(5), it.x.shape, it.x.dtype)
+        results = [
+            jax.jit(jax.value_and_grad(lambda x, f=f: jnp.sum(f(x) * target)))(it.x) for f in (parallel, stepwise)
+        ]
+        assert results[0][0].dtype == jnp.float64
+        chex.assert_trees_all_close(results[0], results[1], atol=1e-10, rtol=1e-10)
+        chex.assert_trees_all_close(jax.jit(parallel)(it.x), jax.jit(stepwise)(it.x), atol=1e-10, rtol=1e-10)
