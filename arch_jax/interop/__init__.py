@@ -1,0 +1,1 @@
+"""Weights in and out, between other libraries' names and layouts and ours."""

@@ -379,6 +379,7 @@ class Checkpoints:
     def _write(self, step: int, arrays: dict[str, Any], frozen: _Frozen | None, record: dict[str, Any]) -> None:
         arguments = _orbax().args
         manager = self._writer()
+        self._metrics.pop(step, None)
         value = float(record["metrics"].get(self._best, math.nan))
         if math.isfinite(value):
             self._metrics[step] = value
@@ -675,3 +676,5 @@ class Checkpoints:
                     self._log(f"checkpoint {step} in {self.directory} is corrupt and can't be renamed: {_why(error)}")
         if damaged:
             _barrier("set_aside")
+            if self._manager is not None:
+                self._manager.reload()  # it refuses steps that it believes to be there
