@@ -1,11 +1,29 @@
-"""The train loop and what it needs: state, step, placement on devices, checkpoints, reports."""
+"""The train loop and what it needs: state, step, placement on devices, checkpoints, reports.
 
+The names below are imported when first used.
+"""
+
+import importlib
 from typing import Any
+
+_HOME = {
+    "Outcome": "loop",
+    "TrainState": "state",
+    "evaluate": "loop",
+    "initial_state": "state",
+    "make_program": "step",
+    "make_step": "step",
+    "open_run": "restore",
+    "train": "loop",
+}
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("train", "Outcome", "evaluate"):
-        from arch_jax.train import loop
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
 
-        return getattr(loop, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from arch_jax import fields
-from arch_jax.experiment import import_components
+from arch_jax.experiment import import_asked_for, import_components
+from arch_jax.layers.mixer import adapted
 
 import_components()
+import_asked_for()
 
 BATCH, TIME, WIDTH = 2, 9, 8
 
@@ -41,7 +43,7 @@ class Case:
 
     def __init__(self, name, change, dtype=jnp.float32):
         mixer = fields.override(fields.components("mixer")[name](), change)
-        self.mixer = mixer.clone(dtype=dtype, parameter_dtype=dtype)
+        self.mixer = adapted(mixer, dtype=dtype, parameter_dtype=dtype)
         self.x = jax.random.normal(jax.random.key(0), (BATCH, TIME, WIDTH), dtype)
         self.variables = self.mixer.init(jax.random.key(1), self.x)
         # Away from the initial point: biases of 0 would hide what padding does.

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from arch_jax import describe, fields, registry
-from arch_jax.experiment import Experiment
+from arch_jax.experiment import Experiment, import_asked_for, import_components
 from arch_jax.flops import count_flops
 from arch_jax.objectives import objective
 from arch_jax.optimizer import Optimizer
@@ -22,6 +22,8 @@ from arch_jax.train.checkpoint import Checkpoints
 from arch_jax.train.state import initial_state
 from arch_jax.train.step import make_program, make_step
 
+import_components()
+import_asked_for()
 ENTRIES = dict(registry.models())
 ARCHITECTURES = {entry.architecture: entry for entry in reversed(ENTRIES.values())}
 every_name = pytest.mark.parametrize("name", ENTRIES)

@@ -1,0 +1,64 @@
+"""What holds for the whole house: imports that cost little, experiments on the public face, docstrings."""
+
+import ast
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_import_brings_no_heavy_library():
+    """What makes an import slow is other libraries; which of them come along can be told without a clock."""
+    code = "import jax, flax, optax, sys; before = set(sys.modules); import arch_jax; print(set(sys.modules) - before)"
+    new = set(ast.literal_eval(python(code)))
+    heavy = {"grain", "orbax", "tensorflow_datasets", "matplotlib", "tokenizers", "torch", "transformers", "chex"}
+    assert not {name.split(".")[0] for name in new} & heavy
+    assert {name for name in new if name.startswith("arch_jax")} == {"arch_jax"}
+
+
+def test_experiments_use_the_public_face_only():
+    for path in [*ROOT.glob("experiments/*.py"), *ROOT.glob("notebooks/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            assert not [name for name in names if name.startswith("arch_jax.")], path
+
+
+def test_constraints_hold_names_and_versions_only():
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+", line), line
+
+
+def test_every_public_function_says_what_it_does():
+    """A public docstring for every public class and function."""
+    bare = []
+    for path in ROOT.glob("arch_jax/**/*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if not ast.get_docstring(tree) and path.read_text(encoding="utf-8").strip():
+            bare.append(path.name)
+        for node in tree.body:
+            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if public and not ast.get_docstring(node):
+                bare.append(f"{path.name}:{node.name}")
+    assert not bare
+
+
+@pytest.mark.slow
+def test_import_time_is_reported():
+    """Prints the seconds that `import arch_jax` adds; a limit in seconds would fail on a busy machine."""
+    code = "import jax, flax, optax, time; t = time.perf_counter(); import arch_jax; print(time.perf_counter() - t)"
+    seconds = statistics.median(float(python(code)) for _ in range(3))
+    print(f"import arch_jax adds {seconds:.3f} s")
+    assert seconds > 0
