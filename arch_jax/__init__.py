@@ -27,13 +27,13 @@ _HOME = {
     "register": "registry",
     "tokens": "registry",
 }
-__all__ = sorted(_HOME)
+__all__ = sorted([*_HOME, "train"])
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name == "models":  # the package itself, which is callable
-        return importlib.import_module("arch_jax.models")
+    if name in ("models", "train"):  # the package itself, which is callable
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

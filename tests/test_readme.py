@@ -36,7 +36,7 @@ def test_example_passes_the_contract_suite(example):
 
 def test_example_trains(example, tmp_path):
     command = [sys.executable, "-m", "arch_jax", "train", str(example), "--workdir", str(tmp_path / "run")]
-    options = {
+    small = {
         "steps": 4,
         "data.batch": 2,
         "data.length": 16,

@@ -139,6 +139,14 @@ class TextCorpus:
         """Tokens in a window."""
         return self.text.length
 
+    @property
+    def shapes(self) -> dict[str, tuple[tuple[int, int], str]]:
+        """Shape and dtype of each array of a training batch: known before there is one."""
+        dtypes = {"tokens": "int32", "targets": "int32", "weights": "float32"}
+        if self.train_stream.document is not None:
+            dtypes["segment_ids"] = "int32"
+        return {name: ((self.text.batch, self.text.length), dtype) for name, dtype in dtypes.items()}
+
     def train(self, seed: int, shard: tuple[int, int] = (0, 1)) -> "grain.DatasetIterator":
         """Endless training batches, determined by `seed` alone.
 

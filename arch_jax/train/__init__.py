@@ -1,9 +1,11 @@
 """The train loop and what it needs: state, step, placement on devices, checkpoints, reports.
 
-The names below are imported when first used.
+The names below are imported when first used. Calling the package trains: `arch_jax.train(experiment, "runs/mine")`.
 """
 
 import importlib
+import sys
+import types
 from typing import Any
 
 _HOME = {
@@ -27,3 +29,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME})
+
+
+class _Train(types.ModuleType):
+    """A package is a module, and this one is callable: what it is for and what it is made of share a name."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """`arch_jax.train.loop.train`."""
+        return self.train(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Train

@@ -84,6 +84,7 @@ def _everywhere(fine: bool) -> bool:
 
 
 def _barrier(name: str) -> None:
+    """Returns when all processes have come here."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -152,24 +153,19 @@ def _why(error: BaseException) -> str:
         for number, (words, text) in known.items():
             if getattr(cause, "errno", None) == number or text in str(cause):
                 return words
-    return _first_line(error)
+    return (isinstance(error, OSError) and error.strerror) or _first_line(error)
 
 
 def _is_about_this_machine(error: BaseException) -> bool:
-    """Whether reading failed for a reason that says nothing about the checkpoint: memory, permission, open files."""
+    """Whether reading failed for a reason that says nothing about the checkpoint: memory, permission, a server."""
     for cause in _causes(error):
         if isinstance(cause, MemoryError | PermissionError) or "PERMISSION_DENIED" in str(cause):
             return True
         if isinstance(cause, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(cause):
             return True
-        if getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE):
+        if getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT):
             return True
     return False
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The data iterator
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _pieces(target: Sharding | None, shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
@@ -177,6 +173,11 @@ def _pieces(target: Sharding | None, shape: tuple[int, ...]) -> list[tuple[slice
     if target is None:
         return [(slice(None),) * len(shape)]
     return list({str(index): index for index in target.addressable_devices_indices_map(shape).values()}.values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The data iterator
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class _Frozen:
@@ -260,7 +261,7 @@ class Checkpoints:
         self._manager: Any = None
         self._pending: int | None = None  # the step being written
         self._mine: set[int] = set()  # steps saved or restored by this object
-        self._metrics: dict[int, float] | None = None  # the best metric by step; None before it was read
+        self._metrics: dict[int, float] = {}  # the best metric by step, while saving
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             probe = self.directory / f".writable-{os.getpid()}"
@@ -291,7 +292,7 @@ class Checkpoints:
         """Which of the steps are kept: decided from memory alone, since it is asked while one is being written."""
         ordered = sorted(steps)
         kept = set(ordered[-self._keep :])
-        best = self._best_of(ordered, self._metrics or {}) if self._keep_best else None
+        best = self._best_of(ordered, self._metrics) if self._keep_best else None
         return kept if best is None else kept | {best}
 
     def _read_metrics(self) -> dict[int, float]:
@@ -370,6 +371,7 @@ class Checkpoints:
                 "metrics": numbers,
             }
         )
+        _orbax()  # outside: a broken installation is not a failed save
         try:
             self._write(step, {name: leaf.array for name, leaf in leaves.items() if leaf.array.size}, frozen, record)
         except Exception as error:
@@ -378,7 +380,8 @@ class Checkpoints:
 
     def _write(self, step: int, arrays: dict[str, Any], frozen: _Frozen | None, record: dict[str, Any]) -> None:
         arguments = _orbax().args
-        manager = self._writer()
+        if self._manager is None:
+            self._manager = self._writer()
         self._metrics.pop(step, None)
         value = float(record["metrics"].get(self._best, math.nan))
         if math.isfinite(value):
@@ -392,12 +395,10 @@ class Checkpoints:
             items["iterator"] = grain.checkpoint.CheckpointSave(frozen)
         self._pending = step
         # `force`, since Orbax would silently skip what it holds to be no later than its latest step.
-        manager.save(step, args=arguments.Composite(**items), force=True)
+        self._manager.save(step, args=arguments.Composite(**items), force=True)
 
     def _writer(self) -> Any:
         """Orbax's manager; made at the first save, since making it removes what a killed save left behind."""
-        if self._manager is not None:
-            return self._manager
         orbax = _orbax()
         self._metrics = self._read_metrics()
         if jax.process_index() == 0:
@@ -415,7 +416,7 @@ class Checkpoints:
         ):
             registry.add(name, getattr(orbax.args, save), handler)
             registry.add(name, getattr(orbax.args, restore), handler)
-        self._manager = orbax.CheckpointManager(
+        return orbax.CheckpointManager(
             self.directory,
             options=orbax.CheckpointManagerOptions(
                 preservation_policy=_Keep(self),
@@ -426,14 +427,11 @@ class Checkpoints:
             ),
             handler_registry=registry,
         )
-        return self._manager
 
     def _failed(self, step: int, error: Exception) -> RunError:
         """Gives up a save: frees what it wrote, forgets the manager that failed, and says what is still there."""
-        manager, self._manager, self._pending, self._metrics = self._manager, None, None, None
-        if manager is not None:
-            with contextlib.suppress(Exception):  # it repeats the error that is being told
-                manager.close()
+        self._pending = None
+        self._let_go()
         if jax.process_index() == 0:
             # A writer that is still at it may add a file while its folder is being removed.
             for _ in range(20):
@@ -469,9 +467,14 @@ class Checkpoints:
     def close(self) -> None:
         """Waits, and lets go of Orbax's threads. Raises as `wait` does."""
         self.wait()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Forgets Orbax's manager; the next save makes another."""
         manager, self._manager = self._manager, None
         if manager is not None:
-            manager.close()
+            with contextlib.suppress(Exception):  # a failed save was told by `wait`
+                manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -676,5 +679,5 @@ class Checkpoints:
                     self._log(f"checkpoint {step} in {self.directory} is corrupt and can't be renamed: {_why(error)}")
         if damaged:
             _barrier("set_aside")
-            if self._manager is not None:
-                self._manager.reload()  # it refuses steps that it believes to be there
+            # It refuses steps that it believes to be there; its own reload reads files that may be damaged too.
+            self._let_go()

@@ -71,8 +71,8 @@ def _device_sums(array: jax.Array) -> tuple[jax.Array, jax.Array]:
     position = jnp.zeros((), jnp.uint32)
     stride = 1
     for axis in reversed(range(words.ndim)):
-        steps = np.uint32(stride % 2**32) * lax.iota(jnp.uint32, words.shape[axis])
-        position = position + steps.reshape(words.shape[axis : axis + 1] + (1,) * (words.ndim - axis - 1))
+        shape = [length if other == axis else 1 for other, length in enumerate(words.shape)]
+        position = position + np.uint32(stride % 2**32) * lax.iota(jnp.uint32, words.shape[axis]).reshape(shape)
         stride *= words.shape[axis]
     first, second = _terms(words, position, jnp.uint32)
     # One reduction for both: XLA on CPU reads the array once (4 ms for 100 MB instead of 95).

@@ -64,19 +64,20 @@ def train(experiment: Experiment, path: Path | str, *, stop_after: int | None = 
     corpus = experiment.data.load()
     experiment.task.check(corpus)
     with WorkDirectory(path) as directory:
-        experiment = directory.claim(experiment, corpus.facts, next(iter(corpus.validation())))
+        batch = {name: jax.ShapeDtypeStruct(*facts) for name, facts in corpus.shapes.items()}
+        experiment = directory.claim(experiment, corpus.facts, batch)
         if hasattr(corpus, "tokenizer"):
             write_tokenizer(directory.path, corpus.tokenizer)
         keeping = {"keep": experiment.keep, "log": tell}
         with Checkpoints(directory.checkpoints, **keeping) as checkpoints, stop_requests() as stop:
-            return _Run(experiment, directory, corpus, checkpoints, stop).take(stop_after)
+            return _Run(experiment, directory, corpus, batch, checkpoints, stop).take(stop_after)
 
 
 class _Run:
     """One call of `train`: what its parts share."""
 
-    def __init__(self, experiment, directory, corpus, checkpoints, stop) -> None:
-        self.experiment, self.directory, self.corpus = experiment, directory, corpus
+    def __init__(self, experiment, directory, corpus, batch, checkpoints, stop) -> None:
+        self.experiment, self.directory, self.corpus, self.batch = experiment, directory, corpus, batch
         self.checkpoints, self.stop = checkpoints, stop
         self.placement = Placement(experiment)
         self.evaluate = jax.jit(experiment.task.evaluate)
@@ -84,8 +85,7 @@ class _Run:
 
     def take(self, stop_after: int | None) -> Outcome:
         experiment = self.experiment
-        iterator = self.corpus.train(experiment.seed)
-        state = self._begin(iterator)
+        state, iterator = self._begin()
         begun = step = int(state.step)
         if step > experiment.steps:
             raise UsageError(
@@ -136,17 +136,17 @@ class _Run:
             state=self.placement.whole(state),
         )
 
-    def _begin(self, iterator: Any) -> TrainState:
-        """The state of the newest whole checkpoint, or a fresh one."""
-        batch = next(iter(self.corpus.validation()))
+    def _begin(self) -> tuple[TrainState, Any]:
+        """The state of the newest whole checkpoint, or a fresh one; and the data from there on."""
         make = jax.jit(lambda b: initial_state(self.experiment, b))
-        restored = None
-        if self.checkpoints.steps():
-            restored = self.checkpoints.restore(jax.eval_shape(make, batch), iterator)
+        shapes = jax.eval_shape(make, self.batch)
+        self.placement.compile_ahead(shapes, self.batch, self.experiment.steps_per_dispatch)
+        iterator = self.corpus.train(self.experiment.seed)
+        restored = self.checkpoints.restore(shapes, iterator) if self.checkpoints.steps() else None
         if restored is not None:
             tell(f"going on from step {restored[0]} in {self.directory.path}")
-            return restored[1]
-        return make(batch)
+            return restored[1], iterator
+        return make(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.batch)), iterator
 
     def _until_boundary(self, step: int, last: int) -> int:
         """Steps of the next dispatch: never past an evaluation, a checkpoint or the end."""

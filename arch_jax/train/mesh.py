@@ -5,6 +5,7 @@ All three run the same program and give the same losses, as far as the objective
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -42,6 +43,7 @@ class Placement:
             )
         self.mapped = experiment.parallel == "pmap"
         self.single = count == 1 and not self.mapped
+        self._compiling: Future | None = None
         self._make(experiment)
 
     def _make(self, experiment: Experiment) -> None:
@@ -61,6 +63,19 @@ class Placement:
         self._everywhere = NamedSharding(self.mesh, PartitionSpec())
         self._rows = NamedSharding(self.mesh, PartitionSpec(None, "data"))
         self._program = jax.jit(program, donate_argnums=0, out_shardings=self._everywhere)
+
+    def compile_ahead(self, state: Any, batch: Any, size: int) -> None:
+        """Begins to compile in the background, from shapes alone, while the state is made and the data opened.
+
+        Args:
+          state: shapes and dtypes of the state.
+          batch: shapes and dtypes of one batch.
+          size: batches stacked for a dispatch.
+        """
+        if self.single:
+            stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), batch)
+            compiled = lambda: self._program.lower(state, stacked, np.int32(0)).compile()
+            self._compiling = ThreadPoolExecutor(1).submit(compiled)
 
     def place(self, state: Any) -> Any:
         """A state on the devices as the program wants it."""
@@ -92,5 +107,6 @@ class Placement:
 
     def run(self, state: Any, batches: Any, count: int) -> tuple[Any, Any]:
         """Takes `count` steps. The state given is used up."""
-        state, metrics = self._program(state, batches, np.int32(count))
+        program = self._program if self._compiling is None else self._compiling.result()
+        state, metrics = program(state, batches, np.int32(count))
         return state, jax.tree.map(lambda x: x[0], metrics) if self.mapped else metrics

@@ -11,8 +11,7 @@ import jax
 import numpy as np
 from _table import compare, publish, table
 
-from arch_jax import Experiment, Optimizer, Text, objective
-from arch_jax.train import initial_state, make_program
+from arch_jax import Experiment, Optimizer, Text, create, objective, train
 
 WIDTH, DEPTH, HEADS, VOCABULARY, BATCH, LENGTH, STEPS = 256, 6, 8, 256, 8, 256, 3
 
@@ -28,8 +27,8 @@ def ours(scan: bool):
     )
     stream = np.random.default_rng(0).integers(0, VOCABULARY, (STEPS, BATCH, LENGTH + 1)).astype(np.int32)
     batches = {"tokens": stream[..., :-1], "targets": stream[..., 1:], "weights": np.ones((STEPS, BATCH, LENGTH), "f4")}
-    state = jax.jit(lambda b: initial_state(experiment, b))(jax.tree.map(lambda x: x[0], batches))
-    program = jax.jit(make_program(experiment), donate_argnums=0)
+    state = jax.jit(lambda b: train.initial_state(experiment, b))(jax.tree.map(lambda x: x[0], batches))
+    program = jax.jit(train.make_program(experiment), donate_argnums=0)
 
     def run():
         nonlocal state
