@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the run failed, 2 wrong usage. An error is one sentence on
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -210,8 +211,10 @@ def _train(options: argparse.Namespace) -> None:
     path = options.workdir or next_directory(experiment.name)
     outcome = train(experiment, path, stop_after=options.stop_after)
     if not outcome.finished:
-        again = f"arch-jax train {name or 'gpt'} --workdir {outcome.path}" + "".join(f" --set {c}" for c in options.set)
-        print(f"stopped after step {outcome.step} of {experiment.steps}; go on with: {again}")
+        again = ["arch-jax", "train", name or "gpt", "--workdir", str(outcome.path)]
+        again += [word for change in options.set for word in ("--set", change)]
+        again += [] if options.seed is None else ["--seed", options.seed]
+        print(f"stopped after step {outcome.step} of {experiment.steps}; go on with: {shlex.join(again)}")
         return
     texts = [path for path in outcome.shown if path.suffix == ".txt"]
     for path in texts:

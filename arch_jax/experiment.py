@@ -5,17 +5,19 @@ tolerance declared beforehand, and have generators `ablate_NAME()` that yield ov
 """
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
 import os
 import sys
+import traceback
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from arch_jax import fields, registry
-from arch_jax.errors import UsageError, unknown
+from arch_jax.errors import ArchJaxError, UsageError, unknown
 from arch_jax.objectives import objective as named_objective
 from arch_jax.objectives.base import Objective
 from arch_jax.optimizer import Optimizer
@@ -108,14 +110,13 @@ class Experiment:
         Raises:
           UsageError: unknown field (nearest names), or a value of the wrong type (what was expected).
         """
-        experiment = self
-        for path, value in changes.items():
-            if path == "model" and isinstance(value, str) and value in registry.models():
-                value = registry.create(value)
-            elif path == "objective" and isinstance(value, str) and value.isidentifier():
-                value = named_objective(value)
-            experiment = fields.override(experiment, {path: value})
-        return experiment
+        changes = dict(changes)
+        model, task = changes.get("model"), changes.get("objective")
+        if isinstance(model, str) and model in registry.models():
+            changes["model"] = registry.create(model)
+        if isinstance(task, str) and task.isidentifier():
+            changes["objective"] = named_objective(task)
+        return fields.override(self, changes)
 
     def to_json(self) -> dict[str, Any]:
         """Everything that makes the run, as JSON data."""
@@ -166,7 +167,7 @@ def load(name: str) -> tuple[Experiment, types.ModuleType]:
     """The experiment of a name, or of a file (`./mine.py`), and the module that holds it.
 
     Raises:
-      UsageError: unknown name (nearest names), a missing file, or a file without `config()`.
+      UsageError: unknown name (nearest names), a missing file, or one that fails or has no `config()`.
     """
     if name.endswith(".py") or "/" in name or "\\" in name:
         path = Path(name)
@@ -179,19 +180,40 @@ def load(name: str) -> tuple[Experiment, types.ModuleType]:
     module = import_file(path)
     if not callable(getattr(module, "config", None)):
         raise UsageError(f"{path.name} has no config(); expected a function that returns an Experiment")
-    experiment = module.config()
+    with _blamed_on(path):
+        experiment = module.config()
     if not isinstance(experiment, Experiment):
         raise UsageError(f"config() of {path.name} returned {type(experiment).__name__}; expected an Experiment")
     return dataclasses.replace(experiment, name=experiment.name or path.stem), module
 
 
 def import_file(path: Path) -> types.ModuleType:
-    """Runs a Python file as a module of its own name; what it registers is then known."""
+    """Runs a Python file as a module of its own name; what it registers is then known.
+
+    Raises:
+      UsageError: it is not Python, or fails when it is run; with the line.
+    """
     name = f"arch_jax_file_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{str(path)!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    with _blamed_on(path):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def _blamed_on(path: Path) -> Iterator[None]:
+    """Turns what goes wrong in a person's own file into a sentence with the file and the line."""
+    try:
+        yield
+    except ArchJaxError:
+        raise
+    except SyntaxError as problem:
+        raise UsageError(f"{path} is not Python: {problem.msg} in line {problem.lineno}") from problem
+    except Exception as problem:
+        lines = [place.lineno for place in traceback.extract_tb(problem.__traceback__) if place.filename == str(path)]
+        at = f" in line {lines[-1]}" if lines else ""
+        raise UsageError(f"{path} fails with {type(problem).__name__}{at}: {problem}") from problem

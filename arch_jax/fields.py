@@ -17,7 +17,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from arch_jax.errors import UsageError, unknown
+from arch_jax.errors import UsageError, nearest, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +174,10 @@ def _number(value: Any, path: str) -> float:
     try:
         if isinstance(value, bool):
             raise ValueError
-        return float(value)
+        number = float(value)
+        if math.isnan(number):  # equal to nothing, not even to itself when a run goes on
+            raise ValueError
+        return number
     except (ValueError, TypeError):
         raise UsageError(f"{path} is {value!r}; expected a number") from None
 
@@ -210,6 +213,9 @@ def _union(options: tuple, value: Any, path: str) -> Any:
     named = [problem for option, problem in problems if option is not types.NoneType]
     if len(named) == 1:
         raise UsageError(f"{named[0]}" + (" or none" if len(problems) > 1 else ""))
+    listed = isinstance(value, list | tuple) or (isinstance(value, str) and value.lstrip().startswith("["))
+    if listed and (of_tuple := [p for o, p in problems if typing.get_origin(o) is tuple]):
+        raise of_tuple[0]
     # The most helpful sentence is the one about a named component, where the field takes one.
     raise next((p for o, p in problems if typing.get_origin(o) is typing.Annotated), named[0])
 
@@ -247,8 +253,11 @@ def _component(value: Any, kind: str | None, path: str, expected: type | None = 
         raise UsageError(f'{where} is {value!r}; expected a name or {{"module": name, field: value ...}}')
     data = dict(value)
     name = data.pop("module", None if expected is None else _NAMES.get(expected))
-    if name not in components(kind):
-        raise unknown(kind or "component", str(name), components(kind))
+    valid = {n: cls for n, cls in components(kind).items() if expected is None or issubclass(cls, expected)}
+    if not isinstance(name, str) or (name not in valid and name not in components()):
+        raise unknown(kind or _NAMES.get(expected, "component"), str(name), valid)
+    if name not in valid and kind:
+        raise UsageError(f"{where} is the {_COMPONENTS[name][1]} {name!r}; expected a {kind}{nearest('', valid)}")
     cls = _COMPONENTS[name][0]
     if expected is not None and not issubclass(cls, expected):
         raise UsageError(f"{where} is {name!r}; expected {_NAMES.get(expected, expected.__name__)!r}")
@@ -272,12 +281,49 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
 def override(owner: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
     """A copy of a dataclass with dotted fields replaced: `override(experiment, {"model.depth": 4})`.
 
+    All fields of one owner change together, so that no order of them meets a combination that nobody asked for. A
+    field that is set as a whole and in part is first set as a whole.
+
     Raises:
       UsageError: unknown field (nearest names), or a value of the wrong type (what was expected).
     """
+    whole: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {}
     for path, value in changes.items():
-        owner = _assign(owner, path.split("."), value, prefix)
-    return owner
+        head, _, rest = path.partition(".")
+        if rest:
+            parts.setdefault(head, {})[rest] = value
+        else:
+            whole[head] = value
+    if not changes:
+        return owner
+    if isinstance(owner, tuple):
+        return _override_entries(owner, whole, parts, prefix)
+    if not dataclasses.is_dataclass(owner):
+        raise UsageError(f"{prefix.rstrip('.')} is {owner!r}, which has no field {next(iter(whole | parts))!r}")
+    fields = {field.name: field for field in settings(owner)}
+    new = {}
+    for head in dict.fromkeys([*whole, *parts]):
+        if head not in fields:
+            raise unknown("field", prefix + head, _candidates(owner, head, prefix))
+        if head in whole:
+            new[head] = coerce(fields[head].type, whole[head], prefix + head)
+        if head in parts:
+            new[head] = override(new.get(head, getattr(owner, head)), parts[head], f"{prefix}{head}.")
+    # A Linen module is cloned: `replace` would hand its `parent` on as if it were a setting.
+    return owner.clone(**new) if hasattr(owner, "clone") else dataclasses.replace(owner, **new)
+
+
+def _override_entries(owner: tuple, whole: Mapping[str, Any], parts: Mapping[str, Any], prefix: str) -> tuple:
+    """`override` of a tuple, whose fields are its indices."""
+    items = list(owner)
+    for head in dict.fromkeys([*whole, *parts]):
+        if not head.isdecimal() or int(head) >= len(owner):
+            raise UsageError(f"{prefix}{head} does not exist; expected an index from 0 to {len(owner) - 1}")
+        if head in whole:
+            raise UsageError(f"{prefix}{head} can't be replaced alone; set {prefix.rstrip('.')} as a whole")
+        items[int(head)] = override(items[int(head)], parts[head], f"{prefix}{head}.")
+    return tuple(items)
 
 
 def assignment(text: str) -> tuple[str, str]:
@@ -286,29 +332,6 @@ def assignment(text: str) -> tuple[str, str]:
     if not separator or not path.strip():
         raise UsageError(f"--set {text!r} has no value; expected field=value, such as model.depth=4")
     return path.strip(), value.strip()
-
-
-def _assign(owner: Any, path: list[str], value: Any, prefix: str) -> Any:
-    head, rest = path[0], path[1:]
-    if isinstance(owner, tuple):
-        if not head.isdigit() or int(head) >= len(owner):
-            raise UsageError(f"{prefix}{head} does not exist; expected an index from 0 to {len(owner) - 1}")
-        items = list(owner)
-        if not rest:
-            raise UsageError(f"{prefix}{head} can't be replaced alone; set {prefix.rstrip('.')} as a whole")
-        items[int(head)] = _assign(items[int(head)], rest, value, f"{prefix}{head}.")
-        return tuple(items)
-    if not dataclasses.is_dataclass(owner):
-        raise UsageError(f"{prefix.rstrip('.')} is {owner!r}, which has no field {head!r}")
-    fields = {field.name: field for field in settings(owner)}
-    if head not in fields:
-        raise unknown("field", prefix + head, _candidates(owner, head, prefix))
-    if rest:
-        new = _assign(getattr(owner, head), rest, value, f"{prefix}{head}.")
-    else:
-        new = coerce(fields[head].type, value, prefix + head)
-    # A Linen module is cloned: `replace` would hand its `parent` on as if it were a setting.
-    return owner.clone(**{head: new}) if hasattr(owner, "clone") else dataclasses.replace(owner, **{head: new})
 
 
 def _candidates(owner: Any, head: str, prefix: str) -> list[str]:
@@ -340,6 +363,9 @@ def difference(one: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any,
     if isinstance(one, dict) and isinstance(other, dict):
         for key in sorted(one.keys() | other.keys()):
             yield from difference(one.get(key), other.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for i, (left, right) in enumerate(zip(one, other)):
+            yield from difference(left, right, f"{path}.{i}")
     elif one != other:
         yield path, one, other
 

@@ -13,26 +13,17 @@ is whole but describes other leaves belongs to another model: that is an error, 
 """
 
 import contextlib
-import errno
-import functools
 import json
-import logging
 import math
 import os
 import shutil
-import sys
 import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Sharding
 from jaxtyping import PyTree
 
 from arch_jax.errors import RunError, UsageError
@@ -45,164 +36,26 @@ from arch_jax.train.checksums import (
     digest,
     leaf_paths,
     leaf_sharding,
-    no_mesh,
     seal,
     unseal,
+)
+from arch_jax.train.storage import (
+    Damaged,
+    Frozen,
+    Receiver,
+    barrier,
+    everywhere,
+    first_line,
+    gather,
+    is_about_this_machine,
+    orbax,
+    read_arrays,
+    why,
 )
 
 _FORMAT = 1
 _RECORD_FILE = "record.json"
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
-
-
-class _Damaged(Exception):
-    """This checkpoint can't be used; the message completes "checkpoint 1200 in DIR is corrupt: ..."."""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Processes, files, and what Orbax says
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _gather(value: str) -> list[str]:
-    """A hexadecimal digest from each process, in the order of the processes."""
-    if jax.process_count() == 1:
-        return [value]
-    from jax.experimental import multihost_utils
-
-    rows = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(value), np.uint8))
-    return [bytes(row).hex() for row in np.asarray(rows)]
-
-
-def _everywhere(fine: bool) -> bool:
-    """Whether it is fine in every process: they use, or skip, a checkpoint together."""
-    if jax.process_count() == 1:
-        return fine
-    from jax.experimental import multihost_utils
-
-    return bool(np.all(multihost_utils.process_allgather(np.array(fine))))
-
-
-def _barrier(name: str) -> None:
-    """Returns when all processes have come here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(f"arch_jax.checkpoint.{name}")
-
-
-def _from_orbax(error: BaseException | None) -> bool:
-    """Whether an exception passed through Orbax's code."""
-    return any(
-        f"{os.sep}orbax{os.sep}" in place.filename for place in traceback.extract_tb(error and error.__traceback__)
-    )
-
-
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    """Keeps from the user what Orbax logs: each failure comes as an exception too, and is told in one sentence here."""
-    error = record.exc_info[1] if record.exc_info else None
-    return f"{os.sep}orbax{os.sep}" not in record.pathname and not any(map(_from_orbax, _causes(error)))
-
-
-@functools.cache
-def _orbax() -> Any:
-    """Orbax, imported when first needed (0.4 s) and silenced."""
-    import absl.logging  # noqa: F401  (it installs the logger's class, so it must come before getLogger)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import orbax.checkpoint
-
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(_not_from_orbax)
-    # After a failed save, TensorStore calls back into an event loop that Orbax has closed: told once, by us.
-    report = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
-            report(unraisable)
-
-    sys.unraisablehook = hook
-    return orbax.checkpoint
-
-
-def _first_line(error: BaseException) -> str:
-    """What an exception says, on one line of bounded length."""
-    lines = str(error).strip().splitlines()
-    line = lines[0] if lines else type(error).__name__
-    return line if len(line) <= 200 else line[:197] + "..."
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those it came from."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _why(error: BaseException) -> str:
-    """Why writing or reading failed, in words: a full disk and the like by number, or by what Orbax's text quotes."""
-    known = {
-        errno.ENOSPC: ("the disk is full", "No space left on device"),
-        errno.EDQUOT: ("the disk quota is used up", "Disk quota exceeded"),
-        errno.EFBIG: ("a file grew beyond the size allowed here", "File too large"),
-        errno.EROFS: ("the file system is read-only", "Read-only file system"),
-        errno.EACCES: ("permission is denied", "Permission denied"),
-    }
-    for cause in _causes(error):
-        for number, (words, text) in known.items():
-            if getattr(cause, "errno", None) == number or text in str(cause):
-                return words
-    return (isinstance(error, OSError) and error.strerror) or _first_line(error)
-
-
-def _is_about_this_machine(error: BaseException) -> bool:
-    """Whether reading failed for a reason that says nothing about the checkpoint: memory, permission, a server."""
-    for cause in _causes(error):
-        if isinstance(cause, MemoryError | PermissionError) or "PERMISSION_DENIED" in str(cause):
-            return True
-        if isinstance(cause, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(cause):
-            return True
-        if getattr(cause, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT):
-            return True
-    return False
-
-
-def _pieces(target: Sharding | None, shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
-    """The parts of an array that this process reads: all of it, or each that one of its devices holds, once."""
-    if target is None:
-        return [(slice(None),) * len(shape)]
-    return list({str(index): index for index in target.addressable_devices_indices_map(shape).values()}.values())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The data iterator
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class _Frozen:
-    """An iterator's state at one moment, for Grain's handler, which asks `get_state` only when it writes."""
-
-    def __init__(self, iterator: Any):
-        state = iterator.get_state()
-        self.kind = "bytes" if isinstance(state, bytes) else "json"
-        self.content = state if isinstance(state, bytes) else json.dumps(state, indent=4).encode()
-        self.content.decode()  # Grain writes text
-
-    def get_state(self) -> bytes:
-        return self.content
-
-
-class _Receiver:
-    """Takes from Grain's handler the state that it read, so that it is verified before any iterator is moved."""
-
-    content = b""
-
-    def set_state(self, content: bytes) -> None:
-        self.content = content
-
-    def start_prefetch(self) -> None:
-        pass
 
 
 def _number(value: Any) -> float | str:
@@ -268,7 +121,7 @@ class Checkpoints:
             probe.touch()
             probe.unlink(missing_ok=True)
         except OSError as error:
-            raise RunError(f"the checkpoint folder {self.directory} can't be written: {_why(error)}") from error
+            raise RunError(f"the checkpoint folder {self.directory} can't be written: {why(error)}") from error
 
     # -- what is there ------------------------------------------------------------------------------------------------
 
@@ -277,7 +130,7 @@ class Checkpoints:
         try:
             names = [entry.name for entry in self.directory.iterdir() if entry.is_dir()]
         except OSError as error:
-            raise RunError(f"the checkpoint folder {self.directory} can't be read: {_why(error)}") from error
+            raise RunError(f"the checkpoint folder {self.directory} can't be read: {why(error)}") from error
         return sorted(int(name) for name in names if name.isdecimal() and name.isascii() and str(int(name)) == name)
 
     def best_step(self) -> int | None:
@@ -311,15 +164,15 @@ class Checkpoints:
         try:
             record = unseal((self.directory / str(step) / "record" / _RECORD_FILE).read_text())
         except Exception as error:
-            if _is_about_this_machine(error):
+            if is_about_this_machine(error):
                 raise
-            raise _Damaged("its record is damaged") from error
+            raise Damaged("its record is damaged") from error
         if record["format"] != _FORMAT:
             raise RunError(
                 f"checkpoint {step} in {self.directory} is of format {record['format']}; this version reads {_FORMAT}"
             )
         if record["step"] != step:
-            raise _Damaged(f"its record is of step {record['step']}")
+            raise Damaged(f"its record is of step {record['step']}")
         return record
 
     # -- saving -------------------------------------------------------------------------------------------------------
@@ -352,34 +205,32 @@ class Checkpoints:
             )
         leaves = {name: as_stored(name, leaf) for name, leaf in leaf_paths(state)[0].items()}
         try:
-            frozen = None if iterator is None else _Frozen(iterator)
+            frozen = None if iterator is None else Frozen(iterator)
         except (TypeError, ValueError) as error:
-            raise UsageError(f"the data iterator's state is neither text nor JSON: {_first_line(error)}") from error
+            raise UsageError(f"the data iterator's state is neither text nor JSON: {first_line(error)}") from error
         try:
             numbers = {str(name): _number(value) for name, value in (metrics or {}).items()}
         except (TypeError, ValueError) as error:
-            raise UsageError(f"a metric of step {step} is not a number: {_first_line(error)}") from error
+            raise UsageError(f"a metric of step {step} is not a number: {first_line(error)}") from error
         sums = checksums({name: leaf.array for name, leaf in leaves.items()})
         record = seal(
             {
                 "format": _FORMAT,
                 "step": step,
                 "leaves": {name: describe(leaf, sums[name]) for name, leaf in leaves.items()},
-                "iterator": None
-                if frozen is None
-                else {"kind": frozen.kind, "hashes": _gather(digest(frozen.content))},
+                "iterator": None if frozen is None else {"kind": frozen.kind, "hashes": gather(digest(frozen.content))},
                 "metrics": numbers,
             }
         )
-        _orbax()  # outside: a broken installation is not a failed save
+        orbax()  # outside: a broken installation is not a failed save
         try:
             self._write(step, {name: leaf.array for name, leaf in leaves.items() if leaf.array.size}, frozen, record)
         except Exception as error:
             raise self._failed(step, error) from error
         self._mine.add(step)
 
-    def _write(self, step: int, arrays: dict[str, Any], frozen: _Frozen | None, record: dict[str, Any]) -> None:
-        arguments = _orbax().args
+    def _write(self, step: int, arrays: dict[str, Any], frozen: Frozen | None, record: dict[str, Any]) -> None:
+        arguments = orbax().args
         if self._manager is None:
             self._manager = self._writer()
         self._metrics.pop(step, None)
@@ -399,7 +250,7 @@ class Checkpoints:
 
     def _writer(self) -> Any:
         """Orbax's manager; made at the first save, since making it removes what a killed save left behind."""
-        orbax = _orbax()
+        library = orbax()
         self._metrics = self._read_metrics()
         if jax.process_index() == 0:
             steps = self.steps()
@@ -407,23 +258,23 @@ class Checkpoints:
             stale = [self.directory / str(step) for step in set(steps) - self._kept(steps)]
             for path in [*self.directory.glob(_TEMPORARY), *stale]:
                 shutil.rmtree(path, ignore_errors=True)
-        _barrier("clean")
-        registry = orbax.handlers.DefaultCheckpointHandlerRegistry()
+        barrier("clean")
+        registry = library.handlers.DefaultCheckpointHandlerRegistry()
         # Uncompressed: trained weights are noise to a compressor (8 % saved), and its time is the training's.
         for name, handler, save, restore in (
-            ("state", orbax.PyTreeCheckpointHandler(use_compression=False), "PyTreeSave", "PyTreeRestore"),
-            ("record", orbax.JsonCheckpointHandler(_RECORD_FILE), "JsonSave", "JsonRestore"),
+            ("state", library.PyTreeCheckpointHandler(use_compression=False), "PyTreeSave", "PyTreeRestore"),
+            ("record", library.JsonCheckpointHandler(_RECORD_FILE), "JsonSave", "JsonRestore"),
         ):
-            registry.add(name, getattr(orbax.args, save), handler)
-            registry.add(name, getattr(orbax.args, restore), handler)
-        return orbax.CheckpointManager(
+            registry.add(name, getattr(library.args, save), handler)
+            registry.add(name, getattr(library.args, restore), handler)
+        return library.CheckpointManager(
             self.directory,
-            options=orbax.CheckpointManagerOptions(
+            options=library.CheckpointManagerOptions(
                 preservation_policy=_Keep(self),
                 # Reading each step's files at construction is where a damaged one would break it.
                 lightweight_initialize=True,
                 # Created in the background, a folder that can't be made leaves the writers waiting 20 minutes for it.
-                async_options=orbax.options.AsyncOptions(create_directories_asynchronously=False),
+                async_options=library.options.AsyncOptions(create_directories_asynchronously=False),
             ),
             handler_registry=registry,
         )
@@ -445,7 +296,7 @@ class Checkpoints:
         with contextlib.suppress(RunError):
             before = [other for other in self.steps() if other != step]
         rest = f"checkpoint {before[-1]} before it is intact" if before else "there is none before it"
-        return RunError(f"checkpoint {step} could not be written to {self.directory}: {_why(error)}; {rest}")
+        return RunError(f"checkpoint {step} could not be written to {self.directory}: {why(error)}; {rest}")
 
     def wait(self) -> None:
         """Returns when what was saved is on the disk.
@@ -524,7 +375,7 @@ class Checkpoints:
         for place, candidate in enumerate(candidates):
             try:
                 restored, content = self._read(candidate, leaves, iterator is not None)
-            except _Damaged as error:
+            except Damaged as error:
                 if not (self.directory / str(candidate)).is_dir():
                     continue  # the run that owns the folder deleted it in the meantime
                 damaged[candidate] = str(error)
@@ -545,7 +396,7 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, leaves: dict[str, Any], with_iterator: bool) -> tuple[list[Any], Any]:
-        """The leaves and the iterator's state of one checkpoint, verified; _Damaged where that is not possible."""
+        """The leaves and the iterator's state of one checkpoint, verified; Damaged where that is not possible."""
         here = f"checkpoint {step} in {self.directory}"
         problem: Exception | None = None
         stored: dict[str, Any] = {}
@@ -558,82 +409,29 @@ class Checkpoints:
             if with_iterator:
                 content = self._read_iterator(step, record["iterator"])
             stored = self._read_arrays(step, leaves, record["leaves"])
-        except (RunError, _Damaged) as error:
+        except (RunError, Damaged) as error:
             problem = error
         except Exception as error:
-            if _is_about_this_machine(error):
-                problem = RunError(f"{here} can't be read: {_why(error)}")
+            if is_about_this_machine(error):
+                problem = RunError(f"{here} can't be read: {why(error)}")
             else:
-                problem = _Damaged(f"it can't be read ({_first_line(error)})")
+                problem = Damaged(f"it can't be read ({first_line(error)})")
             problem.__cause__ = error
         # The sums below are computed by all processes together, so all must have come this far.
-        whole = _everywhere(problem is None)
+        whole = everywhere(problem is None)
         if problem is not None:
             raise problem
         if not whole:
-            raise _Damaged("another process can't read it")
+            raise Damaged("another process can't read it")
         sums = checksums(stored)
         for name, entry in record["leaves"].items():
             if sums[name] != entry["checksum"]:
-                raise _Damaged(f"{name} does not match its checksum")
+                raise Damaged(f"{name} does not match its checksum")
         return [as_asked(leaf, stored[name]) for name, leaf in leaves.items()], content
 
     def _read_arrays(self, step: int, leaves: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any]:
-        """The stored arrays, on their devices, not yet verified.
-
-        Read with TensorStore, as Orbax does itself. Orbax's reading needs five more files whole, allocates whatever
-        shape they claim, and after a failure leaves callbacks that print tracebacks from a closed event loop.
-        """
-        import tensorstore
-
-        state = {"driver": "file", "path": f"{self.directory / str(step) / 'state'}/"}
-        context = tensorstore.Context()
-        opening = {
-            name: tensorstore.open(
-                {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": state, "path": f"{name}/"}},
-                open=True,
-                read=True,
-                context=context,
-            )
-            for name, entry in entries.items()
-            if 0 not in entry["shape"]
-        }
-        stores = {name: future.result() for name, future in opening.items()}
-        for name, store in stores.items():
-            # Before anything is allocated: a flipped digit turns a shape, or a chunk's, into terabytes.
-            shape, dtype = tuple(entries[name]["shape"]), jnp.dtype(entries[name]["dtype"])
-            chunk = store.chunk_layout.read_chunk.shape or ()
-            if (
-                store.shape != shape
-                or store.dtype.numpy_dtype != dtype
-                or any(part > whole for part, whole in zip(chunk, shape, strict=True))
-            ):
-                raise _Damaged(
-                    f"{name} is stored as {store.dtype.name}{list(store.shape)}, not {dtype.name}{list(shape)}"
-                )
-        targets = {name: None if entries[name]["host"] else leaf_sharding(leaves[name]) for name in stores}
-        # All reads are under way before the first is waited for; each piece of a sharded array is read once a process.
-        reading = {
-            name: {str(index): store[index].read() for index in _pieces(targets[name], store.shape)}
-            for name, store in stores.items()
-        }
-        stored: dict[str, Any] = {}
-        with no_mesh():
-            for name, entry in entries.items():
-                pieces, target = reading.pop(name, None), targets.get(name)
-                if pieces is None:
-                    array = np.zeros(entry["shape"], jnp.dtype(entry["dtype"]))
-                elif target is None:
-                    (piece,) = pieces.values()
-                    array = piece.result()
-                else:
-                    stored[name] = jax.make_array_from_callback(
-                        stores[name].shape, target, lambda index, pieces=pieces: pieces[str(index)].result()
-                    )
-                    continue
-                # Copied: a device array that borrows numpy's memory can't be donated.
-                stored[name] = array if entry["host"] else jnp.array(array, copy=True)
-        return stored
+        targets = {name: None if entries[name]["host"] else leaf_sharding(leaf) for name, leaf in leaves.items()}
+        return read_arrays(self.directory / str(step) / "state", entries, targets)
 
     def _read_iterator(self, step: int, entry: Mapping[str, Any] | None) -> Any:
         """The verified state of this process's iterator."""
@@ -648,13 +446,13 @@ class Checkpoints:
         import grain
         from etils import epath
 
-        _orbax()
-        receiver = _Receiver()
+        orbax()
+        receiver = Receiver()
         grain.checkpoint.CheckpointHandler().restore(
             epath.Path(self.directory / str(step) / "iterator"), args=grain.checkpoint.CheckpointRestore(receiver)
         )
         if digest(receiver.content) != entry["hashes"][jax.process_index()]:
-            raise _Damaged("the data iterator's state does not match its hash")
+            raise Damaged("the data iterator's state does not match its hash")
         return receiver.content if entry["kind"] == "bytes" else json.loads(receiver.content)
 
     def _move(self, step: int, iterator: Any, content: Any) -> None:
@@ -664,7 +462,7 @@ class Checkpoints:
                 iterator.start_prefetch()
         except Exception as error:
             raise RunError(
-                f"checkpoint {step} in {self.directory} belongs to another data pipeline: {_first_line(error)}"
+                f"checkpoint {step} in {self.directory} belongs to another data pipeline: {first_line(error)}"
             ) from error
 
     def _set_aside(self, damaged: Iterable[int]) -> None:
@@ -676,8 +474,8 @@ class Checkpoints:
                 try:
                     (self.directory / str(step)).rename(target)
                 except OSError as error:
-                    self._log(f"checkpoint {step} in {self.directory} is corrupt and can't be renamed: {_why(error)}")
+                    self._log(f"checkpoint {step} in {self.directory} is corrupt and can't be renamed: {why(error)}")
         if damaged:
-            _barrier("set_aside")
+            barrier("set_aside")
             # It refuses steps that it believes to be there; its own reload reads files that may be damaged too.
             self._let_go()

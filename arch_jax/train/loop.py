@@ -92,15 +92,17 @@ class _Run:
                 f"steps is {experiment.steps}, but the run in {self.directory.path} has taken {step} already; "
                 "expected at least as many"
             )
-        self.directory.cut_metrics(step)
         last = experiment.steps if stop_after is None else min(experiment.steps, step + stop_after)
         unit = getattr(self.corpus, "unit", "examples")
         per_step = getattr(self.corpus, "units_per_batch", getattr(experiment.data, "batch", 1))
-        events = Events(self.directory.path, experiment.tensorboard)
         validation: dict[str, float] = {}
         shown: list[Path] = []
         state = self.placement.place(state)
-        with Progress(experiment.steps, step, unit, per_step) as progress:
+        progressing = Progress(experiment.steps, step, unit, per_step)
+        with Events(self.directory.path, experiment.tensorboard, step) as events, progressing as progress:
+            # Nothing of the folder is changed before all that can be refused was.
+            self.directory.settle()
+            self.directory.cut_metrics(step)
             pending = None
             while step < last and not self.stop.is_set():
                 count = self._until_boundary(step, last)
@@ -125,7 +127,6 @@ class _Run:
             self.checkpoints.wait()
             if step >= experiment.steps and not validation:  # the run was finished before this call
                 validation, shown = self._evaluate(step, state, progress, events, again=begun == step)
-        events.close()
         draw_losses(self.directory.path, f"{experiment.name}: loss")
         return Outcome(
             path=self.directory.path,

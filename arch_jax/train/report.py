@@ -99,7 +99,9 @@ def draw_losses(path: Path, title: str) -> Path:
 
     lines = read_metrics(path)
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    losses = [name for name in (lines[0] if lines else {}) if name == "loss" or name.endswith("/loss")]
+    # From all lines: the first may be of a validation, and a player may be idle whenever a line is written.
+    names = dict.fromkeys(name for line in lines for name, value in line.items() if value is not None)
+    losses = [name for name in names if name == "loss" or name.endswith("/loss")]
     for i, name in enumerate(n for n in losses if not n.startswith("validation/")):
         points = np.array([(line["step"], line[name]) for line in lines if line.get(name) is not None])
         axes.plot(*points.T, color=f"C{i}", alpha=0.3, linewidth=0.8)
@@ -140,11 +142,16 @@ def save_shown(path: Path, step: int, shown: Mapping[str, Any]) -> list[Path]:
 class Events:
     """TensorBoard events, if asked for; otherwise does nothing.
 
+    Args:
+      path: the run's folder.
+      wanted: whether they are asked for.
+      step: steps taken before this call; events of later ones, from a run that was killed, are hidden.
+
     Raises:
       UsageError: they are asked for and tensorboardX is not installed.
     """
 
-    def __init__(self, path: Path, wanted: bool) -> None:
+    def __init__(self, path: Path, wanted: bool, step: int = 0) -> None:
         self._writer = None
         if wanted:
             try:
@@ -153,7 +160,7 @@ class Events:
                 raise UsageError(
                     "tensorboard=true needs tensorboardX; install arch-jax[tensorboard], or set tensorboard=false"
                 ) from None
-            self._writer = SummaryWriter(str(path / "tensorboard"))
+            self._writer = SummaryWriter(str(path / "tensorboard"), purge_step=step + 1)
 
     def add(self, lines: list[dict[str, Any]]) -> None:
         """Adds lines as they stand in `metrics.jsonl`."""
@@ -162,8 +169,13 @@ class Events:
                 if name != "step" and value is not None:
                     self._writer.add_scalar(name, value, line["step"])
 
-    def close(self) -> None:
-        """Writes out what is left."""
+    def __enter__(self) -> "Events":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Writes out what is left, also of a run that fails."""
         if self._writer is not None:
             self._writer.close()
 

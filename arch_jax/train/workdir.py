@@ -19,7 +19,6 @@ from arch_jax.experiment import Experiment
 FORMAT = 1
 #: What may differ when a run goes on: its length. The schedule's horizon was written down when it began.
 MAY_CHANGE = re.compile(r"steps$")
-HORIZON = re.compile(r"optimizer\.(\d+\.)?horizon$|optimizer$")
 
 
 class WorkDirectory:
@@ -33,6 +32,7 @@ class WorkDirectory:
         import filelock
 
         self.path = Path(path)
+        self._config: dict[str, Any] = {}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = filelock.FileLock(self.path / ".lock")
@@ -64,7 +64,7 @@ class WorkDirectory:
         return self.path / "metrics.jsonl"
 
     def claim(self, experiment: Experiment, facts: Mapping[str, Any], batch: Mapping[str, Any]) -> Experiment:
-        """Begins a run here, or goes on with the one that is here if it is the same.
+        """Checks that a run may begin here, or go on if it is the one that is here; `settle` then writes it down.
 
         Args:
           experiment: what is asked for.
@@ -88,15 +88,21 @@ class WorkDirectory:
                     f"the data of the run in {self.path} has changed: {changed[0]} was {changed[1]!r} "
                     f"and is {changed[2]!r}"
                 )
-        config = {
+        self._config = {
             "format": FORMAT,
             "experiment": experiment.to_json(),
             "data": dict(facts),
             "batch": {name: {"shape": list(x.shape), "dtype": str(x.dtype)} for name, x in batch.items()},
             "versions": versions() if stored is None else stored.get("versions"),
         }
-        write(self.path / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
         return experiment
+
+    def settle(self) -> None:
+        """Writes down whose run this is, as `claim` found it.
+
+        Apart from `claim`, so that a run that is refused for another reason leaves the folder free, or as it was.
+        """
+        write(self.path / "config.json", json.dumps(self._config, indent=1, ensure_ascii=False) + "\n")
 
     def cut_metrics(self, step: int) -> None:
         """Drops what `metrics.jsonl` says of steps after `step`: they will be taken again."""
