@@ -10,14 +10,14 @@ import arch_jax
 
 
 def config() -> arch_jax.Experiment:
-    """1.6 M parameters, 16 windows of 256 bytes a step."""
+    """1.6 M parameters, 8 windows of 256 bytes a step."""
     return arch_jax.Experiment(
         model=arch_jax.create("gpt"),
         objective=arch_jax.objective("next_token"),
-        data=arch_jax.Text(source="pydocs", tokenizer="bytes", length=256, batch=16),
+        data=arch_jax.Text(source="pydocs", tokenizer="bytes", length=256, batch=8),
         optimizer=arch_jax.Optimizer("adamw", learning_rate=3e-3, warmup=50, weight_decay=0.1, b2=0.98),
         steps=500,
-        evaluate_every=250,
+        evaluate_every=125,
         checkpoint_every=125,
     )
 
