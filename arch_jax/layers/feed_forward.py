@@ -8,12 +8,13 @@ from jaxtyping import Array, Float
 from arch_jax.errors import unknown
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense
+from arch_jax.ops.activations import gelu_tanh
 
 #: Activation by name. GELU in both forms of Hendrycks & Gimpel (2016, arXiv 1606.08415): exact, and by tanh.
 ACTIVATIONS = {
     "relu": jax.nn.relu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_tanh": gelu_tanh,
     "silu": jax.nn.silu,
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
