@@ -42,7 +42,6 @@ from arch_jax.train.checksums import (
 from arch_jax.train.storage import (
     Damaged,
     Frozen,
-    Receiver,
     barrier,
     everywhere,
     first_line,
@@ -50,6 +49,8 @@ from arch_jax.train.storage import (
     is_about_this_machine,
     orbax,
     read_arrays,
+    read_iterator,
+    set_aside,
     why,
 )
 
@@ -123,8 +124,6 @@ class Checkpoints:
         except OSError as error:
             raise RunError(f"the checkpoint folder {self.directory} can't be written: {why(error)}") from error
 
-    # -- what is there ------------------------------------------------------------------------------------------------
-
     def steps(self) -> list[int]:
         """The steps of the finished checkpoints, oldest first; whether they are whole is not looked at."""
         try:
@@ -174,8 +173,6 @@ class Checkpoints:
         if record["step"] != step:
             raise Damaged(f"its record is of step {record['step']}")
         return record
-
-    # -- saving -------------------------------------------------------------------------------------------------------
 
     def save(self, step: int, state: PyTree, iterator: Any = None, metrics: Mapping[str, Any] | None = None) -> None:
         """Saves in the background; returns when the state may be donated.
@@ -340,8 +337,6 @@ class Checkpoints:
                 raise
             self._log(str(failed))  # the error on its way out is the one to see
 
-    # -- restoring ----------------------------------------------------------------------------------------------------
-
     def restore(
         self, abstract_state: PyTree, iterator: Any = None, *, step: int | None = None
     ) -> tuple[int, PyTree] | None:
@@ -387,7 +382,9 @@ class Checkpoints:
                 continue
             if iterator is not None:
                 self._move(candidate, iterator, content)
-            self._set_aside(damaged)
+            set_aside(self.directory, damaged, self._log)
+            if damaged:  # Orbax refuses steps that it believes to be there, and its own reload reads damaged files too
+                self._let_go()
             self._mine.add(candidate)
             return candidate, jax.tree_util.tree_unflatten(structure, restored)
         if damaged:
@@ -443,17 +440,10 @@ class Checkpoints:
                 f"{here} holds the data iterators of {len(entry['hashes'])} processes, and this run has "
                 f"{jax.process_count()}"
             )
-        import grain
-        from etils import epath
-
-        orbax()
-        receiver = Receiver()
-        grain.checkpoint.CheckpointHandler().restore(
-            epath.Path(self.directory / str(step) / "iterator"), args=grain.checkpoint.CheckpointRestore(receiver)
-        )
-        if digest(receiver.content) != entry["hashes"][jax.process_index()]:
+        content = read_iterator(self.directory / str(step) / "iterator")
+        if digest(content) != entry["hashes"][jax.process_index()]:
             raise Damaged("the data iterator's state does not match its hash")
-        return receiver.content if entry["kind"] == "bytes" else json.loads(receiver.content)
+        return content if entry["kind"] == "bytes" else json.loads(content)
 
     def _move(self, step: int, iterator: Any, content: Any) -> None:
         try:
@@ -464,18 +454,3 @@ class Checkpoints:
             raise RunError(
                 f"checkpoint {step} in {self.directory} belongs to another data pipeline: {first_line(error)}"
             ) from error
-
-    def _set_aside(self, damaged: Iterable[int]) -> None:
-        """Renames damaged checkpoints, so that their steps can be saved again and a person can look at them."""
-        if jax.process_index() == 0:
-            for step in damaged:
-                names = (f"damaged-{step}" + (f"-{number}" if number else "") for number in range(1000))
-                target = next(self.directory / name for name in names if not (self.directory / name).exists())
-                try:
-                    (self.directory / str(step)).rename(target)
-                except OSError as error:
-                    self._log(f"checkpoint {step} in {self.directory} is corrupt and can't be renamed: {why(error)}")
-        if damaged:
-            barrier("set_aside")
-            # It refuses steps that it believes to be there; its own reload reads files that may be damaged too.
-            self._let_go()

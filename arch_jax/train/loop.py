@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from arch_jax.errors import RunError, UsageError
@@ -81,7 +82,7 @@ class _Run:
         self.checkpoints, self.stop = checkpoints, stop
         self.placement = Placement(experiment)
         self.evaluate = jax.jit(experiment.task.evaluate)
-        self.lines: list[dict[str, Any]] = []
+        self.finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))
 
     def take(self, stop_after: int | None) -> Outcome:
         experiment = self.experiment
@@ -167,7 +168,8 @@ class _Run:
         Raises:
           RunError: one of them is not finite.
         """
-        metrics = jax.device_get(metrics)
+        # Losses first: where several metrics are not finite, a loss is the one to name. (JAX sorts by name.)
+        metrics = dict(sorted(jax.device_get(metrics).items(), key=lambda item: not _is_loss(item[0])))
         lines = []
         for i in range(count):
             line: dict[str, Any] = {"step": before + i + 1}
@@ -180,13 +182,15 @@ class _Run:
             lines.append(line)
         self.directory.append_metrics(self._logged(lines))
         events.add(self._logged(lines))
-        losses = [v for name, v in lines[-1].items() if (name == "loss" or name.endswith("/loss")) and v is not None]
+        losses = [value for name, value in lines[-1].items() if _is_loss(name) and value is not None]
         progress.update(before + count, losses[0] if losses else None)
 
     def _logged(self, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [line for line in lines if line["step"] % self.experiment.log_every == 0]
 
     def _not_finite(self, step: int, name: str, value: float) -> str:
+        """The sentence for what is not finite; waits for a save under way, which counts."""
+        self.checkpoints.wait()
         saved = self.checkpoints.steps()
         rest = f"the last good checkpoint is that of step {saved[-1]}" if saved else "there is no checkpoint before it"
         return f"{name} is {value} at step {step} of the run in {self.directory.path}; {rest}"
@@ -209,7 +213,25 @@ class _Run:
         return validation, shown
 
     def _save(self, step: int, state: Any, iterator: Any, validation: dict[str, float] | None) -> None:
-        self.checkpoints.save(step, self.placement.whole(state), iterator, validation)
+        """Saves a state, unless it is broken already.
+
+        Raises:
+          RunError: a parameter is not finite, or the save failed.
+        """
+        whole = self.placement.whole(state)
+        # A step's own metrics say nothing of what its update made: without this look, the next step would call a
+        # checkpoint good that is not.
+        flags = jax.device_get(self.finite(whole.parameters))
+        bad = next((path for path, fine in jax.tree_util.tree_leaves_with_path(flags) if not fine), None)
+        if bad is not None:
+            name = jax.tree_util.keystr(bad, simple=True, separator="/")
+            raise RunError(self._not_finite(step, f"the parameter {name}", math.nan))
+        self.checkpoints.save(step, whole, iterator, validation)
+
+
+def _is_loss(metric: str) -> bool:
+    """Whether a metric is what a player minimises."""
+    return metric == "loss" or metric.endswith("/loss")
 
 
 def evaluate(evaluation: Any, variables: Any, corpus: Any) -> dict[str, float]:

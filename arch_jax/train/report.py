@@ -31,6 +31,7 @@ class Progress:
         self.console = Console(stderr=True)
         self._started = self._spoke = time.perf_counter()
         self._first = self._step = done
+        self._warm = False
         self._bar = None
         if self.console.is_terminal:
             columns = (
@@ -64,9 +65,9 @@ class Progress:
 
     def update(self, step: int, loss: float | None) -> None:
         """Tells that `step` steps are done."""
-        if self._step == self._first and step > self._first:
+        if not self._warm:
             # The first dispatch holds the compilation: counting from its end, the rate is that of training.
-            self._started, self._first = time.perf_counter(), step
+            self._started, self._first, self._warm = time.perf_counter(), step, True
         self._step = step
         shown = "-" if loss is None else f"{loss:.4f}"
         if self._bar is not None:
@@ -74,8 +75,8 @@ class Progress:
         elif time.perf_counter() - self._spoke > self.every:
             self._spoke = time.perf_counter()
             left = (self.total - step) * self.per_step / self.rate if self.rate else float("inf")
-            time_left = f"{left:.0f} s left" if left < 1e7 else "time left unknown"
-            self.say(f"step {step}/{self.total}  loss {shown}  {_short(self.rate)} {self.unit}/s  {time_left}")
+            pace = f"{_short(self.rate)} {self.unit}/s  {left:.0f} s left" if self.rate else "the pace is not known yet"
+            self.say(f"step {step}/{self.total}  loss {shown}  {pace}")
 
     def say(self, sentence: str) -> None:
         """A line for the person, above the bar where there is one."""
@@ -160,7 +161,8 @@ class Events:
                 raise UsageError(
                     "tensorboard=true needs tensorboardX; install arch-jax[tensorboard], or set tensorboard=false"
                 ) from None
-            self._writer = SummaryWriter(str(path / "tensorboard"), purge_step=step + 1)
+            # The suffix, since files of the same second have the same name, and the later replaces the earlier.
+            self._writer = SummaryWriter(str(path / "tensorboard"), purge_step=step + 1, filename_suffix=f".{step}")
 
     def add(self, lines: list[dict[str, Any]]) -> None:
         """Adds lines as they stand in `metrics.jsonl`."""

@@ -96,7 +96,12 @@ def open_run(path: Path | str, imports: Sequence[str] = (), *, best: bool = Fals
         if not Path(file).is_file():
             raise UsageError(f"--import {file!r} does not exist; expected a Python file")
         import_file(Path(file))
-    experiment = Experiment.from_json(config["experiment"])
+    try:
+        experiment = Experiment.from_json(config["experiment"])
+    except UsageError as problem:
+        raise UsageError(
+            f"the run in {path} can't be opened: {problem}; parts of your own come with --import FILE"
+        ) from None
     try:
         batch = {name: jax.ShapeDtypeStruct(tuple(x["shape"]), x["dtype"]) for name, x in config["batch"].items()}
     except (KeyError, TypeError, ValueError) as problem:

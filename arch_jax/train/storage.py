@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +221,28 @@ def read_arrays(folder: Path, entries: Mapping[str, Any], targets: Mapping[str, 
             # Copied: a device array that borrows numpy's memory can't be donated.
             stored[name] = array if entry["host"] else jnp.array(array, copy=True)
     return stored
+
+
+def read_iterator(folder: Path) -> bytes:
+    """This process's iterator state, read by Grain's handler from a checkpoint's `iterator` folder; not yet verified."""
+    import grain
+    from etils import epath
+
+    orbax()
+    receiver = Receiver()
+    grain.checkpoint.CheckpointHandler().restore(epath.Path(folder), args=grain.checkpoint.CheckpointRestore(receiver))
+    return receiver.content
+
+
+def set_aside(directory: Path, damaged: Collection[int], log: Callable[[str], Any]) -> None:
+    """Renames damaged checkpoints to `damaged-<step>`: their steps can be saved again, and a person can look."""
+    if jax.process_index() == 0:
+        for step in damaged:
+            names = (f"damaged-{step}" + (f"-{number}" if number else "") for number in range(1000))
+            target = next(directory / name for name in names if not (directory / name).exists())
+            try:
+                (directory / str(step)).rename(target)
+            except OSError as error:
+                log(f"checkpoint {step} in {directory} is corrupt and can't be renamed: {why(error)}")
+    if damaged:
+        barrier("set_aside")
