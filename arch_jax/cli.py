@@ -38,8 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `arch-jax list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ArchJaxError, OSError, MemoryError) as problem:
-        if debug:
+    except Exception as problem:
+        if debug or not (isinstance(problem, ArchJaxError | OSError | MemoryError) or _is_full_device(problem)):
             raise
         print(f"arch-jax: {_sentence(problem)}", file=sys.stderr)
         return getattr(problem, "exit_code", 1)
@@ -48,7 +48,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def _is_full_device(problem: Exception) -> bool:
+    """Whether a device's memory is full, which JAX tells with an exception that stands for much else too."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(problem, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(problem)
+
+
 def _sentence(problem: BaseException) -> str:
+    if _is_full_device(problem):
+        first = str(problem).strip().splitlines()[0]
+        return f"the device's memory is full ({first}); a smaller batch, or accumulate=N, needs less"
     text = str(problem) if isinstance(problem, ArchJaxError) else f"{type(problem).__name__}: {problem}"
     return " ".join(text.split())
 

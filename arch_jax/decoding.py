@@ -17,7 +17,7 @@ from arch_jax.ops.sampling import check_sampling, sample
 def generate(
     module: nn.Module,
     variables: Any,
-    prompt: Int[Array, "batch time"] | np.ndarray | Sequence[Sequence[int]],
+    prompt: Int[Array, "batch time"] | Int[np.ndarray, "batch time"] | Sequence[Sequence[int] | Int[np.ndarray, "_"]],
     length: int,
     key: jax.Array | None = None,
     *,

@@ -19,9 +19,9 @@ def cross_entropy(
     """-log softmax(logits)[target], of every element of the batch.
 
     Written as logsumexp minus the true logit, so that no one-hot array and no log-softmax is made. The gradient is left
-    to automatic differentiation, which keeps exp(logits - maximum) and scales it in place. Measured on CPU, forward and
-    backward: 0.4 of PyTorch's time at 2048 x 50257, and at 2048 x 256 0.5 to 1; a gradient by hand, which has to compute
-    the exponential again, takes twice as long as this.
+    to automatic differentiation, which keeps exp(logits - maximum) and scales it in place. On CPU, forward and
+    backward: 0.4 of PyTorch's time at 2048 x 50257, and at 2048 x 256 0.5 to 1; a gradient by hand, which has to
+    compute the exponential again, takes twice as long as this.
 
     Args:
       logits: unnormalised log-probabilities over the last axis.

@@ -18,7 +18,7 @@ __all__ = ["layer_norm", "layer_norm_reference", "rms_norm", "rms_norm_reference
 
 
 def rms_norm(
-    x: Float[Array, "*batch width"], scale: Float[Array, "width"], epsilon: float
+    x: Float[Array, "*batch width"], scale: Float[Array, "width"], epsilon: float | int
 ) -> Float[Array, "*batch width"]:
     """y = scale * x / sqrt(mean(x^2) + epsilon), over the last axis.
 
@@ -43,7 +43,7 @@ def layer_norm(
     x: Float[Array, "*batch width"],
     scale: Float[Array, "width"],
     bias: Float[Array, "width"] | None,
-    epsilon: float,
+    epsilon: float | int,
 ) -> Float[Array, "*batch width"]:
     """y = scale * (x - mean) / sqrt(variance + epsilon) + bias, over the last axis.
 

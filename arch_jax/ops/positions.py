@@ -47,7 +47,9 @@ class Llama3Scaling:
         return frequencies * (kept + (1 - kept) / self.factor)
 
 
-def rope_frequencies(dim: int, theta: float = 10_000.0, scaling: Llama3Scaling | None = None) -> Float[Array, "half"]:
+def rope_frequencies(
+    dim: int, theta: float | int = 10_000.0, scaling: Llama3Scaling | None = None
+) -> Float[Array, "half"]:
     """RoPE's angular frequencies theta^(-2i/dim), i = 0 ... dim/2 - 1 (RoFormer, arXiv 2104.09864, section 3.2.2).
 
     Args:

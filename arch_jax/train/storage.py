@@ -224,7 +224,7 @@ def read_arrays(folder: Path, entries: Mapping[str, Any], targets: Mapping[str, 
 
 
 def read_iterator(folder: Path) -> bytes:
-    """This process's iterator state, read by Grain's handler from a checkpoint's `iterator` folder; not yet verified."""
+    """This process's iterator state, read by Grain's handler from an `iterator` folder; not yet verified."""
     import grain
     from etils import epath
 

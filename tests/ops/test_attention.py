@@ -41,7 +41,7 @@ def assert_same(form, oracle, arrays, rtol, atol, **static):
         assert a.dtype == b.dtype
         assert a.shape == b.shape
         np.testing.assert_allclose(
-            a.astype(jnp.float64), b.astype(jnp.float64), rtol=rtol, atol=atol, err_msg=f"{name} under {static}"
+            np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=rtol, atol=atol, err_msg=f"{name} under {static}"
         )
 
 
@@ -84,8 +84,11 @@ def made(settings, time, source):
     return settings
 
 
-@pytest.mark.parametrize("name", FORMS)
-@pytest.mark.parametrize("time", [1, 7, 65, 130])
+# Lengths of more than one block, by a row and by more; shorter ones where everything comes together.
+CASES = [(name, 65 if i % 2 else 130) for i, name in enumerate(FORMS)] + [("everything", 1), ("causal", 7)]
+
+
+@pytest.mark.parametrize(("name", "time"), CASES)
 def test_blocked_equals_dense_in_float32(name, time):
     assert_same(
         functools.partial(attention, implementation="xla"),
@@ -97,7 +100,7 @@ def test_blocked_equals_dense_in_float32(name, time):
     )
 
 
-@pytest.mark.parametrize("name", ["plain", "causal window", "everything"])
+@pytest.mark.parametrize("name", ["causal window", "everything"])
 def test_blocked_equals_dense_in_float64(name):
     with jax.enable_x64(True):
         assert_same(
@@ -112,8 +115,7 @@ def test_blocked_equals_dense_in_float64(name):
         assert out.dtype == jnp.float64
 
 
-@pytest.mark.parametrize("name", ["causal", "window", "causal window", "everything"])
-@pytest.mark.parametrize("time", [67, 160])
+@pytest.mark.parametrize(("name", "time"), [("causal", 67), ("window", 67), ("causal window", 160), ("everything", 67)])
 def test_loops_equal_dense(name, time, monkeypatch):
     """Long sequences run in loops over blocks; small blocks and few unrolled bring them here."""
     monkeypatch.setattr(attention_blocked, "ROWS", 4)
@@ -134,7 +136,7 @@ def test_pieces_cover_every_row_once_and_are_few(time, window):
     assert len(pieces) <= attention_blocked.UNROLLED + 1
 
 
-@pytest.mark.parametrize("shape", ["bhts", "1hts", "b1t1", "111s"])
+@pytest.mark.parametrize("shape", ["1hts", "b1t1"])
 def test_bias_and_its_gradient(shape):
     time, source = 66, 37
     full = dict(zip("bhts", (BATCH, HEADS, time, source)))
@@ -156,32 +158,31 @@ def test_a_bias_of_minus_infinity_hides():
     time = 66
     arrays, mask = inputs(time), a_mask(time, time, "bhts")
     hidden = jnp.where(mask, 0.0, -jnp.inf)
+    by_mask = values_and_gradients(functools.partial(attention_reference, mask=mask), arrays)
     for form in (attention, attention_reference):
-        by_bias = values_and_gradients(functools.partial(form, bias=hidden), arrays)
-        for a, b in zip(by_bias, values_and_gradients(functools.partial(form, mask=mask), arrays)):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        for a, b in zip(values_and_gradients(functools.partial(form, bias=hidden), arrays), by_mask):
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-6)
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2])
-@pytest.mark.parametrize("implementation", implementations())
+@pytest.mark.parametrize(("kv_heads", "implementation"), [(1, "xla"), (2, "xla"), (2, "reference")])
 def test_grouped_queries_equal_repeated_heads(kv_heads, implementation):
     q, k, v = inputs(70, kv_heads=kv_heads)
     repeat = lambda x: jnp.stack([x[:, :, h // (HEADS // kv_heads)] for h in range(HEADS)], axis=2)
-    form = functools.partial(attention, causal=True, implementation=implementation)
+    form = jax.jit(functools.partial(attention, causal=True, implementation=implementation))
     np.testing.assert_allclose(form(q, k, v), form(q, repeat(k), repeat(v)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_window_of_the_length_is_no_window(causal):
     q, k, v = inputs(65)
-    wide = attention(q, k, v, causal=causal, window=65)
-    np.testing.assert_array_equal(wide, attention(q, k, v, causal=causal))
-    assert jnp.abs(wide - attention(q, k, v, causal=causal, window=64)).max() > 1e-6
+    form = lambda window: jax.jit(functools.partial(attention, causal=causal, window=window))(q, k, v)
+    np.testing.assert_array_equal(form(65), form(None))
+    assert jnp.abs(form(65) - form(64)).max() > 1e-6
 
 
 def test_a_window_of_one_copies_the_values():
     q, k, v = inputs(9)
-    np.testing.assert_allclose(attention(q, k, v, window=1), v, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(functools.partial(attention, window=1))(q, k, v), v, rtol=1e-6)
 
 
 def influence(form, arrays, of):
@@ -190,7 +191,7 @@ def influence(form, arrays, of):
     One pull-back for each output row, of a random cotangent: an exact 0 there is 0 for every entry, and where the
     Jacobian is not 0 the random combination isn't either (but for chance).
     """
-    out, pull = jax.vjp(form, *arrays)
+    out, pull = jax.vjp(jax.jit(form), *arrays)
     weights = jnp.asarray(np.random.default_rng(2).normal(size=out.shape), out.dtype)
     rows = jnp.eye(out.shape[1], dtype=out.dtype)[:, None, :, None, None] * weights
     return np.asarray(
@@ -198,8 +199,7 @@ def influence(form, arrays, of):
     )  # (time, batch, source)
 
 
-@pytest.mark.parametrize("implementation", implementations())
-@pytest.mark.parametrize("spread", [1.0, 30.0])
+@pytest.mark.parametrize(("implementation", "spread"), [("reference", 1.0), ("xla", 1.0), ("xla", 30.0)])
 def test_the_future_jacobian_is_exactly_zero(implementation, spread):
     arrays = inputs(70, spread=spread)
     form = functools.partial(attention, causal=True, implementation=implementation)
@@ -250,7 +250,7 @@ def test_large_logits_are_stable():
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-2, atol=1e-1)
 
 
-@pytest.mark.parametrize("name", ["causal", "everything"])
+@pytest.mark.parametrize("name", ["everything"])
 def test_bfloat16_stays_near_float32(name):
     arrays = inputs(66, kv_heads=2)
     low = tuple(x.astype(jnp.bfloat16) for x in arrays)
@@ -285,8 +285,8 @@ def test_vmap_and_scan_over_layers():
     form = lambda q, k, v: attention(q, k, v, causal=True, mask=mask)
     mapped = values_and_gradients(jax.vmap(form), seeds)
     for i, scale in enumerate((1, 2, -1)):
-        one = form(scale * q, scale * k, scale * v)
-        np.testing.assert_allclose(mapped[0][i], one, rtol=1e-5, atol=1e-6)
+        one = attention_reference(scale * q, scale * k, scale * v, causal=True, mask=mask)
+        np.testing.assert_allclose(mapped[0][i], one, rtol=1e-5, atol=1e-5)
 
     def layered(attend, q, k, v):
         return jax.lax.scan(lambda x, s: (x + attend(s * x, k, v), None), q, jnp.asarray([1.0, 0.5]))[0]
@@ -312,7 +312,7 @@ def test_it_lowers_for_a_tpu(name, monkeypatch):
 def test_only_q_k_and_v_are_kept_for_the_gradient():
     """The point of the blocked form: no residual of size time x source."""
     q, k, v = inputs(256)
-    _, pull = jax.vjp(functools.partial(attention, causal=True), q, k, v)
+    _, pull = jax.vjp(jax.jit(functools.partial(attention, causal=True)), q, k, v)
     kept = sum(x.size for x in jax.tree.leaves(pull))
     assert kept <= q.size + k.size + v.size + 1000
 
@@ -333,8 +333,9 @@ def test_every_block_size_gives_the_same():
     settings = {"mask": None, "bias": None, "causal": True, "window": 20, "query_ids": None, "key_ids": None}
     settings |= {"softcap": None, "scale": 0.3}
     dense = attention_reference(q, k, v, causal=True, window=20, scale=0.3)
-    for block in (1, 3, 16, 50, 64):
-        np.testing.assert_allclose(blocked_attention(q, k, v, **settings, block=block), dense, rtol=1e-5, atol=1e-6)
+    for block in (1, 16, 50, 64):
+        form = jax.jit(functools.partial(blocked_attention, **settings, block=block))
+        np.testing.assert_allclose(form(q, k, v), dense, rtol=1e-5, atol=1e-6)
 
 
 def test_mistakes_are_named():
@@ -377,5 +378,5 @@ def test_softmax_weights_are_an_average():
     q, k, _ = inputs(66)
     ones = jnp.ones_like(k)
     for implementation, causal in itertools.product(implementations(), (True, False)):
-        out = attention(q, k, ones, causal=causal, implementation=implementation)
+        out = jax.jit(functools.partial(attention, causal=causal, implementation=implementation))(q, k, ones)
         np.testing.assert_allclose(out, 1.0, rtol=1e-5)

@@ -1,0 +1,101 @@
+"""Norms against their definitions, values and gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from arch_jax.errors import UsageError
+from arch_jax.ops.norms import layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
+
+EPSILON = 1e-3
+WIDTH = 6
+FORMS = {
+    "layer_norm": (
+        lambda x, s, b: layer_norm(x, s, b, EPSILON),
+        lambda x, s, b: layer_norm_reference(x, s, b, EPSILON),
+        3,
+    ),
+    "layer_norm without bias": (
+        lambda x, s: layer_norm(x, s, None, EPSILON),
+        lambda x, s: layer_norm_reference(x, s, None, EPSILON),
+        2,
+    ),
+    "rms_norm": (lambda x, s: rms_norm(x, s, EPSILON), lambda x, s: rms_norm_reference(x, s, EPSILON), 2),
+}
+
+
+def arrays(count, dtype=np.float32, offset=1.0):
+    rng = np.random.default_rng(0)
+    shapes = [(3, 4, WIDTH), (WIDTH,), (WIDTH,)][:count]
+    return tuple(jnp.asarray(rng.normal(size=s) + offset, dtype) for s in shapes)
+
+
+def values_and_gradients(form, given):
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=given[0].shape), given[0].dtype)
+    out, pull = jax.vjp(form, *given)
+    return out, *jax.jit(pull)(weights)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_equals_the_definition(name):
+    form, reference, count = FORMS[name]
+    for a, b in zip(values_and_gradients(form, arrays(count)), values_and_gradients(reference, arrays(count))):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-6)
+    with jax.enable_x64(True):
+        given = arrays(count, np.float64)
+        for a, b in zip(values_and_gradients(form, given), values_and_gradients(reference, given)):
+            assert a.dtype == jnp.float64
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_bfloat16_stays_near_float32_under_float32_parameters(name):
+    form, reference, count = FORMS[name]
+    x, *parameters = arrays(count)
+    low = x.astype(jnp.bfloat16)
+    got = values_and_gradients(form, (low, *parameters))
+    expected = values_and_gradients(reference, (low.astype(jnp.float32), *parameters))
+    assert [a.dtype for a in got] == [jnp.bfloat16, jnp.bfloat16] + [jnp.float32] * (count - 1)
+    for a, b in zip(got, expected):
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=2e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_vmap_over_parameters_too(name):
+    form, _, count = FORMS[name]
+    given = arrays(count)
+    seeds = tuple(jnp.stack([x, 2 * x]) for x in given)
+    loss = lambda *given: jnp.sum(form(*given) ** 3)
+    mapped = jax.vmap(jax.grad(loss, tuple(range(count))))(*seeds)
+    for i, scale in enumerate((1, 2)):
+        one = jax.grad(loss, tuple(range(count)))(*(scale * x for x in given))
+        for a, b in zip(mapped, one):
+            np.testing.assert_allclose(a[i], b, rtol=2e-4, atol=1e-4)
+
+
+def test_statistics_of_the_result():
+    x = arrays(1)[0]
+    ones = jnp.ones(WIDTH)
+    y = layer_norm(x, ones, None, 0.0)
+    np.testing.assert_allclose(y.mean(-1), 0, atol=1e-6)
+    np.testing.assert_allclose(y.std(-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(jnp.mean(rms_norm(x, ones, 0.0) ** 2, -1), 1, rtol=1e-5)
+
+
+def test_a_large_mean_does_not_swallow_the_variance():
+    """The variance as mean of squares less square of the mean would be 0 or negative here."""
+    x = arrays(1)[0] + 3e3
+    with jax.enable_x64(True):
+        expected = layer_norm_reference(jnp.asarray(x, jnp.float64), jnp.ones(WIDTH), None, 0.0)
+    np.testing.assert_allclose(layer_norm(x, jnp.ones(WIDTH), None, 0.0), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("value", [-1e-6, float("nan")])
+def test_mistakes_are_named(value):
+    x = arrays(1)[0]
+    for form in (functools.partial(layer_norm, bias=None), rms_norm):
+        with pytest.raises(UsageError, match=f"epsilon is {value}; expected"):
+            form(x, jnp.ones(WIDTH), epsilon=value)
