@@ -290,8 +290,8 @@ def override(owner: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
     whole: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {}
     for path, value in changes.items():
-        head, _, rest = path.partition(".")
-        if rest:
+        head, dot, rest = path.partition(".")
+        if dot:
             parts.setdefault(head, {})[rest] = value
         else:
             whole[head] = value

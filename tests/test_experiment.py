@@ -154,7 +154,7 @@ def test_the_task_is_the_objective_of_the_model():
         ("def config():\n    return {}['key']", "{} fails with KeyError in line 2: 'key'"),
         (
             "import arch_jax\n\n\ndef config():\n    return arch_jax.create('gtp')",
-            "unknown model 'gtp'; the nearest is",
+            "unknown model 'gtp'; the nearest are",
         ),
     ],
     ids=["empty", "no function", "no experiment", "syntax", "import", "fails", "own sentence"],

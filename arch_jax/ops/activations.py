@@ -1,7 +1,8 @@
 """Activations whose gradient is cheaper by hand than by automatic differentiation.
 
-Automatic differentiation keeps several arrays of x's size for tanh-GELU; by hand x alone is kept. On CPU that takes a
-GPT-2 step (width 256, depth 6, 8 x 256 tokens) to 0.92 of its time.
+Automatic differentiation keeps several arrays of x's size for tanh-GELU; by hand x alone is kept. Alone, forward and
+backward take as long; within a GPT-2 step on CPU (width 256, depth 6, 8 x 256 tokens), where what is kept has to be
+written and read, this and the layer norm's gradient together take the step to 0.92 of its time.
 """
 
 import math

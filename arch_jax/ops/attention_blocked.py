@@ -3,15 +3,15 @@
 Nothing of size time x source outlives a block, forward or backward: only q, k and v are kept for the gradient, and each
 block's probabilities are computed again from them.
 
-What was measured (2 CPU cores with AVX-512, jax 0.10.2, float32; causal, forward + backward under jit, 8 x 256 tokens,
-8 heads of 32; times as multiples of PyTorch 2.13's `scaled_dot_product_attention` in the same run):
+What was measured (2 shared CPU cores with AVX-512, jax 0.10.2, float32; causal, forward + backward under jit, 8 x 256
+tokens, 8 heads of 32; times as multiples of PyTorch 2.13's `scaled_dot_product_attention` in the same run):
 
-    dense, `where` and softmax                     3.3
-    blocks of 64 rows, automatic differentiation   1.9
-    the same, probabilities saved for backward     0.8-0.9
-    the same, probabilities computed again         0.8   (this file)
-    blocks of 32 / 128 rows                        1.0 / 1.4
-    dq, dk and dv each from q, k, v in one fusion  2.0   (nothing saved, three exponentials)
+    dense, `where` and softmax                              3.1 - 3.3
+    blocks of 64 rows, automatic differentiation            1.9
+    dq, dk and dv each computed from q, k, v in one fusion  1.6 - 1.9
+    blocks of 64, probabilities kept for backward           0.8 - 0.9
+    blocks of 64, probabilities computed again              0.8          (this file)
+    blocks of 32 / 128 rows                                 0.9 - 1.0 / 1.1 - 1.25
 
 XLA's CPU compiler fuses dot, addition, maximum, exponential, sum and the second dot into one loop that stays in cache,
 provided that (1) the mask is a term that is added (a `where` breaks the fusion), (2) the division by the softmax's sum

@@ -1,8 +1,8 @@
 """Normalisation of the last axis, with the statistics in at least float32.
 
 Both have a gradient of their own: it keeps x and one or two numbers a row, where automatic differentiation keeps
-several arrays of x's size. On CPU it takes 0.6 to 0.9 of the automatic gradient's time, and a GPT-2 step (width 256,
-depth 6, 8 x 256 tokens) to 0.94 of its time.
+several arrays of x's size. On CPU, forward and backward alone, layer norm takes 0.77 of the automatic gradient's time
+and RMS norm as long; together with `gelu_tanh` a GPT-2 step (width 256, depth 6, 8 x 256 tokens) takes 0.92 of it.
 """
 
 import functools

@@ -363,7 +363,7 @@ def test_pinned_numbers():
 
 
 #: Loss and gradient norm of the first step, and of the second, which sees what the first has changed.
-PINNED = [[3.4772797, 0.7625126], [3.3475696, 0.6323355]]
+PINNED = [[3.4774374, 0.7698295], [3.3504614, 0.6403828]]
 
 
 @functools.cache
