@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
-from arch_jax.layers.dense import Dense
+from arch_jax.layers.dense import Dense, joint
 from arch_jax.layers.positions import RoPE
 from arch_jax.ops.attention import attention
 from arch_jax.ops.segments import runs_and_positions
@@ -132,13 +132,12 @@ class Attention(nn.Module):
         batch, time, width = x.shape
         heads, kv_heads, head_size = self.sizes(width)
 
-        def project(name: str, count: int) -> Float[Array, "batch time heads head_size"]:
-            dense = Dense(
-                count * head_size, self.bias, self.initial_std, self.dtype, self.parameter_dtype, parent=self, name=name
-            )
-            return dense(x).reshape(batch, time, count, head_size)
-
-        q, k, v = project("query", heads), project("key", kv_heads), project("value", kv_heads)
+        counts = {"query": heads, "key": kv_heads, "value": kv_heads}
+        settings = (self.bias, self.initial_std, self.dtype, self.parameter_dtype)
+        layers = [Dense(n * head_size, *settings, parent=self, name=name) for name, n in counts.items()]
+        # Decoding reads every weight for one token: putting them side by side first would cost more than it saves.
+        projected = joint(x, layers) if state is None else [layer(x) for layer in layers]
+        q, k, v = (y.reshape(batch, time, n, head_size) for y, n in zip(projected, counts.values()))
 
         run, position, seen = None, jnp.arange(time), None
         if state is not None:
