@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--workdir", type=Path, help="the run's folder (default: runs/NAME-1, -2, ...)")
     one.add_argument("--seed", help="the same as --set seed=N")
     one.add_argument("--stop-after", type=int, metavar="K", help="stop, with a checkpoint, after K steps of this call")
+    one.add_argument("--import", **imports, help="a Python file that holds parts of the model")
 
     one = command("evaluate", _evaluate, "the validation loss of a run")
     one.add_argument("workdir", type=Path)
@@ -128,6 +129,7 @@ def _changes(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _list(options: argparse.Namespace) -> None:
+    _without_devices()
     from arch_jax import registry
 
     if options.family is not None and options.family not in registry.FAMILIES:
@@ -167,6 +169,7 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _describe(options: argparse.Namespace) -> None:
+    _without_devices()
     from arch_jax.describe import describe
 
     facts = describe(options.name, _changes(options))
@@ -202,16 +205,20 @@ def _describe(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     _prepare()
-    from arch_jax.experiment import load
+    from arch_jax.experiment import import_file, load
 
-    name = options.experiment
+    for file in options.imports:
+        import_file(Path(file))
+    name, module = options.experiment, None
     if name is None and options.workdir is not None and (options.workdir / "config.json").exists():
-        from arch_jax.train.workdir import read_config
+        from arch_jax.train.restore import stored_experiment
 
-        name = read_config(options.workdir)["experiment"].get("name")
-    experiment, module = load(name or "gpt")
+        experiment = stored_experiment(options.workdir)
+    else:
+        experiment, module = load(name or "gpt")
     changes = _changes(options) | ({} if options.seed is None else {"seed": options.seed})
     experiment = experiment.overridden(changes)
+    own = [*options.imports, *([name] if name is not None and name.endswith(".py") else [])]
     if options.stop_after is not None and options.stop_after < 1:
         raise UsageError(f"--stop-after is {options.stop_after}; expected at least 1 step")
     from arch_jax.train.loop import train
@@ -220,9 +227,8 @@ def _train(options: argparse.Namespace) -> None:
     path = options.workdir or next_directory(experiment.name)
     outcome = train(experiment, path, stop_after=options.stop_after)
     if not outcome.finished:
-        again = ["arch-jax", "train", name or "gpt", "--workdir", str(outcome.path)]
-        again += [word for change in options.set for word in ("--set", change)]
-        again += [] if options.seed is None else ["--seed", options.seed]
+        again = ["arch-jax", "train", "--workdir", str(outcome.path)]
+        again += [word for file in own for word in ("--import", file)]
         print(f"stopped after step {outcome.step} of {experiment.steps}; go on with: {shlex.join(again)}")
         return
     texts = [path for path in outcome.shown if path.suffix == ".txt"]
@@ -267,6 +273,13 @@ def _experiments(options: argparse.Namespace) -> None:
     for name, text in experiments().items():
         table.add_row(name, text)
     _print(table)
+
+
+def _without_devices() -> None:
+    """For commands that compute shapes alone: they take no accelerator, which is not there or is at work elsewhere."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
 
 
 def _prepare() -> None:

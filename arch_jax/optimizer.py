@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from arch_jax.errors import UsageError
@@ -58,6 +59,10 @@ class Optimizer:
             raise UsageError(f"horizon is {self.horizon}; expected at least 1 step")
         if self.clip is not None and not self.clip > 0:
             raise UsageError(f"clip is {self.clip}; expected more than 0, or none")
+        if self.name == "adam" and self.weight_decay:
+            raise UsageError(
+                f"weight_decay is {self.weight_decay}, and 'adam' has none; the nearest is the optimizer 'adamw'"
+            )
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected at least 0 and less than 1")
@@ -70,7 +75,7 @@ class Optimizer:
             "constant": lambda: optax.constant_schedule(rate),
             "cosine": lambda: optax.cosine_decay_schedule(rate, after, alpha=self.final),
             "linear": lambda: optax.linear_schedule(rate, rate * self.final, after),
-            "rsqrt": lambda: lambda step: rate * ((warmup or 1) / (step + (warmup or 1))) ** 0.5,
+            "rsqrt": lambda: lambda step: rate * (1 + jnp.maximum(step, 0) / (warmup or 1)) ** -0.5,
         }[self.schedule]()
         if not warmup:
             return rest
@@ -90,27 +95,35 @@ class Optimizer:
             case "lion":
                 core = optax.lion(rates, b1=self.b1, b2=self.b2, **decay)
             case "sgd":
-                core = optax.chain(
-                    optax.add_decayed_weights(**decay) if self.weight_decay else optax.identity(),
-                    optax.sgd(rates, momentum=self.b1 or None),
-                )
+                core = optax.chain(optax.sgd(rates, momentum=self.b1 or None), self._decay(rates))
             case "adafactor":
-                core = optax.adafactor(
-                    rates, weight_decay_rate=self.weight_decay or None, weight_decay_mask=self.decays
-                )
+                core = optax.chain(optax.adafactor(rates), self._decay(rates))
             case "muon":
-                core = optax.contrib.muon(
+                muon = optax.contrib.muon(
                     rates,
                     beta=self.b1,
                     adam_b2=self.b2,
                     eps=self.epsilon,
-                    weight_decay=self.weight_decay,
-                    weight_decay_mask=self.decays,
-                    adam_weight_decay=self.weight_decay,
                     muon_weight_dimension_numbers=muon_dimensions,
                     consistent_rms=0.2,  # updates as large as Adam's, so that one rate serves both (2502.16982)
                 )
+                core = optax.chain(muon, self._decay(rates))
         return core if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), core)
+
+    def _decay(self, rates: optax.Schedule) -> optax.GradientTransformation:
+        """Decoupled decay for those optimizers whose own, in Optax, is coupled, unmasked, or without the rate."""
+        if not self.weight_decay:
+            return optax.identity()
+
+        def update(updates: Any, state: Any, parameters: Any) -> tuple[Any, Any]:
+            share = rates(state.count) * self.weight_decay
+            less = lambda u, p, decays: u - (share * p).astype(u.dtype) if decays else u
+            updates = jax.tree.map(less, updates, parameters, self.decays(parameters))
+            return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+        return optax.GradientTransformation(
+            lambda parameters: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update
+        )
 
     def decays(self, parameters: Any) -> Any:
         """A tree of booleans: which parameters decay."""

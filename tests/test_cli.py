@@ -257,11 +257,11 @@ def test_train_prints_loss_text_and_paths(says, tiny, tmp_path):
 
 
 def test_stop_after_and_going_on(says, tiny, run, tmp_path):
-    """The second call needs no more than the folder and the same settings."""
+    """The second call needs no more than the folder, which knows the experiment and its settings."""
     arguments = [*tiny(tmp_path / "run"), "--seed", "0"]
     out = says(*arguments, "--stop-after", 3)
-    assert out == f"stopped after step 3 of 4; go on with: arch-jax {' '.join(arguments)}\n"
-    out = says(*(argument for argument in arguments if argument != "gpt"))  # the folder knows the experiment
+    assert out == f"stopped after step 3 of 4; go on with: arch-jax train --workdir {tmp_path / 'run'}\n"
+    out = says("train", "--workdir", str(tmp_path / "run"))
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
     assert "validation loss " in out
 
@@ -524,6 +524,12 @@ def test_a_platform_that_is_not_there(tmp_path):
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith("arch-jax: the platform asked for (tpu) is not there: ")
     assert not (tmp_path / "run").exists()
+
+
+def test_looking_needs_no_platform():
+    done = process("describe", "gpt", "--json", JAX_PLATFORMS="tpu")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["name"] == "gpt"
 
 
 def test_debug_prints_the_traceback():

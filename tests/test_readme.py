@@ -55,5 +55,5 @@ def test_example_is_pure(example):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     code = re.search(r"## As a library\n\n```python\n(.*?)```", text, re.S)[1]
     scope: dict = {}
-    exec(code.replace('"gpt2", depth=4', '"gpt2", depth=1, width=64, vocabulary=50'), scope)
+    exec(code.replace('"gpt2", depth=4', '"gpt2", depth=1, width=96, vocabulary=50'), scope)
     assert scope["new"].shape == (1, 32)

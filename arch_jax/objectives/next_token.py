@@ -57,7 +57,7 @@ class NextToken(ObjectiveBase):
         return metrics
 
     def check(self, data: Any) -> None:
-        """The tokenizer's tokens must be in the model's vocabulary, and the sequences within its positions."""
+        """The tokenizer's tokens must be in the model's vocabulary, the prompt too, and sequences within positions."""
         vocabulary = data.tokenizer.vocabulary
         if vocabulary > self.model.vocabulary:
             raise UsageError(
@@ -66,6 +66,7 @@ class NextToken(ObjectiveBase):
             )
         if getattr(self.model, "position", None) is not None:
             self.model.position.check(data.length)
+        data.tokenizer.encode(self.prompt)  # a prompt outside the vocabulary is told before the training, not after
 
     def sample(
         self,

@@ -93,6 +93,7 @@ class Checkpoints:
       keep_best: also keep the one whose `metrics[best]` is lowest. NaN, infinity and no metrics are never the best.
       best: the metric's name.
       log: takes one sentence for each damaged checkpoint.
+      reading: nothing will be saved: the folder need not be writable, and is not made.
 
     Raises:
       RunError: the folder can't be made or written.
@@ -107,6 +108,7 @@ class Checkpoints:
         keep_best: bool = True,
         best: str = "loss",
         log: Callable[[str], Any] = print,
+        reading: bool = False,
     ):
         if keep < 1:
             raise UsageError(f"keep={keep} checkpoints leaves none to restore; expected 1 or more")
@@ -116,6 +118,8 @@ class Checkpoints:
         self._pending: int | None = None  # the step being written
         self._mine: set[int] = set()  # steps saved or restored by this object
         self._metrics: dict[int, float] = {}  # the best metric by step, while saving
+        if reading:
+            return
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             probe = self.directory / f".writable-{os.getpid()}"
@@ -126,6 +130,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the finished checkpoints, oldest first; whether they are whole is not looked at."""
+        if not self.directory.exists():
+            return []
         try:
             names = [entry.name for entry in self.directory.iterdir() if entry.is_dir()]
         except OSError as error:

@@ -77,6 +77,23 @@ class Run:
             raise RunError(f"{file} is missing or damaged: {' '.join(str(problem).split())}") from None
 
 
+def stored_experiment(path: Path | str) -> Experiment:
+    """The experiment of the run in a folder.
+
+    Raises:
+      UsageError: there is no run, or it uses parts that are not known.
+      RunError: its `config.json` is damaged.
+    """
+    import_components()
+    stored = read_config(Path(path))["experiment"]
+    try:
+        return Experiment.from_json(stored)
+    except UsageError as problem:
+        raise UsageError(
+            f"the run in {path} can't be opened: {problem}; parts of your own come with --import FILE"
+        ) from None
+
+
 def open_run(path: Path | str, imports: Sequence[str] = (), *, best: bool = False) -> Run:
     """Opens a run's newest whole checkpoint.
 
@@ -90,24 +107,17 @@ def open_run(path: Path | str, imports: Sequence[str] = (), *, best: bool = Fals
       RunError: there is no whole checkpoint.
     """
     path = Path(path)
-    config = read_config(path)
-    import_components()
     for file in imports:
         if not Path(file).is_file():
             raise UsageError(f"--import {file!r} does not exist; expected a Python file")
         import_file(Path(file))
-    try:
-        experiment = Experiment.from_json(config["experiment"])
-    except UsageError as problem:
-        raise UsageError(
-            f"the run in {path} can't be opened: {problem}; parts of your own come with --import FILE"
-        ) from None
+    config, experiment = read_config(path), stored_experiment(path)
     try:
         batch = {name: jax.ShapeDtypeStruct(tuple(x["shape"]), x["dtype"]) for name, x in config["batch"].items()}
     except (KeyError, TypeError, ValueError) as problem:
         raise RunError(f"{path / 'config.json'} is damaged: its batch can't be read ({problem})") from None
     state = jax.eval_shape(lambda b: initial_state(experiment, b), batch)
-    checkpoints = Checkpoints(path / "checkpoints", keep=experiment.keep, log=tell)
+    checkpoints = Checkpoints(path / "checkpoints", keep=experiment.keep, log=tell, reading=True)
     with checkpoints:
         step = checkpoints.best_step() if best else None
         restored = checkpoints.restore(state, step=step)

@@ -845,6 +845,13 @@ def test_close_does_not_hide_the_error_on_its_way(tmp_path: Path, monkeypatch: p
     assert said == [f"checkpoint 1 could not be written to {tmp_path}: the disk is full; there is none before it"]
 
 
+def test_reading_alone_makes_nothing(tmp_path: Path) -> None:
+    """A run may lie where nothing can be written, such as an input folder on Kaggle."""
+    with Checkpoints(tmp_path / "missing", reading=True) as checkpoints:
+        assert checkpoints.steps() == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_printed_and_orbax_is_imported_late(tmp_path: Path) -> None:
     out, errors = run_python(
         """

@@ -392,19 +392,11 @@ DECAYING = {
 }
 
 
-#: Known to be wrong in `arch_jax/optimizer.py`; strict, so that whoever mends it is told to take the mark away.
-WRONG = {
-    "sgd": "decay is added to the gradient and runs through the momentum: it is not decoupled",
-    "muon": "norms and biases decay too: Optax takes a mask for Muon's own parameters only",
-    "adafactor": "decay is not multiplied by the learning rate",
-}
-
-
 @pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
 @pytest.mark.parametrize(
     ("name", "decay"),
     [("adamw", "matrices"), ("adamw", "kernels"), ("adamw", "all"), ("lion", "matrices")]
-    + [pytest.param(name, "matrices", marks=pytest.mark.xfail(strict=True, reason=why)) for name, why in WRONG.items()],
+    + [(name, "matrices") for name in ("sgd", "muon", "adafactor")],
 )
 def test_what_decays(name, decay, scan):
     """With a gradient of 0, decay alone acts: p (1 - rate * decay) for what decays, the very same bits for the rest."""
