@@ -16,9 +16,9 @@ def config() -> arch_jax.Experiment:
         objective=arch_jax.objective("next_token"),
         data=arch_jax.Text(source="pydocs", tokenizer="bytes", length=256, batch=8),
         optimizer=arch_jax.Optimizer("adamw", learning_rate=3e-3, warmup=50, weight_decay=0.1, b2=0.98),
-        steps=500,
-        evaluate_every=125,
-        checkpoint_every=125,
+        steps=400,
+        evaluate_every=100,
+        checkpoint_every=100,
     )
 
 

@@ -294,8 +294,8 @@ def test_the_next_free_folder(says, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = tiny(Path("x"))
     arguments = [*arguments[:2], *arguments[4:], "--stop-after", "1"]
-    assert "--workdir runs/gpt-1 " in says(*arguments)
-    assert "--workdir runs/gpt-2 " in says(*arguments)
+    assert "--workdir runs/gpt-1\n" in says(*arguments)
+    assert "--workdir runs/gpt-2\n" in says(*arguments)
 
 
 OWN = '''
