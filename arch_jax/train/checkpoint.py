@@ -118,6 +118,7 @@ class Checkpoints:
         self._pending: int | None = None  # the step being written
         self._mine: set[int] = set()  # steps saved or restored by this object
         self._metrics: dict[int, float] = {}  # the best metric by step, while saving
+        self._reading = reading
         if reading:
             return
         try:
@@ -130,7 +131,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the finished checkpoints, oldest first; whether they are whole is not looked at."""
-        if not self.directory.exists():
+        if self._reading and not self.directory.exists():
             return []
         try:
             names = [entry.name for entry in self.directory.iterdir() if entry.is_dir()]
