@@ -134,9 +134,15 @@ def test_every_parameter_has_a_gradient(name):
 @every_architecture
 def test_layers_differ_at_initialisation(name):
     """Equal keys for every block would start all layers the same."""
-    scanned = {p: leaf for p, leaf in paths(tiny(name).variables["params"]).items() if "/layers/" in f"/{p}/"}
-    for path, leaf in scanned.items():
-        leaf = np.asarray(leaf)
+    leaves = paths(tiny(name).variables["params"])
+    layers = {p: np.asarray(leaf) for p, leaf in leaves.items() if "/layers/" in f"/{p}/"}  # scanned: on one axis
+    for path in [p for p in leaves if "/layer_0/" in f"/{p}/"]:  # unrolled: beside one another
+        other = path.replace("layer_0", "layer_1")
+        if other in leaves:
+            layers[path] = np.stack([leaves[path], leaves[other]])
+    if getattr(tiny(name).module, "depth", 1) > 1:
+        assert layers, "repeated layers were not found"
+    for path, leaf in layers.items():
         if leaf.shape[0] > 1 and leaf[0].std() > 0:
             assert not np.allclose(leaf[0], leaf[1]), path
             assert abs(np.corrcoef(leaf[0].ravel(), leaf[1].ravel())[0, 1]) < 0.5 or leaf[0].size < 32, path

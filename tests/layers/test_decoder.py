@@ -49,7 +49,6 @@ def test_rope_depends_on_differences_only():
     shifted = model.initial_state(2, 20)
     layers = tuple(layer.replace(last_position=layer.last_position + 100) for layer in shifted.layers)
     logits, _ = model.apply(variables, TOKENS, state=model.initial_state(2, 20))
-    moved, _ = model.apply(variables, TOKENS, jnp.ones_like(TOKENS), shifted.replace(layers=layers))
     # The first id, 1, differs from the state's 0, so the run would start anew at 0: let the state have seen it.
     seen = tuple(layer.replace(last_id=layer.last_id + 1, last_run=layer.last_run + 1) for layer in layers)
     moved, _ = model.apply(variables, TOKENS, jnp.ones_like(TOKENS), shifted.replace(layers=seen))
