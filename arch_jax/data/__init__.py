@@ -1,4 +1,4 @@
-"""Text as data: sources by name, splits that share no text, tokenizers, and Grain pipelines of training windows.
+"""Data by name, as batches: text, pictures, nodes of a graph, points; through Grain pipelines that can be resumed.
 
 The names below are imported when first used, so that `import arch_jax.data` costs nothing.
 """
@@ -6,6 +6,10 @@ The names below are imported when first used, so that `import arch_jax.data` cos
 import importlib
 
 _HOME = {
+    "Graph": "graphs",
+    "Images": "images",
+    "Nodes": "nodes",
+    "Ring": "points",
     "Text": "text",
     "TextCorpus": "text",
     "Documents": "sources",
