@@ -13,8 +13,12 @@ from typing import Any
 _HOME = {
     "ArchJaxError": "errors",
     "Experiment": "experiment",
+    "Graph": "data",
+    "Images": "data",
+    "Nodes": "data",
     "Optimizer": "optimizer",
     "Paper": "registry",
+    "Ring": "data",
     "RunError": "errors",
     "Text": "data",
     "UsageError": "errors",
@@ -22,10 +26,15 @@ _HOME = {
     "count_flops": "flops",
     "create": "registry",
     "generate": "decoding",
+    "graphs": "inputs",
+    "images": "inputs",
+    "load_pretrained": "interop",
     "models": "registry",
     "objective": "objectives",
+    "points": "inputs",
     "register": "registry",
-    "tokens": "registry",
+    "save_pretrained": "interop",
+    "tokens": "inputs",
 }
 __all__ = sorted([*_HOME, "train"])
 __version__ = "0.1.0"

@@ -79,7 +79,7 @@ def describe(name: str, changes: dict[str, Any]) -> dict[str, Any]:
         "paper": dataclasses.asdict(entry.paper),
         "parameters": registry.count(entry.abstract_variables(module)["params"]),
         "parameters_published": None if changes else entry.parameters,
-        "input": {key: list(batch[key].shape) for key in registry.ARGUMENTS if key in batch},
+        "input": {name: list(batch[name].shape) for name in entry.inputs.names},
         "flops": flops.products,
         "flops_elementwise": flops.elementwise,
         "loops_of_unknown_length": flops.unbounded,

@@ -7,8 +7,11 @@ tolerance declared beforehand, and have generators `ablate_NAME()` that yield ov
 import ast
 import contextlib
 import dataclasses
+import importlib
 import importlib.util
+import math
 import os
+import pkgutil
 import sys
 import traceback
 import types
@@ -24,6 +27,58 @@ from arch_jax.optimizer import Optimizer
 
 Model = Annotated[Any, fields.Kind("model")]
 Data = Annotated[Any, fields.Kind("data")]
+
+
+@fields.component("mesh", kind="mesh")
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """How many devices each axis of the mesh has; their product is how many are used.
+
+    Attributes:
+      data: parts that a batch is cut into, each seen by its own copy of the parameters; none takes all devices left.
+      fsdp: parts that batch, parameters and optimizer states are cut into together (ZeRO, 1910.02054).
+      tensor: parts that a layer's matrices are cut into, as its family lays down (Megatron-LM, 1909.08053).
+      expert: parts that the experts of a mixture are dealt to.
+      sequence: parts that the positions of a sequence are dealt to.
+    """
+
+    data: int | None = None
+    fsdp: int = 1
+    tensor: int = 1
+    expert: int = 1
+    sequence: int = 1
+
+    def __post_init__(self) -> None:
+        for name, size in self.asked.items():
+            if size < 1:
+                raise UsageError(f"mesh.{name} is {size}; expected at least 1")
+
+    @property
+    def asked(self) -> dict[str, int]:
+        """Axis -> size, without a `data` that is left open."""
+        return {name: size for name, size in dataclasses.asdict(self).items() if size is not None}
+
+    def sizes(self, devices: int) -> dict[str, int]:
+        """Axis -> size on a machine with so many devices.
+
+        Raises:
+          UsageError: the mesh is larger than that, or can't be laid over it evenly; with the nearest that can.
+        """
+        asked = self.asked
+        product = math.prod(asked.values())
+        if devices % product == 0:
+            return {"data": devices // product} | asked
+        large = {name: size for name, size in asked.items() if size > 1}
+        fits = [
+            (abs(size - other), f"mesh.{name}={other}")
+            for name, size in large.items()
+            for other in range(1, devices + 1)
+            if devices % (product // size * other) == 0
+        ]
+        shape = " x ".join(f"mesh.{name}={size}" for name, size in large.items())
+        takes = "are more than" if product > devices else "don't divide"
+        nearest = f"the nearest is {min(fits)[1]}" if fits else f"expected a product that divides {devices}"
+        raise UsageError(f"{shape} makes {product} devices, which {takes} the {devices} that are here; {nearest}")
 
 
 @fields.component("experiment", kind="experiment")
@@ -47,6 +102,7 @@ class Experiment:
       ema: decay of an exponential moving average of the parameters, which is then what is evaluated; none is none.
       keep: how many of the newest checkpoints are kept, beside the best.
       parallel: "jit" places arrays on a mesh of all devices; "pmap" replicates the parameters.
+      mesh: how many devices each axis of that mesh has.
       tensorboard: whether TensorBoard events are written as well.
     """
 
@@ -65,6 +121,7 @@ class Experiment:
     ema: float | None = None
     keep: int = 2
     parallel: Literal["jit", "pmap"] = "jit"
+    mesh: Mesh = Mesh()
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
@@ -76,6 +133,12 @@ class Experiment:
             raise UsageError(f"seed is {self.seed}; expected 0 to {2**32 - 1}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise UsageError(f"ema is {self.ema}; expected more than 0 and less than 1, or none")
+        cut = [name for name, size in self.mesh.asked.items() if name != "data" and size > 1]
+        if self.parallel == "pmap" and cut:
+            raise UsageError(
+                f"parallel=pmap has a copy of the parameters on every device, and mesh.{cut[0]} is "
+                f"{self.mesh.asked[cut[0]]}; expected mesh.{cut[0]}=1, or parallel=jit"
+            )
         batch = getattr(self.data, "batch", None)
         if batch is not None and batch % self.accumulate:
             near = min((n for n in range(1, batch + 1) if batch % n == 0), key=lambda n: abs(n - self.accumulate))
@@ -136,8 +199,11 @@ class Experiment:
 def import_components() -> None:
     """Imports everything that gives components their names."""
     registry.import_models()
-    for name in ("arch_jax.layers.positions", "arch_jax.objectives.next_token", "arch_jax.data.text"):
-        importlib.import_module(name)
+    for package in ("arch_jax.layers", "arch_jax.objectives"):
+        for found in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+            importlib.import_module(found.name)
+    for name in ("text", "images", "nodes", "points"):
+        importlib.import_module(f"arch_jax.data.{name}")
 
 
 def import_asked_for() -> None:

@@ -15,15 +15,15 @@ import importlib
 import pkgutil
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from arch_jax import fields
 from arch_jax.errors import UsageError, unknown
+from arch_jax.inputs import Inputs
 
 FAMILIES = (
     "transformer",
@@ -38,10 +38,6 @@ FAMILIES = (
     "gnn",
     "emerging",
 )
-
-
-#: What of a batch is a model's argument, in the order of the call; the rest is for the objective.
-ARGUMENTS = ("tokens", "images", "graph", "source", "target", "time", "latent")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,45 +57,6 @@ class Paper:
     year: int
     arxiv: str | None = None
     url: str | None = None
-
-
-@runtime_checkable
-class Inputs(Protocol):
-    """Makes example batches for a model: real ones from a key, abstract ones under `jax.eval_shape`."""
-
-    def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
-        """A batch of `size` examples as the model's objective takes it."""
-        ...
-
-    def resized(self, module: nn.Module) -> "Inputs":
-        """The same for a tiny module: cut to what it can take."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """Random token sequences for a language model: `tokens`, `targets`, `weights`, each "batch length".
-
-    Attributes:
-      length: tokens in a sequence; fewer where the module's table of positions is shorter.
-    """
-
-    length: int
-
-    def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
-        """Uniform tokens of the module's vocabulary; each target is the next token."""
-        length = min(self.length, getattr(getattr(module, "position", None), "length", self.length))
-        stream = jax.random.randint(key, (size, length + 1), 0, module.vocabulary, dtype=jnp.int32)
-        return {"tokens": stream[:, :-1], "targets": stream[:, 1:], "weights": jnp.ones((size, length))}
-
-    def resized(self, module: nn.Module) -> "Tokens":
-        """At most 12 tokens: enough for every mask, cheap enough for every test."""
-        return Tokens(min(self.length, 12))
-
-
-def tokens(length: int) -> Tokens:
-    """Example inputs of a language model: sequences of `length` tokens."""
-    return Tokens(length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +106,7 @@ class Entry:
 
     def arguments(self, batch: Mapping[str, Any]) -> tuple:
         """What of an example batch the model itself is called with."""
-        return tuple(batch[name] for name in ARGUMENTS if name in batch)
+        return self.inputs.arguments(batch)
 
     def count(self) -> int:
         """The number of trainable parameters at the published size."""

@@ -1,6 +1,6 @@
 """The linear layer, and the token embedding that can serve as output layer too."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ class Dense(nn.Module):
       features: width of the output.
       bias: whether b exists.
       initial_std: standard deviation of the normal draw for W; b starts at 0.
+      initial: another draw for W, called with (key, shape, dtype); none is the normal one.
       dtype: of the computation.
       parameter_dtype: of W and b.
     """
@@ -26,11 +27,12 @@ class Dense(nn.Module):
     initial_std: float = 0.02
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
+    initial: Callable | None = None
 
     @nn.compact
     def weights(self, width: int) -> tuple[Float[Array, "width features"], Float[Array, "features"] | None]:
         """W and b for inputs of `width`, in the dtype of the computation; None for a b that does not exist."""
-        initial = nn.initializers.normal(self.initial_std)
+        initial = self.initial or nn.initializers.normal(self.initial_std)
         kernel = self.param("kernel", initial, (width, self.features), self.parameter_dtype).astype(self.dtype)
         if not self.bias:
             return kernel, None

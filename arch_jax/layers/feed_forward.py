@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from arch_jax.errors import unknown
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense
-from arch_jax.ops.activations import gelu_tanh
+from arch_jax.ops.activations import gelu_tanh, scaled_tanh
 
 #: Activation by name. GELU in both forms of Hendrycks & Gimpel (2016, arXiv 1606.08415): exact, and by tanh.
 ACTIVATIONS = {
@@ -17,6 +17,7 @@ ACTIVATIONS = {
     "gelu_tanh": gelu_tanh,
     "silu": jax.nn.silu,
     "tanh": jnp.tanh,
+    "scaled_tanh": scaled_tanh,
     "sigmoid": jax.nn.sigmoid,
 }
 

@@ -1,11 +1,15 @@
-"""Normalisation layers: LayerNorm (Ba et al. 2016, 1607.06450) and RMSNorm (Zhang & Sennrich 2019, 1910.07467)."""
+"""Normalisation layers, all called alike: `norm(x, train=False)`.
+
+LayerNorm (Ba et al. 2016, 1607.06450), RMSNorm (Zhang & Sennrich 2019, 1910.07467) and BatchNorm (Ioffe & Szegedy 2015,
+1502.03167). Only the last differs in training.
+"""
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from arch_jax.fields import DType, component
-from arch_jax.ops.norms import layer_norm, rms_norm
+from arch_jax.ops.norms import batch_norm, batch_statistics, layer_norm, rms_norm
 
 
 @component("layer_norm", kind="norm")
@@ -25,7 +29,7 @@ class LayerNorm(nn.Module):
     parameter_dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+    def __call__(self, x: Float[Array, "*batch width"], train: bool = False) -> Float[Array, "*batch width"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.parameter_dtype)
         bias = None
         if self.bias:
@@ -48,6 +52,45 @@ class RMSNorm(nn.Module):
     parameter_dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+    def __call__(self, x: Float[Array, "*batch width"], train: bool = False) -> Float[Array, "*batch width"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.parameter_dtype)
         return rms_norm(x.astype(self.dtype), scale, self.epsilon)
+
+
+@component("batch_norm", kind="norm")
+class BatchNorm(nn.Module):
+    """y = scale * (x - mean) / sqrt(variance + epsilon) + bias for each channel (1502.03167, algorithms 1 and 2).
+
+    In training mean and variance are those of the batch, over all axes but the last, and their moving averages are
+    updated in the collection "batch_stats"; in evaluation they are the moving averages. The average of the variance is
+    of the unbiased one (algorithm 2, step 10), as in PyTorch.
+
+    Attributes:
+      epsilon: added to the variance.
+      momentum: share of the old moving average that is kept at each step.
+      axis_name: of a mapped axis over devices, whose batches then count as one (`pmap` sets it); none otherwise.
+      dtype: of the computation; the statistics are at least float32.
+      parameter_dtype: of scale, bias and the moving averages.
+    """
+
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    axis_name: str | None = None
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch width"], train: bool = False) -> Float[Array, "*batch width"]:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape, self.parameter_dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, self.parameter_dtype)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.parameter_dtype)
+        variance = self.variable("batch_stats", "variance", jnp.ones, shape, self.parameter_dtype)
+        if not train:
+            return batch_norm(x.astype(self.dtype), mean.value, variance.value, scale, bias, self.epsilon)
+        now, spread, count = batch_statistics(x, self.axis_name)
+        if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
+            blend = lambda old, new: (self.momentum * old + (1 - self.momentum) * new).astype(old.dtype)
+            mean.value = blend(mean.value, now)
+            variance.value = blend(variance.value, spread * count / jnp.maximum(count - 1, 1))
+        return batch_norm(x.astype(self.dtype), now, spread, scale, bias, self.epsilon)

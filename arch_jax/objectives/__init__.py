@@ -2,23 +2,24 @@
 
 import importlib
 import pkgutil
+from typing import Any
 
 from arch_jax.errors import unknown
-from arch_jax.fields import components
+from arch_jax.fields import components, override
 from arch_jax.objectives.base import ObjectiveBase, Player
 
 __all__ = ["ObjectiveBase", "Player", "objective"]
 
 
-def objective(name: str) -> ObjectiveBase:
-    """The objective of a name, with its defaults.
+def objective(name: str, **changes: Any) -> ObjectiveBase:
+    """The objective of a name, with its defaults, or with fields replaced.
 
     Raises:
-      UsageError: unknown objective, with the nearest names.
+      UsageError: unknown objective or field (nearest names), or a value of the wrong type.
     """
     for found in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{found.name}")
     known = components("objective")
     if name not in known:
         raise unknown("objective", name, known)
-    return known[name]()
+    return override(known[name](), changes)

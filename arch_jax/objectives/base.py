@@ -43,7 +43,7 @@ class ObjectiveBase:
       model: the module it trains; filled in by the experiment.
     """
 
-    model: nn.Module | None = None
+    model: Annotated[Any, Kind("model")] | None = None
 
     @property
     def players(self) -> tuple[Player, ...]:

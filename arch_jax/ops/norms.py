@@ -65,6 +65,56 @@ def layer_norm(
     return _layer_norm(epsilon, x, scale, bias)
 
 
+def batch_statistics(
+    x: Float[Array, "*batch features"], axis_name: str | None = None
+) -> tuple[Float[Array, "features"], Float[Array, "features"], Float[Array, ""]]:
+    """Mean and (biased) variance of each feature over all other axes, and how many numbers each is made of.
+
+    Args:
+      x: activations.
+      axis_name: of a mapped axis over devices, whose statistics are shared; None where the array is the whole batch.
+
+    Returns:
+      (mean, variance, count), in at least float32.
+
+    Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1.
+    """
+    x32 = _precise(x)
+    axes = tuple(range(x.ndim - 1))
+    count = jnp.asarray(x.size // x.shape[-1], x32.dtype)
+    total = jnp.sum(x32, axes)
+    if axis_name is not None:
+        total, count = lax.psum((total, count), axis_name)
+    mean = total / count
+    squares = jnp.sum(jnp.square(x32 - mean), axes)
+    if axis_name is not None:
+        squares = lax.psum(squares, axis_name)
+    return mean, squares / count, count
+
+
+def batch_norm(
+    x: Float[Array, "*batch features"],
+    mean: Float[Array, "features"],
+    variance: Float[Array, "features"],
+    scale: Float[Array, "features"],
+    bias: Float[Array, "features"],
+    epsilon: float | int = 1e-5,
+) -> Float[Array, "*batch features"]:
+    """scale * (x - mean) / sqrt(variance + epsilon) + bias, for each feature, with the statistics given.
+
+    Returns:
+      The dtype of x; computed in at least float32.
+
+    Raises:
+      UsageError: `epsilon` is negative or NaN.
+
+    Source: Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1 (training) and 2 (inference).
+    """
+    _check(epsilon)
+    factor = scale * lax.rsqrt(variance + epsilon)
+    return ((_precise(x) - mean) * factor + bias).astype(x.dtype)
+
+
 def rms_norm_reference(x, scale, epsilon):
     """`rms_norm` as it is defined, differentiated automatically."""
     x32 = _precise(x)

@@ -140,6 +140,40 @@ def save_shown(path: Path, step: int, shown: Mapping[str, Any]) -> list[Path]:
     return written
 
 
+def draw_films(path: Path, most: int = 6) -> list[Path]:
+    """Puts what was shown over the training side by side: `film_NAME.png`, of pictures that were drawn more than once.
+
+    Args:
+      path: the run's folder.
+      most: how many pictures of a film, evenly chosen, the first and the last among them.
+    """
+    from PIL import Image, ImageDraw
+
+    frames: dict[str, list[Path]] = {}
+    for file in sorted((path / "samples").glob("step_*_*.png")):
+        frames.setdefault(file.stem.split("_", 2)[2], []).append(file)
+    written = []
+    for name, files in frames.items():
+        if len(files) < 2:
+            continue
+        count = min(most, len(files))
+        chosen = [files[round(i * (len(files) - 1) / (count - 1))] for i in range(count)]
+        pictures = [Image.open(file).convert("RGB") for file in chosen]
+        height = 320
+        pictures = [p.resize((round(p.width * height / p.height), height)) for p in pictures]
+        film = Image.new("RGB", (sum(p.width for p in pictures), height + 20), "white")
+        draw, left = ImageDraw.Draw(film), 0
+        for file, picture in zip(chosen, pictures):
+            draw.text((left + 8, 4), f"step {int(file.stem.split('_')[1]):,}", fill="black")
+            film.paste(picture, (left, 20))
+            left += picture.width
+        buffer = io.BytesIO()
+        film.save(buffer, format="png")
+        write(path / f"film_{name}.png", buffer.getvalue())
+        written.append(path / f"film_{name}.png")
+    return written
+
+
 class Events:
     """TensorBoard events, if asked for; otherwise does nothing.
 

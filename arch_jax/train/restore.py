@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from arch_jax.errors import RunError, UsageError
+from arch_jax.errors import ArchJaxError, RunError, UsageError
 from arch_jax.experiment import Experiment, import_components, import_file
 from arch_jax.train.checkpoint import Checkpoints
 from arch_jax.train.loop import evaluate
@@ -71,6 +71,8 @@ class Run:
         from arch_jax.data.tokenizers import from_json
 
         file = self.path / "tokenizer.json"
+        if "tokenizer" not in self.facts:  # pictures, points and graphs need nothing of the data to be drawn
+            return None
         try:
             return _Carried(from_json(json.loads(file.read_text(encoding="utf-8"))))
         except (OSError, ValueError, KeyError, TypeError) as problem:
@@ -116,7 +118,15 @@ def open_run(path: Path | str, imports: Sequence[str] = (), *, best: bool = Fals
         batch = {name: jax.ShapeDtypeStruct(tuple(x["shape"]), x["dtype"]) for name, x in config["batch"].items()}
     except (KeyError, TypeError, ValueError) as problem:
         raise RunError(f"{path / 'config.json'} is damaged: its batch can't be read ({problem})") from None
-    state = jax.eval_shape(lambda b: initial_state(experiment, b), batch)
+    try:
+        state = jax.eval_shape(lambda b: initial_state(experiment, b), batch)
+    except ArchJaxError:
+        raise
+    except Exception as problem:  # whatever the model says to shapes that it was not trained on
+        raise RunError(
+            f"{path / 'config.json'} is damaged: its model can't be made for its batch "
+            f"({type(problem).__name__}: {' '.join(str(problem).split())[:200]})"
+        ) from None
     checkpoints = Checkpoints(path / "checkpoints", keep=experiment.keep, log=tell, reading=True)
     with checkpoints:
         step = checkpoints.best_step() if best else None

@@ -3,6 +3,7 @@
 Published sizes are checked abstractly, by name; each architecture is run once for real, at `entry.tiny()`.
 """
 
+import dataclasses
 import functools
 import re
 
@@ -182,8 +183,8 @@ def test_batch_permutation(name):
     it = tiny(name)
     if it.entry.couples_examples:
         pytest.skip("the paper couples the examples of a batch")
-    order = np.array([2, 0, 1])
-    permuted = it.apply(it.variables, *jax.tree.map(lambda x: x[order], it.arguments))
+    batch, order = it.inputs.permuted(it.batch, jax.random.key(5))
+    permuted = it.apply(it.variables, *it.entry.arguments(batch))
     chex.assert_trees_all_close(permuted, jax.tree.map(lambda x: x[order], it.outputs), atol=2e-6, rtol=2e-5)
 
 
@@ -245,7 +246,8 @@ def test_train_step_lowers_for_a_tpu(name):
 def test_description_adds_up(name):
     """The table of layers accounts for every parameter, and the cost does not depend on scanning."""
     it = tiny(name)
-    rows = describe.layers(it.module, it.entry)
+    # A graph network's first layer is as wide as its inputs: those of the tiny one.
+    rows = describe.layers(it.module, dataclasses.replace(it.entry, inputs=it.inputs))
     assert sum(row.count for row in rows) == registry.count(it.variables["params"])
     assert all(row.kind for row in rows if row.count)
     if getattr(it.module, "scan", False) is True:

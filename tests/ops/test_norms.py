@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from arch_jax.errors import UsageError
-from arch_jax.ops.norms import layer_norm, layer_norm_reference, rms_norm, rms_norm_reference
+from arch_jax.ops.norms import (
+    batch_norm,
+    batch_statistics,
+    layer_norm,
+    layer_norm_reference,
+    rms_norm,
+    rms_norm_reference,
+)
 
 EPSILON = 1e-3
 WIDTH = 6
@@ -99,3 +106,27 @@ def test_mistakes_are_named(value):
     for form in (functools.partial(layer_norm, bias=None), rms_norm):
         with pytest.raises(UsageError, match=f"epsilon is {value}; expected"):
             form(x, jnp.ones(WIDTH), epsilon=value)
+
+
+# -- batch norm --------------------------------------------------------------------------------------------------------
+
+
+def test_batch_statistics_over_devices_are_those_of_the_whole_batch():
+    """Under a mapped axis the parts of a batch count as one (not the mean of their variances)."""
+    x = jax.random.normal(jax.random.key(0), (4, 6, 3)) + jnp.arange(4.0)[:, None, None]
+    whole = batch_statistics(x.reshape(24, 3))
+    parts = jax.vmap(lambda part: batch_statistics(part, "parts"), axis_name="parts")(x)
+    for a, b in zip(whole, parts):
+        np.testing.assert_allclose(b, jnp.broadcast_to(a, b.shape), rtol=1e-5)
+    assert not np.allclose(x.var(axis=1).mean(0), whole[1], rtol=0.1)
+
+
+def test_batch_norm_gives_mean_bias_and_deviation_scale():
+    x = 3 * jax.random.normal(jax.random.key(1), (50, 7, 4)) + 5
+    mean, variance, count = batch_statistics(x)
+    assert float(count) == 350
+    y = batch_norm(x, mean, variance, jnp.arange(1.0, 5.0), jnp.arange(4.0), 0.0)
+    np.testing.assert_allclose(y.mean((0, 1)), jnp.arange(4.0), atol=1e-5)
+    np.testing.assert_allclose(y.std((0, 1)), jnp.arange(1.0, 5.0), rtol=1e-5)
+    with pytest.raises(UsageError, match="epsilon is -1"):
+        batch_norm(x, mean, variance, jnp.ones(4), jnp.ones(4), -1.0)

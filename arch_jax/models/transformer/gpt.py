@@ -9,12 +9,13 @@ GPT-2 (Radford et al. 2019, section 2.3) is, with h_0 = W_e[tokens] + W_p[positi
 with weights drawn from N(0, 0.02) and those that write to the residual stream scaled by 1/sqrt(2 L).
 """
 
+from arch_jax.inputs import tokens
 from arch_jax.layers.attention import Attention
 from arch_jax.layers.decoder import Decoder
 from arch_jax.layers.feed_forward import MLP, SwiGLU
 from arch_jax.layers.norms import LayerNorm, RMSNorm
 from arch_jax.layers.positions import LearnedPosition, RoPE
-from arch_jax.registry import Paper, register, tokens
+from arch_jax.registry import Paper, register
 
 GPT2_PAPER = Paper(
     "Language Models are Unsupervised Multitask Learners",

@@ -8,12 +8,13 @@ For each layer (Touvron et al. 2023, 2302.13971, section 2.2):
 without biases, with an output layer of its own.
 """
 
+from arch_jax.inputs import tokens
 from arch_jax.layers.attention import Attention
 from arch_jax.layers.decoder import Decoder
 from arch_jax.layers.feed_forward import SwiGLU
 from arch_jax.layers.norms import RMSNorm
 from arch_jax.layers.positions import RoPE
-from arch_jax.registry import Paper, register, tokens
+from arch_jax.registry import Paper, register
 
 LLAMA2_PAPER = Paper("Llama 2: Open Foundation and Fine-Tuned Chat Models", "Touvron et al.", 2023, "2307.09288")
 LLAMA3_PAPER = Paper("The Llama 3 Herd of Models", "Llama Team", 2024, "2407.21783")

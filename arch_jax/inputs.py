@@ -1,0 +1,195 @@
+"""Example inputs of the kinds of model: what a registered name says of what it takes.
+
+From these, counts are made by `jax.eval_shape`, and the contract suite makes its batches. The arrays have the names and
+shapes of the batches that `arch_jax.data` gives.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from arch_jax.data.graphs import Graph
+
+Batch = Mapping[str, Any]  # arrays, or their shapes
+
+
+@runtime_checkable
+class Inputs(Protocol):
+    """Makes example batches for a model: real ones from a key, abstract ones under `jax.eval_shape`."""
+
+    #: What of a batch the model sees; the rest is for the objective.
+    names: tuple[str, ...]
+
+    def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
+        """A batch of `size` examples as the model's objective takes it."""
+        ...
+
+    def resized(self, module: nn.Module) -> "Inputs":
+        """The same for a tiny module: cut to what it can take."""
+        ...
+
+    def arguments(self, batch: Batch) -> tuple:
+        """What the model is called with."""
+        ...
+
+    def permuted(self, batch: Batch, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+        """The batch in another order that means the same, and where each row of the outputs then comes from."""
+        ...
+
+
+class Rows:
+    """Examples on the leading axis of every array: what most kinds of inputs share."""
+
+    def resized(self, module: nn.Module) -> "Rows":
+        """As it is: these inputs do not grow with a model's size."""
+        return self
+
+    def arguments(self, batch: Batch) -> tuple:
+        """The arrays that the model sees, in order."""
+        return tuple(batch[name] for name in self.names)
+
+    def permuted(self, batch: Batch, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+        """The examples in another order."""
+        order = jax.random.permutation(key, len(batch[self.names[0]]))
+        return {name: x[order] for name, x in batch.items()}, order
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens(Rows):
+    """Random token sequences for a language model: `tokens`, `targets`, `weights`, each "batch length".
+
+    Attributes:
+      length: tokens in a sequence; fewer where the module's table of positions is shorter.
+    """
+
+    length: int
+    names = ("tokens",)
+
+    def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
+        """Uniform tokens of the module's vocabulary; each target is the next token."""
+        length = min(self.length, getattr(getattr(module, "position", None), "length", self.length))
+        stream = jax.random.randint(key, (size, length + 1), 0, module.vocabulary, dtype=jnp.int32)
+        return {"tokens": stream[:, :-1], "targets": stream[:, 1:], "weights": jnp.ones((size, length))}
+
+    def resized(self, module: nn.Module) -> "Tokens":
+        """At most 12 tokens: enough for every mask, cheap enough for every test."""
+        return Tokens(min(self.length, 12))
+
+
+@dataclasses.dataclass(frozen=True)
+class Images(Rows):
+    """Random pictures with labels: `images` "batch size size channels" in [0, 1], `labels` and `weights` "batch".
+
+    Attributes:
+      size: pixels on a side.
+      channels: 1 for grey, 3 for colour.
+    """
+
+    size: int
+    channels: int = 3
+    names = ("images",)
+
+    def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
+        """Uniform pixels; labels among the module's classes."""
+        pixels, classes = jax.random.split(key)
+        return {
+            "images": jax.random.uniform(pixels, (size, self.size, self.size, self.channels)),
+            "labels": jax.random.randint(classes, (size,), 0, module.classes, dtype=jnp.int32),
+            "weights": jnp.ones((size,)),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Points(Rows):
+    """Random points for a generative adversarial pair: the real `x` "batch features" and a `latent` "batch latent".
+
+    Attributes:
+      features: coordinates of a point.
+    """
+
+    features: int
+    names = ("latent",)
+
+    def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
+        """Normal points and latents."""
+        real, latent = jax.random.split(key)
+        return {
+            "x": jax.random.normal(real, (size, self.features)),
+            "latent": jax.random.normal(latent, (size, module.generator.latent)),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Graphs:
+    """Random graphs with a label on each node, side by side: the arrays of `Graph`, and `labels`, `weights` "nodes".
+
+    Attributes:
+      nodes: of each graph; the last of all is padding.
+      edges: of each graph; the last of all is padding.
+      features: of each node.
+    """
+
+    nodes: int
+    edges: int
+    features: int
+    names = ("nodes", "senders", "receivers", "sizes")
+
+    def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
+        """`size` graphs of uniform edges; the last node and edge are padding, without weight."""
+        keys = jax.random.split(key, 4)
+        start = jnp.repeat(jnp.arange(size) * self.nodes, self.edges)
+        ends = [jax.random.randint(k, (size * self.edges,), 0, self.nodes - 1) + start for k in keys[:2]]
+        real = jnp.full((size, 2), jnp.array([self.nodes, self.edges]), jnp.int32).at[-1].add(-1)
+        last = size * self.nodes - 1
+        return {
+            "nodes": jax.random.normal(keys[2], (size * self.nodes, self.features)).at[last].set(0),
+            "senders": ends[0].at[-1].set(last).astype(jnp.int32),
+            "receivers": ends[1].at[-1].set(last).astype(jnp.int32),
+            "sizes": real,
+            "labels": jax.random.randint(keys[3], (size * self.nodes,), 0, module.classes, dtype=jnp.int32),
+            "weights": jnp.ones((size * self.nodes,)).at[last].set(0),
+        }
+
+    def resized(self, module: nn.Module) -> "Graphs":
+        """At most 7 nodes, 12 edges and 5 features."""
+        return Graphs(min(self.nodes, 7), min(self.edges, 12), min(self.features, 5))
+
+    def arguments(self, batch: Batch) -> tuple:
+        """The graph."""
+        return (Graph(batch["nodes"], batch["senders"], batch["receivers"], batch.get("edges"), batch["sizes"]),)
+
+    def permuted(self, batch: Batch, key: jax.Array) -> tuple[dict[str, Any], jax.Array]:
+        """The nodes under other numbers, and the edges in another order: the same graph. Padding stays where it is."""
+        count, edges = len(batch["nodes"]) - 1, len(batch["senders"]) - 1
+        order = jnp.append(jax.random.permutation(key, count), count)
+        places = jnp.append(jax.random.permutation(jax.random.fold_in(key, 1), edges), edges)
+        number = jnp.argsort(order)  # where each node now is
+        return {
+            **{name: batch[name][order] for name in ("nodes", "labels", "weights")},
+            **{name: number[batch[name]][places].astype(jnp.int32) for name in ("senders", "receivers")},
+            "sizes": batch["sizes"],
+        }, order
+
+
+def tokens(length: int) -> Tokens:
+    """Example inputs of a language model: sequences of `length` tokens."""
+    return Tokens(length)
+
+
+def images(size: int, channels: int = 3) -> Images:
+    """Example inputs of an image model: pictures of `size` x `size` pixels."""
+    return Images(size, channels)
+
+
+def points(features: int) -> Points:
+    """Example inputs of an adversarial pair on points."""
+    return Points(features)
+
+
+def graphs(nodes: int, edges: int, features: int) -> Graphs:
+    """Example inputs of a graph network."""
+    return Graphs(nodes, edges, features)

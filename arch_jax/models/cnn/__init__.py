@@ -1,0 +1,1 @@
+"""Convolutional networks: pictures in, logits out."""

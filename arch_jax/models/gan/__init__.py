@@ -1,0 +1,1 @@
+"""Generative adversarial networks: a generator and the discriminator that it learns from."""

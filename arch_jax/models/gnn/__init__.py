@@ -1,0 +1,1 @@
+"""Graph networks: a graph in, something for each of its nodes, edges or the whole of it out."""

@@ -1,0 +1,178 @@
+"""The adversarial game of a generator and a discriminator (Goodfellow et al. 2014, 1406.2661)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from arch_jax.errors import UsageError
+from arch_jax.fields import component
+from arch_jax.objectives.base import Batch, ObjectiveBase, Pair, Player
+
+
+@component("adversarial", kind="objective")
+@dataclasses.dataclass(frozen=True)
+class Adversarial(ObjectiveBase):
+    """D minimises -log D(x) - log(1 - D(G(z))); G minimises -log D(G(z)), or log(1 - D(G(z))) if saturating.
+
+    Algorithm 1 takes k steps of the discriminator for each of the generator: `discriminator_steps` is k. Both see the
+    same batch in a step, and noise of their own.
+
+    Attributes:
+      model: generator and discriminator; filled in by the experiment.
+      discriminator_steps: k of algorithm 1: the generator is updated in every k-th step.
+      saturating: whether G minimises log(1 - D(G(z))), the game of equation 1, which hardly moves G while D is sure of
+        itself (section 3).
+      show_points: how many generated points `show` draws and `evaluate` counts, at most those of a validation batch.
+    """
+
+    discriminator_steps: int = 1
+    saturating: bool = False
+    show_points: int = 2500
+
+    def __post_init__(self) -> None:
+        if self.discriminator_steps < 1:
+            raise UsageError(f"discriminator_steps is {self.discriminator_steps}; expected at least 1")
+
+    @property
+    def players(self) -> tuple[Player, ...]:
+        return Player("discriminator", ("D",)), Player("generator", ("G",), every=self.discriminator_steps)
+
+    def arguments(self, batch: Batch) -> tuple:
+        return (jnp.zeros((len(self.real(batch)), self.model.generator.latent)),)
+
+    @staticmethod
+    def real(batch: Batch) -> Any:
+        """The real examples of a batch."""
+        return batch["x"] if "x" in batch else batch["images"]
+
+    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+        real = self.real(batch)
+        noise, key = jax.random.split(key)
+        latent = jax.random.normal(noise, (len(real), self.model.generator.latent), real.dtype)
+        made, updates = self.apply(variables, latent, key=key, method="generate")
+        of_made, _ = self.apply(variables, made, key=key, method="score")
+        # -log D = softplus(-score), -log(1 - D) = softplus(score): no sigmoid whose logarithm could overflow.
+        if player == "generator":
+            each = -jax.nn.softplus(of_made) if self.saturating else jax.nn.softplus(-of_made)
+            metrics = {}
+        else:
+            of_real, _ = self.apply(variables, real, key=key, method="score")
+            each = jax.nn.softplus(-of_real) + jax.nn.softplus(of_made)
+            right = (of_real > 0) * 0.5 + (of_made < 0) * 0.5
+            metrics = {"accuracy": _pair(right)}
+        return _pair(each), (metrics | {"loss": _pair(each)}, updates)
+
+    def evaluate(self, variables: Any, batch: Batch) -> dict[str, Pair]:
+        """The game's value V(D, G) ("loss"; -log 4 at the optimum), and on a known mixture the modes that were found.
+
+        With `centres` and `std` in the batch: "modes" is how many centres have a generated point within 3 standard
+        deviations, "high_quality" the share of generated points that are so near to one (Srivastava et al. 2017,
+        1705.07761, section 5.1; the same latents at each call).
+        """
+        real = self.real(batch)
+        made = self._make(variables, len(real), jax.random.key(0))
+        of_real = self.model.apply(variables, real, method="score")
+        of_made = self.model.apply(variables, made, method="score")
+        metrics = {"loss": _pair(-jax.nn.softplus(-of_real) - jax.nn.softplus(of_made))}
+        if "centres" in batch:
+            found, near = modes(made, batch["centres"], batch["std"])
+            metrics |= {
+                "modes": (jnp.sum(found, dtype=of_real.dtype), jnp.ones((), of_real.dtype)),
+                "high_quality": near,
+            }
+        return metrics
+
+    def _make(self, variables: Any, count: int, key: jax.Array) -> jax.Array:
+        latent = jax.random.normal(key, (count, self.model.generator.latent))
+        return self.model.apply(variables, latent, method="generate")
+
+    def check(self, data: Any) -> None:
+        """The data's examples must have the shape that the generator makes."""
+        if "x" not in data.shapes and "images" not in data.shapes:
+            raise UsageError(
+                f"the objective 'adversarial' takes points or pictures, and the data has {', '.join(data.shapes)}; "
+                "expected x or images, such as arch_jax.Ring()"
+            )
+        features = getattr(self.model.generator, "features", None)
+        given = data.shapes["x"][0][-1] if "x" in data.shapes else None
+        if None not in (features, given) and features != given:
+            raise UsageError(
+                f"model.generator.features is {features}, but the data's points have {given} coordinates; "
+                f"set model.generator.features={given}"
+            )
+
+    def sample(self, variables: Any, data: Any, key: jax.Array, *, count: int = 1, **options: Any) -> list[str]:
+        """`count` generated points, as lines of numbers.
+
+        Raises:
+          UsageError: an option that only text has, or a count below 1.
+        """
+        given = next((name for name, value in options.items() if value is not None), None)
+        if given is not None:
+            raise UsageError(f"--{given.replace('_', '-')} is for text; a generator takes --count and --seed")
+        if count < 1:
+            raise UsageError(f"count is {count}; expected at least 1")
+        made = jax.device_get(self._make(variables, count, key))
+        return [" ".join(f"{number:.6g}" for number in np.ravel(row)) for row in made]
+
+    def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        """The generated points over the real density, where points are in the plane."""
+        batch = next(iter(data.validation()))
+        real = np.asarray(self.real(batch))
+        if real.ndim != 2 or real.shape[1] != 2:
+            return {}
+        # Of one key throughout: from picture to picture of the film it is the generator that moves, not the noise.
+        made = np.asarray(self._make(variables, min(self.show_points, len(real)), jax.random.key(0)))
+        return {"points": _plane(real, made, batch)}
+
+
+def modes(points: jax.Array, centres: jax.Array, std: jax.Array, deviations: float = 3.0) -> tuple[jax.Array, Pair]:
+    """Which modes of a mixture have a point within 3 standard deviations, and the share of points that are so near.
+
+    Args:
+      points: "points features".
+      centres: of the mixture's components, "modes features".
+      std: of each component.
+      deviations: how many standard deviations count as near.
+
+    Returns:
+      (booleans "modes", (points near any centre, points)).
+    """
+    distance = jnp.linalg.norm(points[:, None] - centres[None], axis=-1)
+    near = distance <= deviations * std
+    return near.any(0), _pair(near.any(1).astype(points.dtype))
+
+
+def _pair(each: jax.Array) -> Pair:
+    return jnp.sum(each), jnp.asarray(each.size, each.dtype)
+
+
+def _plane(real: np.ndarray, made: np.ndarray, batch: Batch) -> Any:
+    """A figure of generated points over a histogram of real ones."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    reach = 1.6 * float(np.abs(real).max())
+    density, _, _ = np.histogram2d(*real.T, bins=120, range=[[-reach, reach]] * 2)
+    axes.imshow(
+        density.T > 0, extent=(-reach, reach) * 2, origin="lower", cmap="Greys", vmax=2, interpolation="nearest"
+    )
+    inside = (np.abs(made) <= reach).all(axis=1)
+    axes.scatter(*made[inside].T, s=3, alpha=0.4, color="C3", linewidths=0)
+    title = f"{len(made)} generated points (red) over real ones (grey)"
+    if "centres" in batch:
+        centres = np.asarray(batch["centres"])
+        found, (near, count) = modes(*map(jnp.asarray, (made, centres, batch["std"])))
+        axes.scatter(
+            *centres.T, s=90, facecolors="none", edgecolors=["C2" if one else "C0" for one in np.asarray(found)]
+        )
+        title = f"{int(found.sum())} of {len(centres)} modes, {100 * float(near / count):.1f} % of points near one"
+    if not inside.all():
+        title += f"\n{(~inside).sum()} outside the picture"
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    axes.set_title(title, size=9)
+    return figure

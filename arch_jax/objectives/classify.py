@@ -1,0 +1,134 @@
+"""Classification of pictures: the cross-entropy of each picture's class."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from arch_jax.errors import UsageError
+from arch_jax.fields import component
+from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
+from arch_jax.ops.losses import cross_entropy
+
+
+@component("classify", kind="objective")
+@dataclasses.dataclass(frozen=True)
+class Classify(ObjectiveBase):
+    """-log p(class | picture), in nats, over the pictures that have weight.
+
+    Attributes:
+      model: the classifier; filled in by the experiment.
+      label_smoothing: share of each target spread evenly over the classes, in training (1512.00567, section 7).
+      rubbish: j of LeNet-5's criterion (LeCun et al. 1998, equation 9), at least 0: a class of logit -j that no picture
+        has, in training. While the right class's logit is below -j it is pulled up, whatever the others are. None: no
+        such class.
+      show_pictures: how many of the validation pictures `show` draws.
+    """
+
+    label_smoothing: float = 0.0
+    rubbish: float | None = None
+    show_pictures: int = 48
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing <= 1:
+            raise UsageError(f"label_smoothing is {self.label_smoothing}; expected a number from 0 to 1, such as 0.1")
+        if self.rubbish is not None and not self.rubbish >= 0:
+            raise UsageError(f"rubbish is {self.rubbish}; expected a number of at least 0, or none")
+
+    def arguments(self, batch: Batch) -> tuple:
+        return (batch["images"],)
+
+    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+        logits, updates = self.apply(variables, batch["images"], key=key)
+        scores = logits
+        if self.rubbish is not None:
+            scores = jnp.concatenate([logits, jnp.full((len(logits), 1), -self.rubbish, logits.dtype)], axis=1)
+        nats = cross_entropy(scores, batch["labels"], label_smoothing=self.label_smoothing)
+        metrics = self._metrics(nats, logits, batch)
+        return metrics["loss"], (metrics, updates)
+
+    def evaluate(self, variables: Any, batch: Batch) -> dict[str, Pair]:
+        """Nats a picture ("loss"), and the share of pictures whose class is the likeliest ("accuracy")."""
+        logits = self.model.apply(variables, batch["images"])
+        return self._metrics(cross_entropy(logits, batch["labels"]), logits, batch)
+
+    def _metrics(self, nats: jax.Array, logits: jax.Array, batch: Batch) -> dict[str, Pair]:
+        weights = batch["weights"].astype(nats.dtype)
+        right = (jnp.argmax(logits, axis=-1) == batch["labels"]) * weights
+        total = jnp.sum(weights)
+        # A picture without weight may have anything in it, and 0 * NaN is NaN.
+        return {
+            "loss": (jnp.sum(jnp.where(weights > 0, nats * weights, 0)), total),
+            "accuracy": (jnp.sum(right), total),
+        }
+
+    def check(self, data: Any) -> None:
+        """The labels must be among the model's classes, and the pictures of the size that it takes."""
+        classes = getattr(data, "classes", None)
+        if classes is None or "images" not in data.shapes:
+            raise UsageError(
+                f"the objective 'classify' takes labelled pictures, and the data has {', '.join(data.shapes)}; "
+                "expected images and labels, such as arch_jax.Images()"
+            )
+        if classes > self.model.classes:
+            raise UsageError(
+                f"model.classes is {self.model.classes}, but the labels go up to {classes - 1}; "
+                f"set model.classes={classes}"
+            )
+        if hasattr(self.model, "check"):
+            self.model.check(data.shapes["images"][0][1:])
+
+    def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        """A grid of validation pictures, each under the class that the model takes it for; wrong ones in red."""
+        predict = jax.jit(lambda x: jnp.argmax(self.model.apply(variables, x), axis=-1))
+        pictures, labels, guesses = [], [], []
+        for batch in data.validation():
+            real = np.flatnonzero(batch["weights"])
+            guesses.extend(np.asarray(predict(batch["images"]))[real])
+            pictures.extend(batch["images"][real])
+            labels.extend(batch["labels"][real])
+            if len(labels) >= 8 * self.show_pictures:
+                break
+        names = getattr(data, "class_names", None) or [str(i) for i in range(self.model.classes)]
+        return {"predictions": predictions(pictures, labels, guesses, names, self.show_pictures)}
+
+
+def predictions(pictures: list, labels: list, guesses: list, names: Any, count: int) -> Any:
+    """A figure of `count` pictures under what they were taken for.
+
+    At most a quarter are wrong ones, which come last: among a few hundred, a good classifier's mistakes would else not
+    be seen.
+    """
+    from matplotlib.figure import Figure
+
+    wrong = [i for i in range(len(labels)) if labels[i] != guesses[i]]
+    right = [i for i in range(len(labels)) if labels[i] == guesses[i]]
+    mistakes = wrong[: max(count // 4, count - len(right))]
+    chosen = [*right[: count - len(mistakes)], *mistakes]
+    columns = 8 if any(len(str(name)) > 5 for name in names) else 12
+    rows = max(1, -(-len(chosen) // columns))
+    figure = Figure(figsize=(columns * 0.95, rows * 1.2 + 0.5), layout="constrained")
+    figure.suptitle(
+        f"{len(wrong)} of the first {len(labels)} validation pictures are taken for something else", size=10
+    )
+    for place in range(rows * columns):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        axes.set_axis_off()
+        if place >= len(chosen):
+            continue
+        i = chosen[place]
+        picture = np.asarray(pictures[i], np.float32)
+        low, high = picture.min(), picture.max()
+        picture = (picture - low) / (high - low if high > low else 1)
+        axes.imshow(picture[..., 0] if picture.shape[-1] == 1 else picture, cmap="gray", interpolation="nearest")
+        fine = labels[i] == guesses[i]
+        text = f"{names[guesses[i]]}" if fine else f"{names[guesses[i]]}\n(is {names[labels[i]]})"
+        axes.set_title(text, size=7, color="black" if fine else "red", pad=2)
+        if not fine:
+            axes.set_axis_on()
+            axes.set(xticks=[], yticks=[])
+            for side in axes.spines.values():
+                side.set(color="red", linewidth=2)
+    return figure

@@ -1,0 +1,131 @@
+"""Semi-supervised classification of a graph's nodes (Kipf & Welling 2017, 1609.02907, section 3)."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from arch_jax.data.graphs import Graph
+from arch_jax.errors import UsageError
+from arch_jax.fields import component
+from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
+from arch_jax.ops.losses import cross_entropy
+
+
+@component("nodes", kind="objective")
+@dataclasses.dataclass(frozen=True)
+class NodeClasses(ObjectiveBase):
+    """-log p(class | node, graph), in nats, over the labelled nodes (equation 10), with weight decay in the loss.
+
+    Attributes:
+      model: the graph network; filled in by the experiment.
+      l2: strength of l2/2 * |W|^2, added to the loss in training.
+      l2_on: a pattern of the parameters that it holds for; the paper decays its first layer only.
+    """
+
+    l2: float = 0.0
+    l2_on: str = "^convolution_0/.*kernel$"
+
+    def __post_init__(self) -> None:
+        if not self.l2 >= 0:
+            raise UsageError(f"l2 is {self.l2}; expected at least 0")
+        try:
+            re.compile(self.l2_on)
+        except re.error as problem:
+            raise UsageError(f"l2_on is {self.l2_on!r}, which is not a pattern: {problem}") from None
+
+    def arguments(self, batch: Batch) -> tuple:
+        return (Graph(batch["nodes"], batch["senders"], batch["receivers"], batch.get("edges"), batch["sizes"]),)
+
+    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+        logits, updates = self.apply(variables, *self.arguments(batch), key=key)
+        metrics = self._metrics(logits, batch, batch["weights"])
+        total, weight = metrics["loss"]
+        if self.l2:
+            total = total + weight * self._decay(variables["params"])
+        return (total, weight), (metrics, updates)
+
+    def _decay(self, parameters: Any) -> jax.Array:
+        flat = jax.tree_util.tree_flatten_with_path(parameters)[0]
+        named = {"/".join(str(getattr(k, "key", k)) for k in path): leaf for path, leaf in flat}
+        decayed = [leaf for name, leaf in named.items() if re.search(self.l2_on, name)]
+        if not decayed:
+            raise UsageError(
+                f"l2_on {self.l2_on!r} matches none of the parameters; expected a pattern of {', '.join(named)}"
+            )
+        return self.l2 / 2 * sum(jnp.sum(jnp.square(leaf)) for leaf in decayed)
+
+    def evaluate(self, variables: Any, batch: Batch) -> dict[str, Pair]:
+        """Nats ("loss") and "accuracy" over the validation nodes; "test_accuracy" where the batch marks test nodes."""
+        logits = self.model.apply(variables, *self.arguments(batch))
+        metrics = self._metrics(logits, batch, batch["weights"])
+        if "test_weights" in batch:
+            metrics["test_accuracy"] = self._metrics(logits, batch, batch["test_weights"])["accuracy"]
+        return metrics
+
+    def _metrics(self, logits: jax.Array, batch: Batch, weights: Any) -> dict[str, Pair]:
+        nats = cross_entropy(logits, batch["labels"])
+        weights = weights.astype(nats.dtype)
+        right = (jnp.argmax(logits, axis=-1) == batch["labels"]) * weights
+        total = jnp.sum(weights)
+        return {"loss": (jnp.sum(nats * weights), total), "accuracy": (jnp.sum(right), total)}
+
+    def check(self, data: Any) -> None:
+        """The labels must be among the model's classes."""
+        if "senders" not in data.shapes or getattr(data, "classes", None) is None:
+            raise UsageError(
+                f"the objective 'nodes' takes a graph with labelled nodes, and the data has {', '.join(data.shapes)}; "
+                "expected nodes, senders, receivers and labels, such as arch_jax.Nodes()"
+            )
+        if data.classes > self.model.classes:
+            raise UsageError(
+                f"model.classes is {self.model.classes}, but the labels go up to {data.classes - 1}; "
+                f"set model.classes={data.classes}"
+            )
+
+    def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        """The nodes in two dimensions: the principal components of the directions of their logits."""
+        batch = next(iter(data.validation()))
+        logits = np.asarray(jax.jit(self.model.apply)(variables, *self.arguments(batch)), np.float64)
+        real = int(np.asarray(batch["sizes"])[:, 0].sum())
+        labels = np.asarray(batch["labels"])[:real]
+        counted = np.asarray(batch["weights"] > 0) | np.asarray(batch.get("test_weights", 0) > 0)
+        ends = np.stack([batch["senders"], batch["receivers"]])
+        ends = ends[:, : int(np.asarray(batch["sizes"])[:, 1].sum())]
+        return {"embeddings": _embeddings(logits[:real], labels, counted[:real], ends, data)}
+
+
+def _embeddings(logits: np.ndarray, labels: np.ndarray, counted: np.ndarray, ends: np.ndarray, data: Any) -> Any:
+    """A figure of the nodes by their two principal components, coloured by class; wrong ones are crossed out."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
+
+    # Directions alone: a node with many neighbours would else be far from all others.
+    directions = logits / np.maximum(np.linalg.norm(logits, axis=1, keepdims=True), 1e-12)
+    centred = directions - directions.mean(0)
+    _, _, axes_of = np.linalg.svd(centred, full_matrices=False)
+    # A principal component's sign is arbitrary: fixed, so that pictures of one run follow one another.
+    axes_of = axes_of[:2] * np.where(axes_of[:2][np.arange(2), np.abs(axes_of[:2]).argmax(1)] < 0, -1, 1)[:, None]
+    places = centred @ axes_of.T
+    figure = Figure(figsize=(6.4, 5), layout="constrained")
+    axes = figure.add_subplot()
+    lines = np.stack([places[ends[0]], places[ends[1]]], axis=1)
+    shade = min(0.5, 60 / max(1, len(lines)))
+    axes.add_collection(LineCollection(lines, colors="grey", linewidths=0.4, alpha=max(shade, 0.02), zorder=0))
+    names = getattr(data, "class_names", None) or [f"class {i}" for i in range(int(labels.max()) + 1)]
+    size = 40 if len(labels) < 200 else 6
+    for i, name in enumerate(names):
+        of_class = labels == i
+        axes.scatter(*places[of_class].T, s=size, color=f"C{i}", label=str(name), alpha=0.8, linewidths=0)
+    wrong = counted & (logits.argmax(1) != labels)
+    axes.scatter(*places[wrong].T, s=size, marker="x", color="black", linewidths=0.7)
+    share = 100 * (1 - wrong.sum() / max(1, counted.sum()))
+    axes.set_title(
+        f"nodes by their logits' principal components; {share:.1f} % of {counted.sum()} held-out ones right", size=9
+    )
+    axes.set(xlabel="first component", ylabel="second component")
+    axes.legend(fontsize=7, markerscale=1 if size > 20 else 2.5)
+    return figure

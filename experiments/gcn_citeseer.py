@@ -1,0 +1,23 @@
+"""Kipf & Welling's graph convolutional network (2017, 1609.02907) on Citeseer: 120 labelled papers of 3,327.
+
+    arch-jax train gcn_citeseer
+
+The setting is that of gcn_cora. Expected: 70.3 % of the 1,000 test nodes, as the mean over seeds.
+"""
+
+import arch_jax
+
+published = ("70.3 % of the test nodes, mean of 100 runs (1609.02907, table 2); held to +- 1.0 over 10 seeds",)
+
+
+def config() -> arch_jax.Experiment:
+    """59,344 parameters; the whole graph in every step."""
+    return arch_jax.Experiment(
+        model=arch_jax.create("gcn", classes=6),
+        objective=arch_jax.objective("nodes", l2=5e-4),
+        data=arch_jax.Nodes(source="citeseer"),
+        optimizer=arch_jax.Optimizer("adam", learning_rate=0.01, schedule="constant", clip=None),
+        steps=200,
+        evaluate_every=50,
+        checkpoint_every=100,
+    )

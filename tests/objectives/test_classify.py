@@ -1,0 +1,68 @@
+"""Classification of pictures: which pictures count, what is drawn, what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import arch_jax
+
+
+def task(model=None, **fields):
+    return arch_jax.objective("classify", **fields).with_model(model or arch_jax.create("lenet5"))
+
+
+def batch(weights=(1, 1, 0, 1)):
+    draw = np.random.default_rng(0)
+    return {
+        "images": jnp.asarray(draw.uniform(size=(4, 32, 32, 1)), jnp.float32),
+        "labels": jnp.array([1, 2, 3, 4], jnp.int32),
+        "weights": jnp.array(weights, jnp.float32),
+    }
+
+
+def test_pictures_without_weight_do_not_count():
+    it, given = task(), batch()
+    variables = it.init(jax.random.key(0), given)
+    metrics = it.evaluate(variables, given)
+    logits = it.model.apply(variables, given["images"])
+    nats = -jax.nn.log_softmax(logits)[jnp.arange(4), given["labels"]]
+    assert float(metrics["loss"][0]) == pytest.approx(float(nats[0] + nats[1] + nats[3]), rel=1e-5)
+    assert float(metrics["loss"][1]) == float(metrics["accuracy"][1]) == 3
+    given["images"] = given["images"].at[2].set(jnp.nan)
+    again = it.evaluate(variables, given)
+    assert float(again["loss"][0]) == pytest.approx(float(metrics["loss"][0]), rel=1e-6)
+
+
+def test_batch_statistics_are_handed_on():
+    it, given = task(arch_jax.create("lenet5-bn")), batch((1, 1, 1, 1))
+    variables = it.init(jax.random.key(0), given)
+    _, (_, updates) = it.loss("model", variables, given, jax.random.key(1))
+    assert set(updates) == {"batch_stats"}
+    before, after = variables["batch_stats"]["c1_norm"]["mean"], updates["batch_stats"]["c1_norm"]["mean"]
+    assert bool(jnp.any(before != after))
+
+
+def test_wrong_pictures_are_marked():
+    """A model that is always wrong: every picture drawn has a red frame and says what it is."""
+    corpus = arch_jax.Images(source="digits", batch=32, resize=28, pad=2).load()
+    it = task(show_pictures=12)
+    variables = it.init(jax.random.key(0), {"images": jnp.zeros((1, 32, 32, 1))})
+    figure = it.show(variables, corpus, jax.random.key(0))["predictions"]
+    titles = [axes.get_title() for axes in figure.axes if axes.images]
+    assert len(titles) == 12
+    wrong = [axes for axes in figure.axes if "(is " in axes.get_title()]
+    assert wrong
+    assert all(axes.title.get_color() == "red" for axes in wrong)
+    assert "are taken for something else" in figure.get_suptitle()
+
+
+def test_data_that_does_not_fit_is_refused():
+    with pytest.raises(arch_jax.UsageError, match=r"28 x 28 pixels, and LeNet-5 takes 32 x 32; set data.pad=2"):
+        task().check(arch_jax.Images(source="digits", resize=28).load())
+    with pytest.raises(
+        arch_jax.UsageError, match=r"model.classes is 5, but the labels go up to 9; set model.classes=10"
+    ):
+        task(arch_jax.create("lenet5", classes=5)).check(arch_jax.Images(source="digits", resize=32).load())
+    with pytest.raises(arch_jax.UsageError, match="takes labelled pictures, and the data has x"):
+        task().check(arch_jax.Ring().load())
