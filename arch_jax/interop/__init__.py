@@ -1,1 +1,21 @@
-"""Weights in and out, between other libraries' names and layouts and ours."""
+"""Weights in and out, between other libraries' names and layouts and ours.
+
+module, variables = load_pretrained("path/to/a/folder")    # as transformers' save_pretrained wrote it
+save_pretrained(module, variables, "path/to/another")       # as transformers' from_pretrained reads it
+"""
+
+import importlib
+from typing import Any
+
+_HOME = {"load_pretrained": "pretrained", "save_pretrained": "pretrained"}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

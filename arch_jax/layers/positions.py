@@ -1,17 +1,21 @@
 """Where a token stands: learned and sinusoidal embeddings added to the input, and rotary settings for attention."""
 
 import dataclasses
+from typing import Annotated
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError
-from arch_jax.fields import DType, component
+from arch_jax.fields import DType, Kind, component
 from arch_jax.layers.dense import Embedding
 from arch_jax.ops import positions as ops
 
+component("linear_scaling", kind="rope_scaling")(ops.LinearScaling)
 component("llama3_scaling", kind="rope_scaling")(ops.Llama3Scaling)
+
+RoPEScaling = Annotated[ops.LinearScaling | ops.Llama3Scaling, Kind("rope_scaling")]
 
 
 @component("rope", kind="rope")
@@ -27,7 +31,7 @@ class RoPE:
 
     theta: float = 10_000.0
     fraction: float = 1.0
-    scaling: ops.Llama3Scaling | None = None
+    scaling: RoPEScaling | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:

@@ -1,4 +1,4 @@
-"""Position encodings without parameters: rotary (RoPE, with Llama 3.1's frequency scaling) and sinusoidal."""
+"""Position encodings without parameters: rotary (RoPE, with linear and Llama 3.1's frequency scaling), sinusoidal."""
 
 import dataclasses
 import math
@@ -8,7 +8,39 @@ from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError
 
-__all__ = ["Llama3Scaling", "apply_rope", "apply_rope_reference", "rope_frequencies", "sinusoidal"]
+__all__ = [
+    "LinearScaling",
+    "Llama3Scaling",
+    "apply_rope",
+    "apply_rope_reference",
+    "rope_frequencies",
+    "sinusoidal",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearScaling:
+    """Position interpolation: all wavelengths times `factor`, as if positions were divided by it.
+
+    Source: Chen et al. 2023, Extending Context Window of Large Language Models via Positional Interpolation
+    (arXiv 2306.15595), equation 4.
+
+    Attributes:
+      factor: how many times longer the context becomes; above 0.
+
+    Raises:
+      UsageError: the factor is not above 0.
+    """
+
+    factor: float = 2.0
+
+    def __post_init__(self):
+        if not self.factor > 0:
+            raise UsageError(f"the factor of LinearScaling is {self.factor}; expected a number above 0, such as 2.0")
+
+    def __call__(self, frequencies: Float[Array, "half"]) -> Float[Array, "half"]:
+        """The stretched frequencies, in radians a token."""
+        return frequencies / self.factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +80,7 @@ class Llama3Scaling:
 
 
 def rope_frequencies(
-    dim: int, theta: float | int = 10_000.0, scaling: Llama3Scaling | None = None
+    dim: int, theta: float | int = 10_000.0, scaling: LinearScaling | Llama3Scaling | None = None
 ) -> Float[Array, "half"]:
     """RoPE's angular frequencies theta^(-2i/dim), i = 0 ... dim/2 - 1 (RoFormer, arXiv 2104.09864, section 3.2.2).
 

@@ -40,7 +40,7 @@ def mutate(content: bytes, random: np.random.Generator) -> bytes:
 
 
 def mutate_json(data: object, random: np.random.Generator) -> object:
-    """A copy of JSON data with one entry replaced, removed, renamed or doubled: still JSON, and no longer what it was."""
+    """A copy of JSON data with one entry replaced, removed, renamed or doubled: JSON still, but another."""
     copy = json.loads(json.dumps(data))
     places = []
 

@@ -11,7 +11,7 @@ from arch_jax.models.cnn.lenet import codes
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 
 # Table I of the paper, written down from the page: which of S2's maps each of C3's is joined to.
-TABLE = "012 123 234 345 045 015 0123 1234 2345 0345 0145 0125 0134 1245 0235 012345".split()
+TABLE = "012 123 234 345 045 015 0123 1234 2345 0345 0145 0125 0134 1245 0235 012345"
 
 
 class Squash(torch.nn.Module):
@@ -37,7 +37,7 @@ class Published(torch.nn.Module):
         super().__init__()
         self.c1 = torch.nn.Conv2d(1, 6, 5)
         self.s2 = Subsampling(6)
-        self.c3 = torch.nn.ModuleList(torch.nn.Conv2d(len(maps), 1, 5) for maps in TABLE)
+        self.c3 = torch.nn.ModuleList(torch.nn.Conv2d(len(maps), 1, 5) for maps in TABLE.split())
         self.s4 = Subsampling(16)
         self.c5 = torch.nn.Conv2d(16, 120, 5)
         self.f6 = torch.nn.Linear(120, 84)
@@ -46,7 +46,7 @@ class Published(torch.nn.Module):
     def forward(self, x):
         f = Squash()
         x = self.s2(f(self.c1(x)))
-        x = torch.cat([f(one(x[:, [int(m) for m in maps]])) for one, maps in zip(self.c3, TABLE)], dim=1)
+        x = torch.cat([f(one(x[:, [int(m) for m in maps]])) for one, maps in zip(self.c3, TABLE.split())], dim=1)
         x = f(self.c5(self.s4(x))).flatten(1)
         x = f(self.f6(x))
         return -((x[:, None] - self.codes) ** 2).sum(-1)

@@ -1,0 +1,201 @@
+"""Whole checkpoints: a folder that transformers wrote becomes a module and its variables, and the other way round."""
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from arch_jax import fields
+from arch_jax.errors import RunError, UsageError, nearest
+from arch_jax.interop.configurations import configuration_of, decoder_of
+from arch_jax.interop.decoders import tensors_of, variables_of
+from arch_jax.interop.safetensors import INDEX, SINGLE, open_checkpoint, plain_file, write_tensors
+from arch_jax.interop.strict_json import read_object
+
+_CONFIGURATION = "config.json"
+_SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **changes: Any) -> tuple[nn.Module, dict]:
+    """A model from a folder as transformers' `save_pretrained` writes it: GPT-2 and Llama, in safetensors format.
+
+        module, variables = arch_jax.load_pretrained("path/to/gpt2")
+        logits = module.apply(variables, tokens)
+
+    Nothing is downloaded and nothing in the folder is executed. A field of config.json that changes what is computed
+    and is not supported is refused, not ignored. Dropout is not taken over: it is 0 unless `changes` says otherwise.
+
+    Args:
+      directory: holds config.json, and model.safetensors or its shards with their index.
+      dtype: of the parameters and the computation, whatever the checkpoint is stored in: "float32", "bfloat16",
+        "float16", "float64", or the type of that name.
+      **changes: fields of the module, as in `create`: `scan=False`, `dropout=0.1`, `**{"mixer.implementation": "xla"}`.
+
+    Returns:
+      The module and its variables.
+
+    Raises:
+      UsageError: no such folder, an unsupported model, or tensors that are not those of the configuration.
+      RunError: a file is damaged, or can't be read.
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise _no_folder(folder)
+    settings = dict.fromkeys(("dtype", "parameter_dtype"), _dtype(dtype)) | changes
+    if not (folder / _CONFIGURATION).exists():
+        raise UsageError(f"{str(directory)!r} has no {_CONFIGURATION}; expected a folder that save_pretrained wrote")
+    kind, module = decoder_of(read_object(plain_file(folder, _CONFIGURATION)))
+    module = fields.override(module, settings)
+    return module, variables_of(kind, open_checkpoint(folder), module)
+
+
+def save_pretrained(
+    module: nn.Module, variables: Any, directory: str | PathLike, *, shard_bytes: int = 5_000_000_000
+) -> None:
+    """Writes a model as a folder that transformers' `from_pretrained` and `load_pretrained` read.
+
+    A checkpoint in the folder is replaced: all new files are written beside it before the first of them takes its
+    place, and config.json comes last, so that a folder with a config.json is whole. What concerns training only
+    (dropout of a Llama, rematerialisation) and the tokenizer's ids of special tokens are not in it.
+
+    Args:
+      module: a `Decoder` that GPT-2 or Llama can express.
+      variables: its variables; each parameter is written in the dtype that it has.
+      directory: made where it doesn't exist.
+      shard_bytes: most bytes of tensors in a file; a larger checkpoint becomes several, with an index.
+
+    Raises:
+      UsageError: transformers can't express the module (the setting is named), or the variables are not the module's.
+      RunError: a parameter is NaN or infinite, or a file can't be written.
+    """
+    if isinstance(shard_bytes, bool) or shard_bytes < 1:
+        raise UsageError(
+            f"shard_bytes is {shard_bytes}; expected a number of bytes of at least 1, such as 5_000_000_000"
+        )
+    kind, configuration = configuration_of(module)
+    tensors = list(tensors_of(kind, module, variables))
+    configuration["dtype"] = tensors[0][2].name
+    folder = Path(directory)
+    with _Staged(folder) as staged:
+        shards = _shards(tensors, shard_bytes)
+        for file, entries in shards.items():
+            write_tensors(staged.file(file), {name: make() for name, _, _, make in entries})
+        if len(shards) > 1:
+            names = {name: file for file, entries in shards.items() for name, *_ in entries}
+            total = sum(_size(entry) for entry in tensors)
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
+            staged.file(INDEX).write_text(_as_json(index), encoding="utf-8")
+        staged.file(_CONFIGURATION).write_text(_as_json(configuration), encoding="utf-8")
+
+
+def _no_folder(folder: Path) -> UsageError:
+    beside: list[str] = []
+    with contextlib.suppress(OSError):
+        beside = [path.name for path in folder.parent.iterdir() if (path / _CONFIGURATION).exists()]
+    return UsageError(
+        f"{str(folder)!r} is not a folder; expected one on this machine with {_CONFIGURATION} and {SINGLE} "
+        f"(nothing is downloaded){nearest(folder.name, beside)}"
+    )
+
+
+class _Staged:
+    """New files of a checkpoint, written under other names; at the end of the block they take their places.
+
+    Where the block fails, they are removed and the folder is as it was. The old config.json goes before the first
+    file takes its place and the new one comes last: without it, nobody takes the folder for a checkpoint.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.temporary: dict[str, Path] = {}
+
+    def file(self, name: str) -> Path:
+        """Where to write what becomes the file `name`."""
+        handle, path = tempfile.mkstemp(dir=self.folder, prefix=f".{name}.")
+        os.close(handle)
+        self.temporary[name] = Path(path)
+        return self.temporary[name]
+
+    def __enter__(self) -> "_Staged":
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._problem(error) from error
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        try:
+            if error is None:
+                self._place()
+        except OSError as problem:
+            raise self._problem(problem) from problem
+        finally:
+            for path in self.temporary.values():
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise self._problem(error) from error
+
+    def _place(self) -> None:
+        (self.folder / _CONFIGURATION).unlink(missing_ok=True)
+        for name in sorted(self.temporary, key=lambda name: name == _CONFIGURATION):
+            if name == _CONFIGURATION:
+                self._remove_stale()
+            os.chmod(self.temporary[name], 0o644)  # a temporary file's 0600 would hide it from other users
+            os.replace(self.temporary[name], self.folder / name)
+
+    def _remove_stale(self) -> None:
+        """Removes what is left of the checkpoint that was here before."""
+        for path in self.folder.iterdir():
+            stale = path.name in (SINGLE, INDEX) or _SHARD.fullmatch(path.name)
+            if stale and path.name not in self.temporary:
+                path.unlink()
+
+    def _problem(self, error: OSError) -> RunError:
+        return RunError(f"cannot write the checkpoint in {str(self.folder)!r}: {error.strerror or error}")
+
+
+def _dtype(value: Any) -> Any:
+    try:
+        name = value if isinstance(value, str) else np.dtype(value).name
+    except TypeError:
+        name = repr(value)
+    if name not in _DTYPES:
+        raise UsageError(f"dtype is {name!r}; expected one of {', '.join(map(repr, _DTYPES))}")
+    if name == "float64" and not jax.config.jax_enable_x64:
+        raise UsageError("dtype is 'float64', which JAX has only after jax.config.update('jax_enable_x64', True)")
+    return fields.coerce(fields.DType, name, "dtype")
+
+
+def _size(entry: tuple[str, tuple[int, ...], np.dtype, Callable]) -> int:
+    _, shape, dtype, _ = entry
+    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+
+
+def _shards(tensors: list, most: int) -> dict[str, list]:
+    """File -> its tensors, in order, each file filled up to `most` bytes (one tensor alone may be larger)."""
+    groups: list[list] = [[]]
+    used = 0
+    for entry in tensors:
+        if groups[-1] and used + _size(entry) > most:
+            groups.append([])
+            used = 0
+        groups[-1].append(entry)
+        used += _size(entry)
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)}
+
+
+def _as_json(data: Any) -> str:
+    return json.dumps(data, indent=2) + "\n"
