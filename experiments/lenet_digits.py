@@ -13,9 +13,9 @@ def config() -> arch_jax.Experiment:
     """60,000 parameters, 64 pictures a step, pixels from -0.1 (background) to 1.175 (foreground) as in the paper."""
     return arch_jax.Experiment(
         model=arch_jax.create("lenet5"),
-        objective=arch_jax.objective("classify"),
+        objective=arch_jax.objective("classify", rubbish=10.0),
         data=arch_jax.Images(source="digits", batch=64, resize=28, pad=2, low=-0.1, high=1.175),
-        optimizer=arch_jax.Optimizer("adam", learning_rate=2e-3, schedule="cosine", final=0.01),
+        optimizer=arch_jax.Optimizer("adam", learning_rate=5e-3, schedule="cosine", final=0.01),
         steps=600,
         evaluate_every=200,
         checkpoint_every=200,
@@ -29,6 +29,12 @@ def ablate_form():
     yield {"model.pool": "average_pool"}
     yield {"model.head": "linear"}
     yield {"model.connections": "full"}
+
+
+def ablate_rubbish():
+    """The constant class of equation 9, which holds F6's outputs near the codes."""
+    for j in (None, 1.0, 10.0):
+        yield {"objective.rubbish": j}
 
 
 def ablate_norm():

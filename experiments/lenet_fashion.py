@@ -17,7 +17,7 @@ def config() -> arch_jax.Experiment:
     """60,000 parameters, 128 pictures a step, 10 passes over the 60,000 training pictures."""
     return arch_jax.Experiment(
         model=arch_jax.create("lenet5"),
-        objective=arch_jax.objective("classify"),
+        objective=arch_jax.objective("classify", rubbish=10.0),
         data=arch_jax.Images(source="idx:/usr/share/datasets/fashion-mnist", batch=128, pad=2, low=-0.1, high=1.175),
         optimizer=arch_jax.Optimizer("adam", learning_rate=2e-3, schedule="cosine", final=0.01),
         steps=4690,

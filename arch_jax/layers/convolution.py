@@ -6,11 +6,11 @@ from typing import Annotated
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from arch_jax.fields import DType, Kind, component
 from arch_jax.layers.feed_forward import activation
+from arch_jax.ops.convolution import convolve
 
 Pool = Annotated[nn.Module, Kind("pool")]
 
@@ -50,18 +50,6 @@ class Convolution(nn.Module):
         if not self.bias:
             return y
         return y + self.param("bias", self.initial_bias, (self.features,), self.parameter_dtype).astype(self.dtype)
-
-
-def convolve(
-    x: Float[Array, "batch height width channels"],
-    kernel: Float[Array, "size size channels features"],
-    stride: int = 1,
-    padding: int | None = None,
-) -> Float[Array, "batch new_height new_width features"]:
-    """Cross-correlation with a square kernel; `padding` zeros on every side, None for as many as keep the size."""
-    size = kernel.shape[0]
-    pad = ((size - 1) // 2, size // 2) if padding is None else (padding, padding)
-    return lax.conv_general_dilated(x, kernel, (stride, stride), (pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def windows_sum(x: Float[Array, "batch height width channels"], size: int) -> Float[Array, "batch h w channels"]:

@@ -43,7 +43,7 @@ def symmetric_weights(
     weights: Float[Array, "edges"],
     loops: Float[Array, "nodes"],
 ) -> tuple[Float[Array, "edges"], Float[Array, "nodes"]]:
-    """The entries of D^(-1/2) (A + L) D^(-1/2), where D has the row sums of A + L on its diagonal (1609.02907, section 2).
+    """The entries of D^(-1/2) (A + L) D^(-1/2), D having A + L's row sums on its diagonal (1609.02907, section 2).
 
     Args:
       senders: where each edge begins.

@@ -1,0 +1,369 @@
+"""One device, a mesh of eight, copies on eight, two processes: the same losses; and what happens when one is gone."""
+
+import functools
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import filelock
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from arch_jax.errors import UsageError
+from arch_jax.experiment import Mesh, load
+from arch_jax.layers.decoder import SHARDINGS
+from arch_jax.train.restore import open_run
+from arch_jax.train.sharding import partition
+from arch_jax.train.workdir import read_metrics
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("devices.py")
+NAMES = ("gpt", "gpt-dropout", "toy", "toy-one-batch", "lenet5-bn", "gan", "gcn")
+#: What two processes are compared in: with each experiment, a layout.
+PAIRS = ("gpt:both", "toy:data", "toy:fsdp", "toy-one-batch:both", "gcn:data")
+
+
+def environment(devices: int) -> dict[str, str]:
+    """For a process that sees so many CPU devices."""
+    return os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def start(command: list[Any], devices: int, **variables: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env=environment(devices) | variables,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        pytest.fail(f"still running after {timeout} s: {err}")
+    return process.returncode, out, err
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def result(process: subprocess.Popen) -> Any:
+    code, out, err = finish(process)
+    assert code == 0, err
+    return json.loads(out.split("RESULT")[1])
+
+
+@functools.cache
+def layouts() -> dict[str, Any]:
+    """The first losses of all experiments in all layouts, from one process with eight devices."""
+    return result(start([SCRIPT, "layouts", *NAMES], 8))
+
+
+def assert_same_losses(metrics: dict[str, list], expected: dict[str, list], what: str) -> None:
+    assert metrics.keys() == expected.keys()
+    # Not the norms of the GAN's gradients: from its seed, one of its units stands so near a kink that a change of 1e-7
+    # in the parameters changes them by 1e-3 within 3 steps, on one device too.
+    kinds = "loss" if what.startswith("gan") else ("loss", "gradient_norm")
+    for name in [name for name in metrics if name.endswith(kinds)]:
+        assert [x is None for x in metrics[name]] == [x is None for x in expected[name]]  # a player that was idle
+        assert len(metrics[name]) == 20
+        pairs = [(a, b) for a, b in zip(metrics[name], expected[name]) if b is not None]
+        np.testing.assert_allclose(*zip(*pairs), rtol=1e-4, err_msg=f"{what} {name}")
+
+
+# -- layouts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_layout_gives_the_losses_of_one_device(name):
+    found = layouts()[name]
+    if isinstance(found, str):
+        pytest.skip(found)
+    one = found.pop("one")["metrics"]
+    losses = next(values for metric, values in one.items() if metric.endswith("loss"))
+    assert len(set(losses)) > 15  # it trains
+    assert found
+    for layout, several in found.items():
+        assert_same_losses(several["metrics"], one, f"{name} {layout}")
+    layouts()[name]["one"] = {"metrics": one}
+
+
+@pytest.mark.slow
+def test_a_sharded_state_is_in_pieces():
+    """Parameters and what mirrors them are cut as the family lays down, and each device holds its part only."""
+    found = layouts()["gpt"]
+    query, scale = "stack/layers/block_0/mixer/query/kernel", "final_norm/scale"
+    expected = {
+        "data": {query: [2, 32, 32], "embedding/embedding": [256, 32], scale: [32]},
+        "fsdp": {query: [2, 4, 32], "embedding/embedding": [256, 4], scale: [4]},
+        "both": {query: [2, 8, 32], "embedding/embedding": [256, 8], scale: [8]},
+        "tensor": {query: [2, 16, 16], "embedding/embedding": [128, 16], scale: [16]},
+    }
+    whole = found["fsdp"]["pieces"]
+    for layout, shapes in expected.items():
+        for path, shape in shapes.items():
+            for of in ("parameters/model/", "optimizer/model/1/0/mu/", "optimizer/model/1/0/nu/"):
+                assert found[layout]["pieces"][of + path][1] == shape, (layout, of + path)
+    assert whole["step"] == [[], []]
+    total = sum(found["data"]["bytes"]) / 8
+    assert max(found["fsdp"]["bytes"]) < total / 7.9
+    assert max(found["both"]["bytes"]) < total / 3.9
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_another_layout():
+    found = layouts()["another layout"]
+    assert [line["step"] for line in found["moves"]] == [line["step"] for line in found["stays"]]
+    for line, other in zip(found["moves"], found["stays"]):
+        assert line == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "spec"),
+    [
+        ("stack/layer_0/mixer/query/kernel", (8, 16), ("fsdp", "tensor")),
+        ("stack/layers/block_0/mixer/query/kernel", (4, 8, 16), (None, "fsdp", "tensor")),  # scanned
+        ("stack/layers/block_0/mixer/query/bias", (4, 16), (None, "tensor")),
+        ("stack/layer_0/mixer/output/kernel", (16, 8), ("tensor", "fsdp")),
+        ("stack/layer_0/feed_forward/down/kernel", (15, 8), (None, "fsdp")),  # 2 does not divide 15
+        ("embedding/embedding", (256, 6), ("tensor", None)),  # 4 does not divide 6
+        ("final_norm/scale", (8,), ("fsdp",)),  # no pattern: the largest dimension that fsdp divides
+        ("other/kernel", (3, 8, 12, 8), (None, None, "fsdp", None)),
+        ("other/kernel", (8, 8), (None, "fsdp")),
+        ("other/kernel", (3, 5), (None, None)),
+        ("other/scale", (), ()),
+    ],
+)
+def test_partition(path, shape, spec):
+    sizes = {"data": 1, "fsdp": 4, "tensor": 2, "expert": 1, "sequence": 1}
+    assert partition(path, shape, SHARDINGS, sizes) == PartitionSpec(*spec)
+    ones = dict.fromkeys(sizes, 1)
+    assert partition(path, shape, SHARDINGS, ones) == PartitionSpec(*(None,) * len(shape))
+
+
+# -- what can't be laid out --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mesh", "sentence"),
+    [
+        ({"fsdp": 16}, "mesh.fsdp=16 makes 16 devices, which are more than the 8 that are here; the nearest is "
+                       "mesh.fsdp=8"),
+        ({"fsdp": 3}, "mesh.fsdp=3 makes 3 devices, which don't divide the 8 that are here; the nearest is "
+                      "mesh.fsdp=2"),
+        ({"data": 4, "tensor": 4}, "mesh.data=4 x mesh.tensor=4 makes 16 devices, which are more than the 8 that are "
+                                   "here; the nearest is mesh.data=2"),
+    ],
+)  # fmt: skip
+def test_a_mesh_that_does_not_fit(mesh, sentence):
+    with pytest.raises(UsageError, match=f"^{re.escape(sentence)}$"):
+        Mesh(**mesh).sizes(8)
+
+
+def test_meshes_that_fit():
+    assert Mesh().sizes(8) == {"data": 8, "fsdp": 1, "tensor": 1, "expert": 1, "sequence": 1}
+    assert Mesh(fsdp=4).sizes(8)["data"] == 2
+    assert Mesh(data=1).sizes(8)["data"] == 1  # one device of several
+    with pytest.raises(UsageError, match=r"^mesh.fsdp is 0; expected at least 1$"):
+        Mesh(fsdp=0)
+
+
+def test_pmap_has_one_axis():
+    with pytest.raises(
+        UsageError, match=r"^parallel=pmap has a copy of the parameters on every device, and mesh.fsdp "
+    ):
+        load(str(SCRIPT))[0].overridden({"parallel": "pmap", "mesh.fsdp": 2})
+
+
+def command(*arguments: Any, devices: int = 1, **variables: str) -> tuple[int, str, str]:
+    return finish(start(["-m", "arch_jax", *arguments], devices, **variables), 120)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (["data.batch=12"], "data.batch 12 in 1 micro-batches can't be divided among 8 devices; the nearest is "
+                            "data.batch=16"),
+        (["mesh.fsdp=3"], "mesh.fsdp=3 makes 3 devices, which don't divide the 8 that are here; the nearest is "
+                          "mesh.fsdp=2"),
+        (["mesh.tensor=2"], "mesh.tensor is 2, and nothing of the model Net is cut over 'tensor'; expected "
+                            "mesh.tensor=1"),
+        (["data=devices_one_batch", "parallel=pmap"], "parallel=pmap cuts batches, and the data OneBatch has only one; "
+                                                      "expected parallel=jit"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_one_sentence(changes, sentence, tmp_path):
+    sets = [word for change in changes for word in ("--set", change)]
+    code, out, err = command("train", SCRIPT, "--workdir", tmp_path / "run", *sets, devices=8)
+    assert (code, out, err) == (2, "", f"arch-jax: {sentence}\n")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.slow
+def test_no_platform_stands_in_for_another(tmp_path):
+    for asked, variables in ((["--platform", "tpu"], {}), ([], {"JAX_PLATFORMS": "tpu"}), (["--platform", "gpu"], {})):
+        code, out, err = command("train", SCRIPT, "--workdir", tmp_path / "run", *asked, **variables)
+        if code == 0:
+            pytest.skip(f"there is {asked or variables} here")
+        assert (code, out, err.count("\n")) == (1, "", 1), err
+        name = "gpu" if "gpu" in asked else "tpu"
+        assert err.startswith(f"arch-jax: the platform asked for ({name}) is not there: "), err
+        assert "Traceback" not in err
+    code, _, err = command("train", SCRIPT, "--platform", "tpuu")
+    assert (code, err) == (2, "arch-jax: unknown platform 'tpuu'; the nearest are 'tpu', 'gpu', 'cpu'\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--process", "1"], "--coordinator is missing beside --process; expected --coordinator HOST:PORT, --processes "
+                             "N and --process I"),
+        (["--coordinator", "here", "--processes", "2", "--process", "1"],
+         "--coordinator is 'here'; expected HOST:PORT, such as 10.0.0.1:1234"),
+        (["--coordinator", "a:1", "--processes", "2", "--process", "2"],
+         "--process is 2; expected 0 to 1, as there are 2"),
+    ],
+)  # fmt: skip
+def test_bad_processes_are_one_sentence(arguments, sentence, capsys):
+    from arch_jax.cli import main
+
+    assert main(["train", str(SCRIPT), *arguments]) == 2
+    assert capsys.readouterr().err == f"arch-jax: {sentence}\n"
+
+
+# -- several processes -------------------------------------------------------------------------------------------------
+
+
+def pair(path: Path, *arguments: Any, **variables: str) -> list[subprocess.Popen]:
+    """Both processes of a run, of two devices each."""
+    arguments = ("--coordinator", f"127.0.0.1:{free_port()}", "--processes", 2, "--heartbeat", 5, *arguments)
+    alone = ["-m", "arch_jax", "train", SCRIPT, "--workdir", path, *arguments]
+    return [start([*alone, "--process", i], 2, **variables) for i in range(2)]
+
+
+def wait_for_step(path: Path, step: int, processes: list[subprocess.Popen]) -> None:
+    """Returns when a run has taken a step."""
+    for _ in range(3000):
+        if any(line["step"] >= step for line in read_metrics(path)):
+            return
+        for one in processes:
+            if one.poll() is not None:
+                pytest.fail(f"ended early: {finish(one)}")
+        time.sleep(0.02)
+    pytest.fail(f"step {step} was not reached in a minute")
+
+
+def saved(path: Path) -> dict[str, Any]:
+    """The checksum of each leaf of the newest checkpoint, and the metrics."""
+    step = max(int(p.name) for p in (path / "checkpoints").iterdir() if p.name.isdecimal())
+    record = json.loads((path / "checkpoints" / str(step) / "record" / "record.json").read_text())
+    assert len(record["iterator"]["hashes"]) == 2
+    return {"step": step, "leaves": record["leaves"], "lines": read_metrics(path)}
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one():
+    port = free_port()
+    both = [start([SCRIPT, "pair", port, i, *PAIRS], 4) for i in range(2)]
+    first, second = map(result, both)
+    assert first == second
+    for name, found in first.items():
+        for layout, several in found.items():
+            assert_same_losses(several["metrics"], layouts()[name]["one"]["metrics"], f"{name} {layout}")
+
+
+LOST = (
+    "arch-jax: process {} of 2 has lost contact with another one, which was killed or can't be reached; start all of "
+    "them again to go on from the last checkpoint\n"
+)
+
+
+@pytest.mark.slow
+def test_processes_that_are_stopped_and_killed_go_on_bit_for_bit(tmp_path):
+    """Asked to stop, killed, killed again: each time the other ends too, and in the end nothing shows of it."""
+    undisturbed = [finish(one) for one in pair(tmp_path / "whole")]
+    assert [code for code, _, _ in undisturbed] == [0, 0], undisturbed
+    assert "validation loss" in undisturbed[0][1]
+    assert undisturbed[1][1:] == ("", "")  # the second writes nothing and says nothing
+
+    run, slow = tmp_path / "run", {"SECONDS_PER_STEP": "0.05"}
+    processes = pair(run, **slow)
+    wait_for_step(run, 4, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    ended = [finish(one) for one in processes]
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    step = saved(run)["step"]
+    assert ended[0][1].startswith(f"stopped after step {step} of 60; go on with: arch-jax train --workdir {run}")
+    assert 4 <= step < 20
+
+    for killed in (1, 0):
+        processes = pair(run, **slow)
+        wait_for_step(run, step + 8, processes)
+        processes[killed].kill()
+        begun = time.monotonic()
+        code, _, err = finish(processes[1 - killed], 60)
+        assert time.monotonic() - begun < 30
+        said = [line for line in err.splitlines(keepends=True) if not line.startswith(("step ", "going on from "))]
+        assert (code, said) == (1, [LOST.format(1 - killed)])
+        assert finish(processes[killed])[0] == -signal.SIGKILL
+        step = saved(run)["step"]
+
+    assert [finish(one)[0] for one in pair(run)] == [0, 0]
+    assert saved(run) == saved(tmp_path / "whole")
+    assert sorted(p.name for p in run.iterdir()) == sorted(p.name for p in (tmp_path / "whole").iterdir())
+
+    # One process reads what two have written; but where the data went on, only as many can say.
+    validation = open_run(run, [str(SCRIPT)]).evaluate()
+    assert validation["loss"] == pytest.approx(read_metrics(run)[-1]["validation/loss"], rel=1e-5)
+    code, _, err = command("train", SCRIPT, "--workdir", run, "--set", "steps=70", devices=4)
+    assert (code, err) == (
+        1,
+        f"arch-jax: checkpoint 60 in {run / 'checkpoints'} holds the data iterators of 2 processes, and this run has "
+        "1; expected as many, since each one's rows go on from where they were\n",
+    )
+
+
+@pytest.mark.slow
+def test_what_is_wrong_for_one_process_ends_both(tmp_path):
+    with filelock.FileLock(tmp_path / ".lock"):
+        ended = [finish(one, 60) for one in pair(tmp_path)]
+    sentence = f"another run has the work directory {tmp_path} open; wait for it, or choose another"
+    assert ended == [(2, "", f"arch-jax: {sentence}\n"), (2, "", f"arch-jax: process 0 failed: {sentence}\n")]
+
+
+def test_on_one_process_a_signal_is_enough():
+    import threading
+
+    from arch_jax.train.distributed import Votes, agreed
+
+    stop = threading.Event()
+    votes = Votes(stop)
+    assert not votes.stopping
+    stop.set()
+    assert votes.stopping
+    assert agreed("anything", "mine") == "mine"
+    assert jax.process_count() == 1
