@@ -51,15 +51,18 @@ def _xla(x: Array, kernel: Array, stride: int, pad: tuple[int, int]) -> Array:
 
 
 def _patches(x: Array, kernel: Array, stride: int, pad: tuple[int, int]) -> Array:
-    """Every window side by side in a row, times the kernel as a matrix."""
+    """Every window side by side in a row, times the kernel as a matrix.
+
+    First the rows of the windows, then their columns: 2 size slices instead of size^2, which compile in a third of the
+    time.
+    """
     size, _, channels, features = kernel.shape
     x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
     height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
     last = lambda count: (count - 1) * stride + 1
-    windows = [
-        x[:, i : i + last(height) : stride, j : j + last(width) : stride] for i in range(size) for j in range(size)
-    ]
-    return jnp.concatenate(windows, axis=-1) @ kernel.reshape(size * size * channels, features)
+    rows = jnp.concatenate([x[:, i : i + last(height) : stride] for i in range(size)], axis=-1)
+    windows = jnp.concatenate([rows[:, :, j : j + last(width) : stride] for j in range(size)], axis=-1)
+    return windows @ kernel.transpose(1, 0, 2, 3).reshape(size * size * channels, features)
 
 
 IMPLEMENTATIONS = {"xla": _xla, "patches": _patches}
