@@ -4,8 +4,10 @@ Exit codes: 0 done, 1 the run failed, 2 wrong usage. An error is one sentence on
 """
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -32,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         options = _parser().parse_args([a for a in arguments if a != "--debug"])
+        options.debug = debug
         options.run(options)
         sys.stdout.flush()
         return 0
@@ -90,6 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--workdir", type=Path, help="the run's folder (default: runs/NAME-1, -2, ...)")
     one.add_argument("--seed", help="the same as --set seed=N")
     one.add_argument("--stop-after", type=int, metavar="K", help="stop, with a checkpoint, after K steps of this call")
+    one.add_argument("--platform", help="cpu, gpu or tpu, and no other (default: what JAX finds)")
+    one.add_argument("--coordinator", metavar="HOST:PORT", help="of several processes, where the first can be reached")
+    one.add_argument("--processes", type=int, metavar="N", help="how many processes train together")
+    one.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    one.add_argument("--distributed", action="store_true", help="several processes, as the cluster says (TPU, SLURM)")
+    one.add_argument(
+        "--heartbeat", type=int, default=30, metavar="S", help="seconds without a sign of life: a process is gone"
+    )
     one.add_argument("--import", **imports, help="a Python file that holds parts of the model")
 
     one = command("evaluate", _evaluate, "the validation loss of a run")
@@ -204,7 +215,46 @@ def _describe(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    _prepare()
+    several = _several(options)
+    if several is None:
+        _prepare(options.platform)
+        _train_here(options)
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before JAX is loaded, which reads it once
+    from arch_jax.train.distributed import connected
+
+    _platform(options.platform)
+    with connected(**several, heartbeat=options.heartbeat, quiet=not options.debug):
+        _prepare(options.platform)
+        _train_here(options)
+
+
+def _several(options: argparse.Namespace) -> dict[str, Any] | None:
+    """How this process joins others; None where it is alone."""
+    given = {name: getattr(options, name) for name in ("coordinator", "processes", "process")}
+    if options.heartbeat < 1:
+        raise UsageError(f"--heartbeat is {options.heartbeat}; expected at least 1 second")
+    if all(value is None for value in given.values()):
+        return given if options.distributed else None
+    for name, value in given.items():
+        if value is None and not options.distributed:
+            present = ", ".join(f"--{name}" for name, value in given.items() if value is not None)
+            raise UsageError(
+                f"--{name} is missing beside {present}; expected --coordinator HOST:PORT, --processes N and --process I"
+            )
+    host, _, port = (options.coordinator or "").rpartition(":")
+    if options.coordinator is not None and not (host and port.isdecimal() and 0 < int(port) < 65536):
+        raise UsageError(f"--coordinator is {options.coordinator!r}; expected HOST:PORT, such as 10.0.0.1:1234")
+    if options.processes is not None and options.processes < 1:
+        raise UsageError(f"--processes is {options.processes}; expected at least 1")
+    if None not in (options.process, options.processes) and not 0 <= options.process < options.processes:
+        raise UsageError(
+            f"--process is {options.process}; expected 0 to {options.processes - 1}, as there are {options.processes}"
+        )
+    return given
+
+
+def _train_here(options: argparse.Namespace) -> None:
     from arch_jax.experiment import import_file, load
 
     for file in options.imports:
@@ -221,11 +271,14 @@ def _train(options: argparse.Namespace) -> None:
     own = [*options.imports, *([name] if name is not None and name.endswith(".py") else [])]
     if options.stop_after is not None and options.stop_after < 1:
         raise UsageError(f"--stop-after is {options.stop_after}; expected at least 1 step")
+    from arch_jax.train.distributed import agreed, leader
     from arch_jax.train.loop import train
     from arch_jax.train.workdir import next_directory
 
-    path = options.workdir or next_directory(experiment.name)
+    path = options.workdir or Path(agreed("workdir", str(next_directory(experiment.name))))
     outcome = train(experiment, path, stop_after=options.stop_after)
+    if not leader():
+        return
     if not outcome.finished:
         again = ["arch-jax", "train", "--workdir", str(outcome.path)]
         again += [word for file in own for word in ("--import", file)]
@@ -282,26 +335,52 @@ def _without_devices() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def _prepare() -> None:
-    """What must be settled before JAX starts: its compilation cache, so that the second run starts in half the time."""
+def _prepare(platform: str | None = None) -> None:
+    """What must be settled before JAX starts: its platform, and its compilation cache, so that the second run starts
+    in half the time.
+
+    Raises:
+      RunError: there is no such platform.
+    """
     import jax
 
+    _platform(platform)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         import platformdirs
 
         cache = Path(platformdirs.user_cache_dir("arch_jax")) / "compiled"
-        try:
+        with contextlib.suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+            jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    wanted = platform or os.environ.get("JAX_PLATFORMS", "")
     try:
-        jax.devices()
-    except RuntimeError as problem:
-        wanted = os.environ.get("JAX_PLATFORMS", "")
-        raise RunError(f"the platform asked for ({wanted or 'the default'}) is not there: {problem}") from None
+        found, why = jax.default_backend(), ""
+    except Exception as problem:  # of many types, some of them asserts, and of many lines
+        found, why = None, re.sub(r" ?\(set JAX_PLATFORMS=.*", "", " ".join(str(problem).split()))[:200]
+    if found is None or (wanted == "gpu" and found != "gpu"):
+        raise RunError(
+            f"the platform asked for ({wanted or 'the default'}) is not there: {why or 'JAX finds no device of it'}; "
+            "expected one that is, such as --platform cpu"
+        )
+
+
+def _platform(platform: str | None) -> None:
+    """Has JAX use one platform and no other.
+
+    Raises:
+      UsageError: there is no platform of that name.
+    """
+    platform = platform or ("gpu" if os.environ.get("JAX_PLATFORMS") == "gpu" else None)
+    if platform is None:
+        return
+    if platform not in ("cpu", "gpu", "tpu"):
+        raise unknown("platform", platform, ("cpu", "gpu", "tpu"))
+    import jax
+
+    # To JAX, "gpu" means every make of them at once: left to itself it takes the one that is there.
+    jax.config.update("jax_platforms", "" if platform == "gpu" else platform)
 
 
 def _validation(metrics: dict[str, float]) -> str:

@@ -1,7 +1,7 @@
 """One decoder for language: tokens in, logits of the next token out, built of whatever parts it is given."""
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import flax.struct
@@ -17,6 +17,21 @@ from arch_jax.layers.feed_forward import SwiGLU
 from arch_jax.layers.mixer import FeedForward, Mixer, Norm, Position, adapted
 from arch_jax.layers.norms import RMSNorm
 from arch_jax.ops.segments import runs_and_positions
+
+#: Where the parameters go on a mesh: (regular expression on the path, axis for each dimension from the right). As in
+#: Megatron-LM (1909.08053, section 3): heads and hidden units are dealt over "tensor" by columns of what goes into a
+#: part and by rows of what leaves it, the vocabulary by rows of the table; "fsdp" takes the other dimension.
+SHARDINGS = (
+    (r"mixer/(query|key|value)/kernel$", ("fsdp", "tensor")),
+    (r"mixer/(query|key|value)/bias$", ("tensor",)),
+    (r"mixer/output/kernel$", ("tensor", "fsdp")),
+    (r"feed_forward/(gate|up)/kernel$", ("fsdp", "tensor")),
+    (r"feed_forward/(gate|up)/bias$", ("tensor",)),
+    (r"feed_forward/down/kernel$", ("tensor", "fsdp")),
+    (r"^embedding/embedding$", ("tensor", "fsdp")),
+    (r"^logits/kernel$", ("fsdp", "tensor")),
+    (r"^logits/bias$", ("tensor",)),
+)
 
 
 @flax.struct.dataclass
@@ -60,6 +75,8 @@ class Decoder(nn.Module):
       dtype: of the computation; softmax, norms' statistics and losses are at least float32.
       parameter_dtype: of the parameters.
     """
+
+    shardings: ClassVar = SHARDINGS
 
     vocabulary: int
     depth: int

@@ -445,7 +445,7 @@ class Checkpoints:
         if len(entry["hashes"]) != jax.process_count():
             raise RunError(
                 f"{here} holds the data iterators of {len(entry['hashes'])} processes, and this run has "
-                f"{jax.process_count()}"
+                f"{jax.process_count()}; expected as many, since each one's rows go on from where they were"
             )
         content = read_iterator(self.directory / str(step) / "iterator")
         if digest(content) != entry["hashes"][jax.process_index()]:

@@ -6,7 +6,7 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import numpy as np
 from arch_jax.errors import RunError, UsageError
 from arch_jax.experiment import Experiment
 from arch_jax.train.checkpoint import Checkpoints
+from arch_jax.train.distributed import Votes, leader
 from arch_jax.train.mesh import Placement
-from arch_jax.train.report import Events, Progress, draw_losses, save_shown, tell
+from arch_jax.train.report import Events, Progress, draw_films, draw_losses, save_shown, tell
 from arch_jax.train.state import TrainState, initial_state
 from arch_jax.train.workdir import WorkDirectory, read_metrics, write
 
@@ -47,7 +48,12 @@ class Outcome:
 def train(experiment: Experiment, path: Path | str, *, stop_after: int | None = None) -> Outcome:
     """Trains an experiment in a folder, from the start or from its last checkpoint.
 
-    k steps, a stop and k steps more give the same bits as 2k steps: parameters, optimizer state and metrics.
+    k steps, a stop and k steps more give the same bits as 2k steps: parameters, optimizer state and metrics. On another
+    mesh a run goes on too, with other roundings.
+
+    Several processes (`distributed.connected`) call this together, each with the same arguments and a folder that all
+    of them see. The first writes what is in it; all take part in checkpoints. A run goes on with as many processes as
+    it was saved with.
 
     Args:
       experiment: what to run.
@@ -67,9 +73,9 @@ def train(experiment: Experiment, path: Path | str, *, stop_after: int | None = 
     with WorkDirectory(path) as directory:
         batch = {name: jax.ShapeDtypeStruct(*facts) for name, facts in corpus.shapes.items()}
         experiment = directory.claim(experiment, corpus.facts, batch)
-        if hasattr(corpus, "tokenizer"):
+        if hasattr(corpus, "tokenizer") and leader():
             write_tokenizer(directory.path, corpus.tokenizer)
-        keeping = {"keep": experiment.keep, "log": tell}
+        keeping = {"keep": experiment.keep, "log": tell if leader() else lambda sentence: None}
         with Checkpoints(directory.checkpoints, **keeping) as checkpoints, stop_requests() as stop:
             return _Run(experiment, directory, corpus, batch, checkpoints, stop).take(stop_after)
 
@@ -80,7 +86,8 @@ class _Run:
     def __init__(self, experiment, directory, corpus, batch, checkpoints, stop) -> None:
         self.experiment, self.directory, self.corpus, self.batch = experiment, directory, corpus, batch
         self.checkpoints, self.stop = checkpoints, stop
-        self.placement = Placement(experiment)
+        self.placement = Placement(experiment, full_batch=getattr(corpus, "full_batch", False))
+        self.leading = leader()
         self.evaluate = jax.jit(experiment.task.evaluate)
         self.finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))
 
@@ -99,56 +106,68 @@ class _Run:
         validation: dict[str, float] = {}
         shown: list[Path] = []
         state = self.placement.place(state)
-        progressing = Progress(experiment.steps, step, unit, per_step)
-        with Events(self.directory.path, experiment.tensorboard, step) as events, progressing as progress:
+        progressing = Progress(experiment.steps, step, unit, per_step) if self.leading else _Silent()
+        votes, saved = Votes(self.stop), begun if self.checkpoints.steps() else None
+        tensorboard = experiment.tensorboard and self.leading
+        with Events(self.directory.path, tensorboard, step) as events, progressing as progress:
             # Nothing of the folder is changed before all that can be refused was.
             self.directory.settle()
             self.directory.cut_metrics(step)
             pending = None
-            while step < last and not self.stop.is_set():
+            while step < last and not votes.stopping:
                 count = self._until_boundary(step, last)
                 batches = [next(iterator) for _ in range(count)]
                 stacked = self.placement.stack(batches, experiment.steps_per_dispatch)
                 state, metrics = self.placement.run(state, stacked, count)
                 if pending is not None:  # fetched late: the device works on the next steps meanwhile
                     self._record(*pending, progress, events)
+                    votes.count()
+                votes.cast()
                 pending = (step, count, metrics)
                 step += count
                 evaluating, saving = self._due(step, last)
                 if evaluating or saving:
                     self._record(*pending, progress, events)
                     pending = None
+                    votes.count()
                     if evaluating:
                         validation, shown = self._evaluate(step, state, progress, events)
                     self._save(step, state, iterator, validation if evaluating else None)
+                    saved = step
             if pending is not None:
                 self._record(*pending, progress, events)
-            if self.stop.is_set() and step not in self.checkpoints.steps():
+            if votes.stopping and step != saved:
                 self._save(step, state, iterator, None)
             self.checkpoints.wait()
             if step >= experiment.steps and not validation:  # the run was finished before this call
                 validation, shown = self._evaluate(step, state, progress, events, again=begun == step)
-        draw_losses(self.directory.path, f"{experiment.name}: loss")
+        films: list[Path] = []
+        if self.leading:
+            draw_losses(self.directory.path, f"{experiment.name}: loss")
+            films = draw_films(self.directory.path)
         return Outcome(
             path=self.directory.path,
             step=step,
             finished=step >= experiment.steps,
             validation=validation,
-            shown=(*shown, self.directory.path / "loss.png"),
+            shown=(*shown, *films, self.directory.path / "loss.png"),
             state=self.placement.whole(state),
         )
 
     def _begin(self) -> tuple[TrainState, Any]:
         """The state of the newest whole checkpoint, or a fresh one; and the data from there on."""
-        make = jax.jit(lambda b: initial_state(self.experiment, b))
-        shapes = jax.eval_shape(make, self.batch)
+        make = lambda b: initial_state(self.experiment, b)
+        shapes = self.placement.laid(jax.eval_shape(make, self.batch))
         self.placement.compile_ahead(shapes, self.batch, self.experiment.steps_per_dispatch)
-        iterator = self.corpus.train(self.experiment.seed)
+        several = jax.process_count() > 1 and not self.placement.full_batch
+        shard = {"shard": (jax.process_index(), jax.process_count())} if several else {}
+        iterator = self.corpus.train(self.experiment.seed, **shard)
         restored = self.checkpoints.restore(shapes, iterator) if self.checkpoints.steps() else None
         if restored is not None:
-            tell(f"going on from step {restored[0]} in {self.directory.path}")
+            if self.leading:
+                tell(f"going on from step {restored[0]} in {self.directory.path}")
             return restored[1], iterator
-        return make(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.batch)), iterator
+        return self.placement.fresh(make, self.batch), iterator
 
     def _until_boundary(self, step: int, last: int) -> int:
         """Steps of the next dispatch: never past an evaluation, a checkpoint or the end."""
@@ -198,11 +217,14 @@ class _Run:
     def _evaluate(self, step: int, state: Any, progress: Progress, events: Events, again: bool = False):
         """Validation metrics and samples after `step`."""
         variables = self.placement.whole(state).evaluated
-        validation = evaluate(self.evaluate, variables, self.corpus)
+        validation = evaluate(self.evaluate, variables, self.corpus, self.placement.spread)
         bad = next((name for name, value in validation.items() if not math.isfinite(value)), None)
         if bad is not None:
             raise RunError(self._not_finite(step, f"validation {bad}", validation[bad]))
         line = {"step": step} | {f"validation/{name}": value for name, value in validation.items()}
+        variables = self.placement.shown(variables)  # all processes give their parts; what follows the first does alone
+        if not self.leading:
+            return validation, []
         known = again and any(row == line for row in reversed(read_metrics(self.directory.path)))
         if not known:
             self.directory.append_metrics([line])
@@ -234,17 +256,28 @@ def _is_loss(metric: str) -> bool:
     return metric == "loss" or metric.endswith("/loss")
 
 
-def evaluate(evaluation: Any, variables: Any, corpus: Any) -> dict[str, float]:
+class _Silent(contextlib.AbstractContextManager):
+    """The progress of a process that does not talk."""
+
+    def update(self, step: int, loss: float | None) -> None: ...
+
+    def __exit__(self, *_: Any) -> None: ...
+
+
+def evaluate(
+    evaluation: Any, variables: Any, corpus: Any, spread: Callable[[Any], Any] = lambda batch: batch
+) -> dict[str, float]:
     """Validation metrics over the whole validation data: sums over all batches, divided once.
 
     Args:
       evaluation: (variables, batch) -> metrics as name -> (sum, weight); jitted.
       variables: of the model.
       corpus: has `validation()`.
+      spread: lays a batch on the devices; by default jit does.
     """
     totals: dict[str, np.ndarray] = {}
     for batch in corpus.validation():
-        for name, pair in jax.device_get(evaluation(variables, batch)).items():
+        for name, pair in jax.device_get(evaluation(variables, spread(batch))).items():
             totals[name] = totals.get(name, np.zeros(2)) + np.array(pair, np.float64)
     return {name: float(total / weight) if weight else math.nan for name, (total, weight) in totals.items()}
 

@@ -1,5 +1,6 @@
 """The training step and the program that runs it: pure functions of the state and the batch."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from arch_jax import fields
 from arch_jax.experiment import Experiment
 from arch_jax.objectives.base import Player
 from arch_jax.train.state import TrainState, merged
@@ -28,7 +30,7 @@ def make_step(experiment: Experiment, axis: str | None = None) -> Step:
     Returns:
       step(state, batch) -> (state, metrics as name -> (sum, weight)).
     """
-    task, players = experiment.task, experiment.task.players
+    task, players = synchronised(experiment, axis).task, experiment.task.players
     transformations = {name: one.transformation(experiment.steps) for name, one in experiment.optimizers.items()}
     several = len(players) > 1
 
@@ -105,12 +107,27 @@ def make_step(experiment: Experiment, axis: str | None = None) -> Step:
     return step
 
 
-def make_program(experiment: Experiment, axis: str | None = None) -> Callable:
+def synchronised(experiment: Experiment, axis: str | None) -> Experiment:
+    """With each `axis_name` in the model set to the mapped axis: batch statistics are then those of the whole batch."""
+    names = [path for path, _ in fields.walk(experiment.model) if path.rsplit(".", 1)[-1] == "axis_name"]
+    if axis is None or not names:
+        return experiment
+    model = fields.override(experiment.model, dict.fromkeys(names, axis))
+    return dataclasses.replace(experiment, model=model)
+
+
+def make_program(experiment: Experiment, axis: str | None = None, record: int | None = None) -> Callable:
     """Several steps as one program: `program(state, batches, count)`, with batches stacked on a leading axis.
 
     The number of steps is an argument of the compiled program, not a part of it: 10 + 10, 5 x 4 and 20 steps run the
     very same instructions and agree bit for bit, and one compilation serves them all. (A loop whose length the compiler
     knows would be unrolled where it is 1, and fused otherwise.)
+
+    Args:
+      experiment: what is trained.
+      axis: as for `make_step`.
+      record: most steps of one call; by default as many as there are batches. With more steps than batches, the last
+        batch is taken again.
 
     Returns:
       program(state, batches, count) -> (state, metrics as name -> (sums, weights), one entry a step; entries from
@@ -119,16 +136,16 @@ def make_program(experiment: Experiment, axis: str | None = None) -> Callable:
     step = jax.jit(make_step(experiment, axis))  # inner jit: traced once, for the shapes and for the loop
 
     def program(state: TrainState, batches: Any, count: jax.Array):
-        size = jax.tree.leaves(batches)[0].shape[0]
+        size = jax.tree.leaves(batches)[0].shape[0] if record is None else record
         at = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batches)
         _, shapes = jax.eval_shape(step, state, jax.tree.map(lambda x: x[0], batches))
-        record = jax.tree.map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shapes)
+        empty = jax.tree.map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shapes)
 
         def body(i, carry):
-            state, record = carry
+            state, written = carry
             state, metrics = step(state, at(i))
-            return state, jax.tree.map(lambda r, m: r.at[i].set(m), record, metrics)
+            return state, jax.tree.map(lambda r, m: r.at[i].set(m), written, metrics)
 
-        return jax.lax.fori_loop(0, count, body, (state, record))
+        return jax.lax.fori_loop(0, count, body, (state, empty))
 
     return program

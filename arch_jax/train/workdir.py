@@ -15,14 +15,19 @@ from typing import Any
 from arch_jax import fields
 from arch_jax.errors import RunError, UsageError
 from arch_jax.experiment import Experiment
+from arch_jax.train.distributed import leader
+from arch_jax.train.storage import barrier
 
 FORMAT = 1
-#: What may differ when a run goes on: its length. The schedule's horizon was written down when it began.
-MAY_CHANGE = re.compile(r"steps$")
+#: What may differ when a run goes on: its length (the schedule's horizon was written down when it began), and the mesh,
+#: which is a matter of the machine: a checkpoint can be read in every layout.
+MAY_CHANGE = re.compile(r"steps$|mesh\..*")
 
 
 class WorkDirectory:
     """One run's folder, locked while it is open.
+
+    Several processes that train one run open it together: the first locks it and writes, the others only look.
 
     Raises:
       UsageError: it can't be written to, another process has it open, or it holds another run.
@@ -33,10 +38,14 @@ class WorkDirectory:
 
         self.path = Path(path)
         self._config: dict[str, Any] = {}
+        self._writes = leader()
+        if not self._writes:
+            barrier("open")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = filelock.FileLock(self.path / ".lock")
-            self._lock.acquire(timeout=0)
+            if self._writes:
+                self._lock.acquire(timeout=0)
             descriptor, probe = tempfile.mkstemp(dir=self.path)
             os.close(descriptor)
             os.unlink(probe)
@@ -46,6 +55,8 @@ class WorkDirectory:
             ) from None
         except (OSError, NotImplementedError) as problem:
             raise UsageError(f"can't write to the work directory {self.path}: {reason(problem)}") from None
+        if self._writes:
+            barrier("open")
 
     def __enter__(self) -> "WorkDirectory":
         return self
@@ -95,6 +106,7 @@ class WorkDirectory:
             "batch": {name: {"shape": list(x.shape), "dtype": str(x.dtype)} for name, x in batch.items()},
             "versions": versions() if stored is None else stored.get("versions"),
         }
+        barrier("claim")  # all have read what is here before the first writes
         return experiment
 
     def settle(self) -> None:
@@ -102,12 +114,13 @@ class WorkDirectory:
 
         Apart from `claim`, so that a run that is refused for another reason leaves the folder free, or as it was.
         """
-        write(self.path / "config.json", json.dumps(self._config, indent=1, ensure_ascii=False) + "\n")
+        if self._writes:
+            write(self.path / "config.json", json.dumps(self._config, indent=1, ensure_ascii=False) + "\n")
 
     def cut_metrics(self, step: int) -> None:
         """Drops what `metrics.jsonl` says of steps after `step`: they will be taken again."""
         kept = [line for line in metric_lines(self.metrics) if line["step"] <= step]
-        if self.metrics.exists():
+        if self._writes and self.metrics.exists():
             write(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def append_metrics(self, lines: list[dict[str, Any]]) -> None:
@@ -116,6 +129,8 @@ class WorkDirectory:
         Raises:
           RunError: they can't be written.
         """
+        if not self._writes:
+            return
         try:
             with open(self.metrics, "a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(line) + "\n" for line in lines))
@@ -138,7 +153,8 @@ def resumed(experiment: Experiment, stored: Mapping[str, Any], path: Path) -> Ex
     if experiment.settled() == old:
         return old
     settled = Experiment.from_json(_with_horizons(experiment.to_json(), stored))
-    for place, was, now in fields.difference(dict(stored), settled.to_json()):
+    # Not against `stored` itself: one of an earlier version lacks the fields that were added since.
+    for place, was, now in fields.difference(old.to_json(), settled.to_json()):
         if not MAY_CHANGE.fullmatch(place):
             raise UsageError(
                 f"{path} holds a run with {place}={json.dumps(was)}, and now it is {json.dumps(now)}; "
