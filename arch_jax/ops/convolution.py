@@ -1,7 +1,7 @@
 """Convolution over pictures, by XLA's own operation or as patches times a matrix.
 
-On a CPU, XLA's convolution loses its threads inside a loop, and the train program is one: a LeNet-5 step (batch norm, 64
-pictures) that takes 18 ms alone took 101 there, and takes 16 as patches. Elsewhere XLA's own is the fast one.
+On a CPU, XLA's convolution loses its threads inside a loop, and the train program is one: a LeNet-5 step (batch norm,
+64 pictures) that takes 18 ms alone took 101 there, and takes 16 as patches. Elsewhere XLA's own is the fast one.
 """
 
 import jax

@@ -158,7 +158,7 @@ def resumed(experiment: Experiment, stored: Mapping[str, Any], path: Path) -> Ex
         if not MAY_CHANGE.fullmatch(place):
             raise UsageError(
                 f"{path} holds a run with {place}={json.dumps(was)}, and now it is {json.dumps(now)}; "
-                "only steps may change when a run goes on"
+                "only steps and the mesh may change when a run goes on"
             )
     return settled
 

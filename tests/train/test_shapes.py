@@ -43,7 +43,12 @@ def nodes():
     )
 
 
-SHAPES = {"pictures": pictures, "batch norm": functools.partial(pictures, "lenet5-bn"), "points": points, "nodes": nodes}
+SHAPES = {
+    "pictures": pictures,
+    "batch norm": functools.partial(pictures, "lenet5-bn"),
+    "points": points,
+    "nodes": nodes,
+}
 SHOWN = {"pictures": "predictions", "batch norm": "predictions", "points": "points", "nodes": "embeddings"}
 
 
