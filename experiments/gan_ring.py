@@ -22,9 +22,9 @@ def config() -> arch_jax.Experiment:
         objective=arch_jax.objective("adversarial"),
         data=arch_jax.Ring(modes=8, radius=1.0, std=0.01, batch=100),
         optimizer=arch_jax.Optimizer("adam", learning_rate=1e-4, schedule="constant", b1=0.8, clip=None),
-        steps=20_000,
-        evaluate_every=2_500,
-        checkpoint_every=2_500,
+        steps=16_000,
+        evaluate_every=2_000,
+        checkpoint_every=2_000,
         log_every=10,
         steps_per_dispatch=50,
     )
