@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import grain
 
 # Batches until an iterator ends. Grain's own endless repeat overflows in batches of one.
-_ENDLESS = 2**53
+ENDLESS = 2**53
 
 
 def stream(
@@ -33,13 +33,10 @@ def stream(
     import grain
 
     index, count = check_shard(shard)
-    if batch % count:
-        fits = [n for n in range(1, batch + 1) if batch % n == 0]
-        near = min(fits, key=lambda n: abs(n - count))
-        raise UsageError(f"batch {batch} cannot be divided among {count} shards; the nearest number that can is {near}")
+    check_divides(batch, count)
     check_whole("seed", seed, 0, 2**32)
     share = batch // count
-    batches = grain.MapDataset.range(_ENDLESS).map(lambda i: rows(int(i), index * share, (index + 1) * share))
+    batches = grain.MapDataset.range(ENDLESS).map(lambda i: rows(int(i), index * share, (index + 1) * share))
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 
 
@@ -93,3 +90,14 @@ def check_shard(shard: Any) -> tuple[int, int]:
     check_whole("shard's count", count, 1)
     check_whole("shard's index", index, 0, count)
     return int(index), int(count)
+
+
+def check_divides(batch: int, count: int) -> None:
+    """That `count` shards can share a batch.
+
+    Raises:
+      UsageError: they can't; with the nearest number that can.
+    """
+    if batch % count:
+        near = min((n for n in range(1, batch + 1) if batch % n == 0), key=lambda n: abs(n - count))
+        raise UsageError(f"batch {batch} cannot be divided among {count} shards; the nearest number that can is {near}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from arch_jax.data import sources, splits, tokenizers
+from arch_jax.data.batches import ENDLESS, check_divides, check_shard, check_whole
 from arch_jax.data.windows import Stream, ValidationBatches
 from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import component
@@ -19,9 +20,6 @@ SAMPLING: dict[str, str] = {
     "shuffled": "non-overlapping windows, each once an epoch, in a new order and with moved borders each epoch",
     "random": "windows from uniformly random places, with replacement, as in nanoGPT",
 }
-
-# Windows until an iterator ends. Grain's own endless repeat overflows in batches of one.
-_ENDLESS = 2**53
 
 
 @component("text", kind="data")
@@ -53,9 +51,9 @@ class Text:
     def __post_init__(self):
         sources.check_source(self.source)
         tokenizers.check_tokenizer(self.tokenizer)
-        _check_whole("length", self.length, 1)
-        _check_whole("batch", self.batch, 1)
-        _check_whole("split_seed", self.split_seed, 0)
+        check_whole("length", self.length, 1)
+        check_whole("batch", self.batch, 1)
+        check_whole("split_seed", self.split_seed, 0)
         if not isinstance(self.validation, numbers.Real) or not 0 < self.validation < 1:
             raise UsageError(
                 f"validation is {self.validation!r}; expected a share between 0 and 1, exclusive, such as 0.1"
@@ -169,8 +167,9 @@ class TextCorpus:
         """
         import grain
 
-        index, count = self._check_shard(shard)
-        _check_whole("seed", seed, 0, 2**32)
+        index, count = check_shard(shard)
+        check_divides(self.text.batch, count)
+        check_whole("seed", seed, 0, 2**32)
         stream, length = self.train_stream, self.text.length
 
         if self.text.sampling == "random":
@@ -179,7 +178,7 @@ class TextCorpus:
             def random_window(_, generator: np.random.Generator) -> dict[str, np.ndarray]:
                 return stream.window(int(generator.integers(starts)), length)
 
-            windows = grain.MapDataset.range(1).repeat(_ENDLESS).random_map(random_window, seed=int(seed))
+            windows = grain.MapDataset.range(1).repeat(ENDLESS).random_map(random_window, seed=int(seed))
         else:
             # As many windows as fit wherever the first one starts, so that all epochs have the same number.
             in_epoch = max(1, (len(stream) - length) // length)
@@ -196,7 +195,7 @@ class TextCorpus:
                 phase, order = epoch(i // in_epoch)
                 return stream.window(phase + int(order[k]) * length, length)
 
-            windows = grain.MapDataset.range(in_epoch).repeat(_ENDLESS // in_epoch).map_with_index(window)
+            windows = grain.MapDataset.range(in_epoch).repeat(ENDLESS // in_epoch).map_with_index(window)
 
         # Batches of a shard's size; of those, every count-th is this shard's.
         batches = windows.batch(self.text.batch // count)[index::count]
@@ -216,29 +215,5 @@ class TextCorpus:
         Raises:
           UsageError: batch is not at least 1.
         """
-        batch = self.text.batch if batch is None else _check_whole("batch", batch, 1)
+        batch = self.text.batch if batch is None else check_whole("batch", batch, 1)
         return ValidationBatches(self.validation_stream, self.text.length, batch, self.tokenizer.byte_lengths)
-
-    def _check_shard(self, shard) -> tuple[int, int]:
-        try:
-            index, count = shard
-        except (TypeError, ValueError):
-            raise UsageError(f"shard is {shard!r}; expected (index, count), such as (0, 2)") from None
-        _check_whole("shard's count", count, 1)
-        _check_whole("shard's index", index, 0, count)
-        if self.text.batch % count:
-            fits = [n for n in range(1, self.text.batch + 1) if self.text.batch % n == 0]
-            near = min(fits, key=lambda n: abs(n - count))
-            raise UsageError(
-                f"batch {self.text.batch} cannot be divided among {count} shards; the nearest number that can is {near}"
-            )
-        return int(index), int(count)
-
-
-def _check_whole(name: str, value, least: int, below: int | None = None) -> int:
-    """`value` as an int, if it is a whole number, least <= value < below."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < least or (below is not None and value >= below):
-        limits = f"of at least {least}" if below is None else f"from {least} to {below - 1}"
-        raise UsageError(f"{name} is {value!r}; expected a whole number {limits}")
-    return int(value)

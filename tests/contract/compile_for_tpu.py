@@ -6,6 +6,7 @@ libtpu reads its environment when JAX is imported, and must stay out of a proces
 line an architecture: what it is, seconds to compile, bytes of arguments and temporaries on one v5e chip.
 """
 
+import functools
 import json
 import os
 import sys
@@ -27,9 +28,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from arch_jax import registry
 from arch_jax.experiment import Experiment
 from arch_jax.objectives import objective
+from arch_jax.ops import convolution
 from arch_jax.optimizer import Optimizer
 from arch_jax.train.state import initial_state
 from arch_jax.train.step import make_program
+
+# JAX runs on the CPU here: what an op chooses by platform must be told that it will be a TPU.
+convolution.choose = functools.partial(convolution.choose, "tpu")
 
 
 def compile_step(entry: registry.Entry, devices: list) -> dict:
