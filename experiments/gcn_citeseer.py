@@ -2,7 +2,7 @@
 
     arch-jax train gcn_citeseer
 
-The setting is that of gcn_cora. Expected: 70.3 % of the 1,000 test nodes, as the mean over seeds.
+The setting is that of gcn_cora. Expected: 70.5 % of the 1,000 test nodes (mean of seeds 0 to 9, from 69.3 to 71.7).
 """
 
 import arch_jax

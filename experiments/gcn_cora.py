@@ -3,8 +3,8 @@
     arch-jax train gcn_cora
 
 The paper's setting: the Planetoid split, words' rows normalised, 16 hidden units, dropout 0.5 on the input of both
-layers, L2 of 5e-4 on the first, Adam at 0.01, 200 steps (without its early stopping). Expected: 81.5 % of the 1,000
-test nodes, as the mean over seeds, in about 10 seconds on 2 CPU cores.
+layers, L2 of 5e-4 on the first, Adam at 0.01, 200 steps (without its early stopping). Expected: 81.4 % of the 1,000
+test nodes (mean of seeds 0 to 9, from 80.1 to 82.4), in about 10 seconds on 2 CPU cores.
 """
 
 import arch_jax
