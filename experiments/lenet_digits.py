@@ -3,8 +3,8 @@
     arch-jax train lenet_digits
 
 The pictures are enlarged to 28 x 28 and padded to the 32 x 32 that LeNet-5 takes; a fifth of each class is held out.
-Nothing is downloaded. Expected: 98 % of the held-out digits (seeds 0 to 4: 98.1, 98.3, 98.3, 97.8, 98.1), in 15 seconds on
-2 CPU cores.
+Nothing is downloaded. Expected: 98 % of the held-out digits (seeds 0 to 4: 98.1, 98.3, 98.3, 97.8, 98.1), in 15
+seconds on 2 CPU cores.
 """
 
 import arch_jax
