@@ -18,6 +18,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -287,6 +288,8 @@ class Checkpoints:
         """Gives up a save: frees what it wrote, forgets the manager that failed, and says what is still there."""
         self._pending = None
         self._let_go()
+        # Orbax leaves the writes behind that the failed one kept from beginning; Python would tell of each at its end.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         if jax.process_index() == 0:
             # A writer that is still at it may add a file while its folder is being removed.
             for _ in range(20):

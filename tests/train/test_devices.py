@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("devices.py")
 NAMES = ("gpt", "gpt-dropout", "toy", "toy-one-batch", "lenet5-bn", "gan", "gcn")
 #: What two processes are compared in: with each experiment, a layout.
-PAIRS = ("gpt:both", "toy:fsdp", "toy-one-batch:both", "gcn:data", "lenet5-bn:both", "gan:data")
+PAIRS = ("gpt:both", "lenet5-bn:fsdp", "gan:data", "gcn:both")
 
 
 def environment(devices: int) -> dict[str, str]:
