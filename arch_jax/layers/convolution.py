@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from arch_jax.fields import DType, Kind, component
 from arch_jax.layers.feed_forward import activation
 from arch_jax.ops.convolution import convolve
+from arch_jax.ops.maximum import largest
 
 Pool = Annotated[nn.Module, Kind("pool")]
 
@@ -117,4 +118,5 @@ class MaxPool(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w channels"]:
-        return _windows(x, self.size).max((2, 4))
+        windows = _windows(x, self.size)
+        return largest([windows[:, :, i, :, j] for i in range(self.size) for j in range(self.size)])

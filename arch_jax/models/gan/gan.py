@@ -22,6 +22,7 @@ from arch_jax.layers.dense import Dense
 from arch_jax.layers.feed_forward import activation
 from arch_jax.layers.mixer import Norm, adapted
 from arch_jax.layers.norms import BatchNorm
+from arch_jax.ops.maximum import largest
 from arch_jax.registry import Paper, register
 
 
@@ -92,7 +93,8 @@ class Discriminator(nn.Module):
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         for i, width in enumerate(self.hidden):
             x = Dense(width * self.pieces, True, self.initial_std, **dtypes, name=f"hidden_{i}")(x)
-            x = x.reshape(len(x), width, self.pieces).max(-1)
+            pieces = x.reshape(len(x), width, self.pieces)
+            x = largest([pieces[..., j] for j in range(self.pieces)])
         return Dense(1, True, self.initial_std, **dtypes, name="output")(x)[:, 0]
 
 
