@@ -34,6 +34,22 @@ def test_pictures_without_weight_do_not_count():
     assert float(again["loss"][0]) == pytest.approx(float(metrics["loss"][0]), rel=1e-6)
 
 
+@pytest.mark.parametrize("j", [0.5, 10.0])
+def test_rubbish_is_equation_9(j):
+    """y_D + log(e^-j + sum_i e^-y_i) (LeCun et al. 1998), y the penalties: minus the logits; in training only."""
+    given = batch((1, 1, 1, 1))
+    plain, it = task(), task(rubbish=j)
+    variables = it.init(jax.random.key(0), given)
+    y = -it.model.apply(variables, given["images"])
+    expected = y[jnp.arange(4), given["labels"]] + jnp.logaddexp(-j, jax.nn.logsumexp(-y, axis=1))
+    (total, _), _ = it.loss("model", variables, given, jax.random.key(1))
+    assert float(total) == pytest.approx(float(expected.sum()), rel=1e-5)
+    assert float(total) > float(plain.loss("model", variables, given, jax.random.key(1))[0][0]) + 1
+    assert float(it.evaluate(variables, given)["loss"][0]) == float(plain.evaluate(variables, given)["loss"][0])
+    with pytest.raises(arch_jax.UsageError, match="rubbish is -1"):
+        task(rubbish=-1.0)
+
+
 def test_batch_statistics_are_handed_on():
     it, given = task(arch_jax.create("lenet5-bn")), batch((1, 1, 1, 1))
     variables = it.init(jax.random.key(0), given)

@@ -11,7 +11,8 @@ With f(a) = 1.7159 tanh(2a/3) after every layer up to F6, on pictures of 32 x 32
     output  y_i = sum_j (x_j - w_ij)^2 with fixed codes w_ij of -1 and +1 (equation 7)           0
                                                                                             60,000
 
-The logits are -y_i: the softmax's cross-entropy is then the paper's criterion (equation 9) without its constant class.
+The logits are -y_i: the softmax's cross-entropy is then the paper's criterion (equation 9), whose constant class is the
+field `rubbish` of the objective "classify".
 """
 
 import functools
