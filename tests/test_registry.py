@@ -61,3 +61,16 @@ def test_names_are_taken_once():
 def test_count():
     tree = {"a": jax.ShapeDtypeStruct((3, 4), "float32"), "b": [jax.ShapeDtypeStruct((), "float32")]}
     assert registry.count(tree) == 13
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("gcn", 1433 * 16 + 16 * 7),  # equation 9 on Cora
+        # 2-400-400-400-400-2 with batch norm, against three maxout layers of 200 units with 5 pieces.
+        ("gan", 2 * 400 + 3 * 400**2 + 8 * 400 + 802 + 3 * 1000 + 2 * 201 * 1000 + 201),
+        ("lenet5-bn", 25 * 6 + 25 * 6 * 16 + 25 * 16 * 120 + 2 * (6 + 16 + 120) + 121 * 84 + 85 * 10),
+    ],
+)
+def test_counts_that_were_not_published_follow_from_the_layers(name, count):
+    assert registry.entry(name).count() == count
