@@ -18,6 +18,7 @@ _HOME = {
     "Nodes": "data",
     "Optimizer": "optimizer",
     "Paper": "registry",
+    "Published": "experiment",
     "Ring": "data",
     "RunError": "errors",
     "Text": "data",

@@ -26,6 +26,10 @@ class RunError(ArchJaxError, RuntimeError):
     exit_code = 1
 
 
+class Diverged(RunError):
+    """A loss, metric or parameter of a run is no longer finite."""
+
+
 def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:
     """Names the valid choices nearest to `name`, as the end of a sentence.
 

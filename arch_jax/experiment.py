@@ -81,6 +81,45 @@ class Mesh:
         raise UsageError(f"{shape} makes {product} devices, which {takes} the {devices} that are here; {nearest}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A figure that an experiment is held against; it stands in the experiment's file before the run.
+
+    Attributes:
+      value: what was published, in `unit`.
+      source: where, with the table or section.
+      tolerance: how far the mean over seeds may be from it, in `unit`.
+      metric: which of the validation metrics it is of.
+      seeds: how many the mean is over: 0, 1, 2 ...
+      unit: what it is counted in, such as "% of the test nodes".
+      factor: from the metric to that unit; 100 for percent.
+      direction: which side of `value` counts: "near" both, "at least" and "at most" one.
+      behaviour: whether the setting is smaller than the publication's, so that what it does can be shown, and the
+        figure can't be reproduced.
+    """
+
+    value: float
+    source: str
+    tolerance: float
+    metric: str = "loss"
+    seeds: int = 3
+    unit: str = "nats"
+    factor: float = 1.0
+    direction: Literal["near", "at least", "at most"] = "near"
+    behaviour: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.tolerance >= 0:
+            raise UsageError(f"the tolerance of {self.source!r} is {self.tolerance}; expected at least 0")
+        if self.seeds < 1:
+            raise UsageError(f"the seeds of {self.source!r} are {self.seeds}; expected at least 1")
+
+    def __str__(self) -> str:
+        side = "" if self.direction == "near" else f"{self.direction} "
+        held = f"held to within {self.tolerance:g}" if self.tolerance else "held to it"
+        return f"{side}{self.value:g} {self.unit} ({self.source}); {held}, {self.seeds} seeds"
+
+
 @fields.component("experiment", kind="experiment")
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -160,6 +199,11 @@ class Experiment:
             names = ", ".join(player.name for player in players)
             raise UsageError(f"optimizer has {len(given)} entries; expected one, or {len(players)} (for {names})")
         return {player.name: one for player, one in zip(players, given)}
+
+    @property
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """Player -> what its compiled step takes as arguments."""
+        return {player: one.numbers for player, one in self.optimizers.items()}
 
     def settled(self) -> "Experiment":
         """The same run with what depends on `steps` written down, so that `steps` may be raised on resume."""

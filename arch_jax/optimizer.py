@@ -4,6 +4,7 @@ They are turned into Optax transformations late: those are closures, which can't
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -67,14 +68,26 @@ class Optimizer:
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected at least 0 and less than 1")
 
-    def learning_rates(self, steps: int) -> optax.Schedule:
-        """The learning rate as a function of the step, for a run of `steps`."""
-        rate, warmup = self.learning_rate, self.warmup
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The settings that a compiled step takes as arguments: runs that differ in these alone share a compilation.
+
+        Those in which everything is a product, so that nothing is lost by float32. (1 - b2 would lose digits.) A decay
+        of 0 and no clipping are other programs, and not among them.
+        """
+        found = {"learning_rate": self.learning_rate, "final": self.final, "epsilon": self.epsilon}
+        found |= {"weight_decay": self.weight_decay} if self.weight_decay else {}
+        return found | ({"clip": self.clip} if self.clip is not None else {})
+
+    def learning_rates(self, steps: int, numbers: Mapping[str, Any] | None = None) -> optax.Schedule:
+        """The learning rate as a function of the step, for a run of `steps`; `numbers` as for `transformation`."""
+        settled = self.numbers | dict(numbers or {})
+        rate, final, warmup = settled["learning_rate"], settled["final"], self.warmup
         after = max(1, (self.horizon or steps) - warmup)
         rest = {
             "constant": lambda: optax.constant_schedule(rate),
-            "cosine": lambda: optax.cosine_decay_schedule(rate, after, alpha=self.final),
-            "linear": lambda: optax.linear_schedule(rate, rate * self.final, after),
+            "cosine": lambda: optax.cosine_decay_schedule(rate, after, alpha=final),
+            "linear": lambda: optax.linear_schedule(rate, rate * final, after),
             "rsqrt": lambda: lambda step: rate * (1 + jnp.maximum(step, 0) / (warmup or 1)) ** -0.5,
         }[self.schedule]()
         if not warmup:
@@ -82,11 +95,17 @@ class Optimizer:
         start = optax.linear_schedule(rate / (warmup + 1), rate, warmup)
         return optax.join_schedules([start, rest], [warmup])
 
-    def transformation(self, steps: int) -> optax.GradientTransformation:
-        """The Optax transformation for a run of `steps`."""
-        rates = self.learning_rates(steps)
-        decay = {"weight_decay": self.weight_decay, "mask": self.decays}
-        moments = {"b1": self.b1, "b2": self.b2, "eps": self.epsilon}
+    def transformation(self, steps: int, numbers: Mapping[str, Any] | None = None) -> optax.GradientTransformation:
+        """The Optax transformation for a run of `steps`.
+
+        Args:
+          steps: of the run, where `horizon` is open.
+          numbers: what stands for `self.numbers`, such as arguments of a compiled step; none is those themselves.
+        """
+        settled = self.numbers | dict(numbers or {})
+        rates, strength = self.learning_rates(steps, settled), settled.get("weight_decay", 0.0)
+        decay = {"weight_decay": strength, "mask": self.decays}
+        moments = {"b1": self.b1, "b2": self.b2, "eps": settled["epsilon"]}
         match self.name:
             case "adamw":
                 core = optax.adamw(rates, **moments, **decay)
@@ -95,28 +114,28 @@ class Optimizer:
             case "lion":
                 core = optax.lion(rates, b1=self.b1, b2=self.b2, **decay)
             case "sgd":
-                core = optax.chain(optax.sgd(rates, momentum=self.b1 or None), self._decay(rates))
+                core = optax.chain(optax.sgd(rates, momentum=self.b1 or None), self._decay(rates, strength))
             case "adafactor":
-                core = optax.chain(optax.adafactor(rates), self._decay(rates))
+                core = optax.chain(optax.adafactor(rates), self._decay(rates, strength))
             case "muon":
                 muon = optax.contrib.muon(
                     rates,
                     beta=self.b1,
                     adam_b2=self.b2,
-                    eps=self.epsilon,
+                    eps=settled["epsilon"],
                     muon_weight_dimension_numbers=muon_dimensions,
                     consistent_rms=0.2,  # updates as large as Adam's, so that one rate serves both (2502.16982)
                 )
-                core = optax.chain(muon, self._decay(rates))
-        return core if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), core)
+                core = optax.chain(muon, self._decay(rates, strength))
+        return core if self.clip is None else optax.chain(optax.clip_by_global_norm(settled["clip"]), core)
 
-    def _decay(self, rates: optax.Schedule) -> optax.GradientTransformation:
+    def _decay(self, rates: optax.Schedule, strength: Any) -> optax.GradientTransformation:
         """Decoupled decay for those optimizers whose own, in Optax, is coupled, unmasked, or without the rate."""
         if not self.weight_decay:
             return optax.identity()
 
         def update(updates: Any, state: Any, parameters: Any) -> tuple[Any, Any]:
-            share = rates(state.count) * self.weight_decay
+            share = rates(state.count) * strength
             less = lambda u, p, decays: u - (share * p).astype(u.dtype) if decays else u
             updates = jax.tree.map(less, updates, parameters, self.decays(parameters))
             return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))

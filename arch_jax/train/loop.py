@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from arch_jax.errors import RunError, UsageError
+from arch_jax.errors import Diverged, UsageError
 from arch_jax.experiment import Experiment
 from arch_jax.train.checkpoint import Checkpoints
+from arch_jax.train.compiled import Compiled
 from arch_jax.train.distributed import Votes, leader
-from arch_jax.train.mesh import Placement
-from arch_jax.train.report import Events, Progress, draw_films, draw_losses, save_shown, tell
-from arch_jax.train.state import TrainState, initial_state
+from arch_jax.train.report import Events, Pace, Progress, draw_films, draw_losses, save_shown, tell
+from arch_jax.train.state import TrainState
 from arch_jax.train.workdir import WorkDirectory, read_metrics, write
 
 
@@ -35,6 +34,7 @@ class Outcome:
       validation: the last validation metrics, by name.
       shown: the files that show something, samples first.
       state: the last state.
+      step_seconds: the median time of a step in this call, without evaluations; none if too few were taken to tell.
     """
 
     path: Path
@@ -43,9 +43,27 @@ class Outcome:
     validation: dict[str, float]
     shown: tuple[Path, ...]
     state: TrainState
+    step_seconds: float | None = None
 
 
-def train(experiment: Experiment, path: Path | str, *, stop_after: int | None = None) -> Outcome:
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """What a run takes from a study that it is a part of, instead of making it itself.
+
+    Attributes:
+      corpus: what `experiment.data.load()` gives.
+      compiled: of a run that is `alike`.
+      progress: a context manager with `update(step, loss)` and `say(sentence)`.
+    """
+
+    corpus: Any
+    compiled: Compiled
+    progress: Any
+
+
+def train(
+    experiment: Experiment, path: Path | str, *, stop_after: int | None = None, within: Within | None = None
+) -> Outcome:
     """Trains an experiment in a folder, from the start or from its last checkpoint.
 
     k steps, a stop and k steps more give the same bits as 2k steps: parameters, optimizer state and metrics. On another
@@ -59,16 +77,19 @@ def train(experiment: Experiment, path: Path | str, *, stop_after: int | None = 
       experiment: what to run.
       path: the run's folder; one that holds the same run is gone on with.
       stop_after: stops, with a checkpoint, after this many steps of this call.
+      within: the study that this run is a part of, which shares with it what it has, and does not want pictures or
+        samples of each run.
 
     Raises:
       UsageError: bad settings; a folder that holds another run, or can't be written to.
-      RunError: a loss that is not finite, no whole checkpoint to go on from, a disk that is full.
+      Diverged: a loss, metric or parameter that is not finite.
+      RunError: no whole checkpoint to go on from, a disk that is full.
     """
     if stop_after is not None and stop_after < 1:
         raise UsageError(f"stop_after is {stop_after}; expected at least 1 step")
     if experiment.log_every > experiment.steps:
         raise UsageError(f"log_every is {experiment.log_every}; expected at most steps, which is {experiment.steps}")
-    corpus = experiment.data.load()
+    corpus = experiment.data.load() if within is None else within.corpus
     experiment.task.check(corpus)
     with WorkDirectory(path) as directory:
         batch = {name: jax.ShapeDtypeStruct(*facts) for name, facts in corpus.shapes.items()}
@@ -77,19 +98,26 @@ def train(experiment: Experiment, path: Path | str, *, stop_after: int | None = 
             write_tokenizer(directory.path, corpus.tokenizer)
         keeping = {"keep": experiment.keep, "log": tell if leader() else lambda sentence: None}
         with Checkpoints(directory.checkpoints, **keeping) as checkpoints, stop_requests() as stop:
-            return _Run(experiment, directory, corpus, batch, checkpoints, stop).take(stop_after)
+            compiled = Compiled(experiment, batch, is_full(corpus)) if within is None else within.compiled
+            progress = None if within is None else within.progress
+            return _Run(experiment, directory, corpus, checkpoints, stop, compiled, progress).take(stop_after)
+
+
+def is_full(corpus: Any) -> bool:
+    """Whether every batch of it is the same one, of all the data."""
+    return getattr(corpus, "full_batch", False)
 
 
 class _Run:
     """One call of `train`: what its parts share."""
 
-    def __init__(self, experiment, directory, corpus, batch, checkpoints, stop) -> None:
-        self.experiment, self.directory, self.corpus, self.batch = experiment, directory, corpus, batch
+    def __init__(self, experiment, directory, corpus, checkpoints, stop, compiled, progress=None) -> None:
+        self.experiment, self.directory, self.corpus = experiment, directory, corpus
         self.checkpoints, self.stop = checkpoints, stop
-        self.placement = Placement(experiment, full_batch=getattr(corpus, "full_batch", False))
+        self.compiled, self.placement = compiled, compiled.placement
         self.leading = leader()
-        self.evaluate = jax.jit(experiment.task.evaluate)
-        self.finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))
+        self.progress = progress
+        self.shows = progress is None
 
     def take(self, stop_after: int | None) -> Outcome:
         experiment = self.experiment
@@ -106,34 +134,39 @@ class _Run:
         validation: dict[str, float] = {}
         shown: list[Path] = []
         state = self.placement.place(state)
-        progressing = Progress(experiment.steps, step, unit, per_step) if self.leading else _Silent()
+        progressing = self.progress
+        if progressing is None:
+            progressing = Progress(experiment.steps, step, unit, per_step) if self.leading else _Silent()
         votes, saved = Votes(self.stop), begun if self.checkpoints.steps() else None
         tensorboard = experiment.tensorboard and self.leading
         with Events(self.directory.path, tensorboard, step) as events, progressing as progress:
             # Nothing of the folder is changed before all that can be refused was.
             self.directory.settle()
             self.directory.cut_metrics(step)
-            pending = None
+            pending, pace, numbers = None, Pace(), experiment.numbers
             while step < last and not votes.stopping:
-                count = self._until_boundary(step, last)
+                count = until_boundary(experiment, step, last)
                 batches = [next(iterator) for _ in range(count)]
                 stacked = self.placement.stack(batches, experiment.steps_per_dispatch)
-                state, metrics = self.placement.run(state, stacked, count)
+                state, metrics = self.placement.run(state, stacked, count, numbers)
                 if pending is not None:  # fetched late: the device works on the next steps meanwhile
                     self._record(*pending, progress, events)
+                    pace.reached(pending[0] + pending[1])
                     votes.count()
                 votes.cast()
                 pending = (step, count, metrics)
                 step += count
-                evaluating, saving = self._due(step, last)
+                evaluating, saving = due(experiment, step, last)
                 if evaluating or saving:
                     self._record(*pending, progress, events)
                     pending = None
+                    pace.reached(step)
                     votes.count()
                     if evaluating:
                         validation, shown = self._evaluate(step, state, progress, events)
                     self._save(step, state, iterator, validation if evaluating else None)
                     saved = step
+                    pace.paused()
             if pending is not None:
                 self._record(*pending, progress, events)
             if votes.stopping and step != saved:
@@ -142,7 +175,7 @@ class _Run:
             if step >= experiment.steps and not validation:  # the run was finished before this call
                 validation, shown = self._evaluate(step, state, progress, events, again=begun == step)
         films: list[Path] = []
-        if self.leading:
+        if self.leading and self.shows:
             draw_losses(self.directory.path, f"{experiment.name}: loss")
             films = draw_films(self.directory.path)
         return Outcome(
@@ -152,60 +185,34 @@ class _Run:
             validation=validation,
             shown=(*shown, *films, self.directory.path / "loss.png"),
             state=self.placement.whole(state),
+            step_seconds=pace.median,
         )
 
     def _begin(self) -> tuple[TrainState, Any]:
         """The state of the newest whole checkpoint, or a fresh one; and the data from there on."""
-        make = lambda b: initial_state(self.experiment, b)
-        shapes = self.placement.laid(jax.eval_shape(make, self.batch))
-        self.placement.compile_ahead(shapes, self.batch, self.experiment.steps_per_dispatch)
         several = jax.process_count() > 1 and not self.placement.full_batch
         shard = {"shard": (jax.process_index(), jax.process_count())} if several else {}
         iterator = self.corpus.train(self.experiment.seed, **shard)
-        restored = self.checkpoints.restore(shapes, iterator) if self.checkpoints.steps() else None
+        restored = self.checkpoints.restore(self.compiled.shapes, iterator) if self.checkpoints.steps() else None
         if restored is not None:
             if self.leading:
                 tell(f"going on from step {restored[0]} in {self.directory.path}")
             return restored[1], iterator
-        return self.placement.fresh(make, self.batch), iterator
-
-    def _until_boundary(self, step: int, last: int) -> int:
-        """Steps of the next dispatch: never past an evaluation, a checkpoint or the end."""
-        every = (self.experiment.evaluate_every, self.experiment.checkpoint_every)
-        ends = [last, step + self.experiment.steps_per_dispatch, *(step - step % n + n for n in every)]
-        return min(ends) - step
-
-    def _due(self, step: int, last: int) -> tuple[bool, bool]:
-        """Whether an evaluation, and whether a checkpoint is due after `step`."""
-        final = step == self.experiment.steps
-        evaluating = final or step % self.experiment.evaluate_every == 0
-        return evaluating, evaluating or step == last or step % self.experiment.checkpoint_every == 0
+        return self.compiled.fresh(self.experiment.seed), iterator
 
     def _record(self, before: int, count: int, metrics: Any, progress: Progress, events: Events) -> None:
         """Fetches the metrics of a dispatch and writes them down.
 
         Raises:
-          RunError: one of them is not finite.
+          Diverged: one of them is not finite.
         """
-        # Losses first: where several metrics are not finite, a loss is the one to name. (JAX sorts by name.)
-        metrics = dict(sorted(jax.device_get(metrics).items(), key=lambda item: not _is_loss(item[0])))
-        lines = []
-        for i in range(count):
-            line: dict[str, Any] = {"step": before + i + 1}
-            for name, (sums, weights) in metrics.items():
-                value = float(sums[i]) / float(weights[i]) if weights[i] else None
-                if value is not None and not math.isfinite(value):
-                    self.directory.append_metrics(self._logged(lines))
-                    raise RunError(self._not_finite(before + i + 1, name, value))
-                line[name] = value
-            lines.append(line)
-        self.directory.append_metrics(self._logged(lines))
-        events.add(self._logged(lines))
-        losses = [value for name, value in lines[-1].items() if _is_loss(name) and value is not None]
-        progress.update(before + count, losses[0] if losses else None)
-
-    def _logged(self, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [line for line in lines if line["step"] % self.experiment.log_every == 0]
+        lines, bad = lines_of(jax.device_get(metrics), before, count)
+        logged = [line for line in lines if line["step"] % self.experiment.log_every == 0]
+        self.directory.append_metrics(logged)
+        if bad is not None:
+            raise Diverged(self._not_finite(*bad))
+        events.add(logged)
+        progress.update(before + count, loss_of(lines[-1]))
 
     def _not_finite(self, step: int, name: str, value: float) -> str:
         """The sentence for what is not finite; waits for a save under way, which counts."""
@@ -217,12 +224,13 @@ class _Run:
     def _evaluate(self, step: int, state: Any, progress: Progress, events: Events, again: bool = False):
         """Validation metrics and samples after `step`."""
         variables = self.placement.whole(state).evaluated
-        validation = evaluate(self.evaluate, variables, self.corpus, self.placement.spread)
+        validation = evaluate(self.compiled.evaluate, variables, self.corpus, self.placement.spread)
         bad = next((name for name, value in validation.items() if not math.isfinite(value)), None)
         if bad is not None:
-            raise RunError(self._not_finite(step, f"validation {bad}", validation[bad]))
+            raise Diverged(self._not_finite(step, f"validation {bad}", validation[bad]))
         line = {"step": step} | {f"validation/{name}": value for name, value in validation.items()}
-        variables = self.placement.shown(variables)  # all processes give their parts; what follows the first does alone
+        if self.shows:  # all processes give their parts; what follows the first does alone
+            variables = self.placement.shown(variables)
         if not self.leading:
             return validation, []
         known = again and any(row == line for row in reversed(read_metrics(self.directory.path)))
@@ -230,6 +238,8 @@ class _Run:
             self.directory.append_metrics([line])
             events.add([line])
         progress.say(f"step {step}: validation " + ", ".join(f"{n} {v:.4f}" for n, v in validation.items()))
+        if not self.shows:
+            return validation, []
         key = jax.random.fold_in(jax.random.key(self.experiment.seed), step)
         shown = save_shown(self.directory.path, step, self.experiment.task.show(variables, self.corpus, key))
         return validation, shown
@@ -238,17 +248,60 @@ class _Run:
         """Saves a state, unless it is broken already.
 
         Raises:
-          RunError: a parameter is not finite, or the save failed.
+          Diverged: a parameter is not finite.
+          RunError: the save failed.
         """
         whole = self.placement.whole(state)
         # A step's own metrics say nothing of what its update made: without this look, the next step would call a
         # checkpoint good that is not.
-        flags = jax.device_get(self.finite(whole.parameters))
+        flags = jax.device_get(self.compiled.finite(whole.parameters))
         bad = next((path for path, fine in jax.tree_util.tree_leaves_with_path(flags) if not fine), None)
         if bad is not None:
             name = jax.tree_util.keystr(bad, simple=True, separator="/")
-            raise RunError(self._not_finite(step, f"the parameter {name}", math.nan))
+            raise Diverged(self._not_finite(step, f"the parameter {name}", math.nan))
         self.checkpoints.save(step, whole, iterator, validation)
+
+
+def until_boundary(experiment: Experiment, step: int, last: int) -> int:
+    """Steps of the next dispatch: never past an evaluation, a checkpoint or the end."""
+    every = (experiment.evaluate_every, experiment.checkpoint_every)
+    return min(last, step + experiment.steps_per_dispatch, *(step - step % n + n for n in every)) - step
+
+
+def due(experiment: Experiment, step: int, last: int) -> tuple[bool, bool]:
+    """Whether an evaluation, and whether a checkpoint is due after `step`."""
+    evaluating = step == experiment.steps or step % experiment.evaluate_every == 0
+    return evaluating, evaluating or step == last or step % experiment.checkpoint_every == 0
+
+
+def lines_of(metrics: Any, before: int, count: int) -> tuple[list[dict[str, Any]], tuple[int, str, float] | None]:
+    """The lines of `metrics.jsonl` for a dispatch.
+
+    Args:
+      metrics: name -> (sums, weights), one entry a step.
+      before: steps taken before it.
+      count: steps taken in it.
+
+    Returns:
+      The lines up to the first with a value that is not finite, and that value's step, metric and itself, if any.
+    """
+    # Losses first: where several metrics are not finite, a loss is the one to name. (JAX sorts by name.)
+    metrics = dict(sorted(metrics.items(), key=lambda item: not _is_loss(item[0])))
+    lines: list[dict[str, Any]] = []
+    for i in range(count):
+        line: dict[str, Any] = {"step": before + i + 1}
+        for name, (sums, weights) in metrics.items():
+            value = float(sums[i]) / float(weights[i]) if weights[i] else None
+            if value is not None and not math.isfinite(value):
+                return lines, (before + i + 1, name, value)
+            line[name] = value
+        lines.append(line)
+    return lines, None
+
+
+def loss_of(line: dict[str, Any]) -> float | None:
+    """The first player's loss that a line tells; none where it tells none."""
+    return next((value for name, value in line.items() if _is_loss(name) and value is not None), None)
 
 
 def _is_loss(metric: str) -> bool:

@@ -44,6 +44,7 @@ class Placement:
         self.several = jax.process_count() > 1
         self.single = len(self.devices) == 1 and not self.mapped
         self._check(experiment, sizes, len(available))
+        self.numbers = experiment.numbers
         self._compiling: Future | None = None
         self._placed: Any = None  # the one batch of `full_batch`
         self.shardings: Any = None  # of the state's leaves, on a mesh
@@ -95,7 +96,7 @@ class Placement:
         if self.mapped:
             program = make_program(experiment, axis="device")
             self._program: Callable = jax.pmap(
-                program, "device", in_axes=(0, 0, None), donate_argnums=0, devices=self.devices
+                program, "device", in_axes=(0, 0, None, None), donate_argnums=0, devices=self.devices
             )
             return
         program = make_program(experiment, record=record)
@@ -130,7 +131,7 @@ class Placement:
             self.shardings = state_shardings(shapes, self.mesh, self._patterns)
             self._program = jax.jit(
                 self._untraced,
-                in_shardings=(self.shardings, None, None),
+                in_shardings=(self.shardings, None, None, None),
                 out_shardings=(self.shardings, self._everywhere),
                 donate_argnums=0,
             )
@@ -148,21 +149,27 @@ class Placement:
         if self.single:
             size = 1 if self.full_batch else size
             stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), batch)
-            compiled = lambda: self._program.lower(state, stacked, np.int32(0)).compile()
+            compiled = lambda: self._program.lower(state, stacked, np.int32(0), self.numbers).compile()
             self._compiling = ThreadPoolExecutor(1).submit(compiled)
 
-    def fresh(self, make: Callable, batch: Any) -> Any:
+    @property
+    def compiled(self) -> Any:
+        """The program that `compile_ahead` began to compile, once it is done; none where it is compiled at its call."""
+        return None if self._compiling is None else self._compiling.result()
+
+    def fresh(self, make: Callable, batch: Any, *arguments: Any) -> Any:
         """A new state, made where it lives: no device ever holds all of one that is cut.
 
         Args:
-          make: batch -> state.
+          make: (batch, *arguments) -> state; called again with the same function, it is not compiled again.
           batch: shapes and dtypes of one batch; the state depends on nothing else of it.
+          *arguments: numbers that it depends on too, such as a seed.
         """
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch)
         if self.single or self.mapped:
-            return jax.jit(make)(zeros)
-        self.laid(jax.eval_shape(make, batch))
-        return jax.jit(make, out_shardings=self.shardings)(zeros)
+            return jax.jit(make)(zeros, *arguments)
+        self.laid(jax.eval_shape(make, batch, *arguments))
+        return jax.jit(make, out_shardings=self.shardings)(zeros, *arguments)
 
     def place(self, state: Any) -> Any:
         """A state on the devices as the program wants it."""
@@ -222,11 +229,19 @@ class Placement:
 
         return jax.tree.map(put, batch)
 
-    def run(self, state: Any, batches: Any, count: int) -> tuple[Any, Any]:
-        """Takes `count` steps. The state given is used up."""
-        program = self._program if self._compiling is None else self._compiling.result()
+    def run(self, state: Any, batches: Any, count: int, numbers: Any = None) -> tuple[Any, Any]:
+        """Takes `count` steps. The state given is used up.
+
+        Args:
+          state: as `place` gave it.
+          batches: as `stack` gave them.
+          count: at most as many steps as were stacked.
+          numbers: of the experiment that is run, where it differs in them from the one this was made for.
+        """
+        numbers = self.numbers if numbers is None else numbers
+        program = self.compiled or self._program
         if self.single or self.mapped:
-            state, metrics = program(state, batches, np.int32(count))
+            state, metrics = program(state, batches, np.int32(count), numbers)
             return state, jax.tree.map(lambda x: x[0], metrics) if self.mapped else metrics
         with jax.set_mesh(self.mesh):  # for ops that take their axes from it
-            return program(state, batches, np.int32(count))
+            return program(state, batches, np.int32(count), numbers)

@@ -1,6 +1,7 @@
 """What a person sees of a run: a progress bar, a loss curve, samples, TensorBoard events."""
 
 import io
+import statistics
 import sys
 import time
 from collections.abc import Mapping
@@ -81,6 +82,30 @@ class Progress:
     def say(self, sentence: str) -> None:
         """A line for the person, above the bar where there is one."""
         self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+class Pace:
+    """How long a step takes: the time between two dispatches that were seen to be done, evaluations left out."""
+
+    def __init__(self) -> None:
+        self._at: tuple[int, float] | None = None
+        self._seconds: list[float] = []
+
+    def reached(self, step: int) -> None:
+        """Step `step` is done now. The first since a pause begins the measure: what compiled before is not in it."""
+        now = time.perf_counter()
+        if self._at is not None and step > self._at[0]:
+            self._seconds.append((now - self._at[1]) / (step - self._at[0]))
+        self._at = (step, now)
+
+    def paused(self) -> None:
+        """Something else than steps was done meanwhile."""
+        self._at = None
+
+    @property
+    def median(self) -> float | None:
+        """Seconds a step, the median over dispatches; none before there are two in a row."""
+        return statistics.median(self._seconds) if self._seconds else None
 
 
 def _short(number: float) -> str:

@@ -54,14 +54,15 @@ def divided(experiment: Experiment, parameters: dict[str, Any]) -> dict[str, Any
     }
 
 
-def initial_state(experiment: Experiment, batch: Any) -> TrainState:
+def initial_state(experiment: Experiment, batch: Any, seed: Any = None) -> TrainState:
     """The state before the first step; a pure function of the experiment's seed (run it under `jit` or `eval_shape`).
 
     Args:
       experiment: settles model, objective, optimizers and seed.
       batch: one batch, for its shapes.
+      seed: in place of the experiment's: an argument, where one compiled program is to serve many.
     """
-    key = jax.random.key(experiment.seed)
+    key = jax.random.key(experiment.seed if seed is None else seed)
     variables = experiment.task.init(jax.random.fold_in(key, 2**32 - 1), batch)
     parameters = divided(experiment, variables.pop("params"))
     transformations = {name: one.transformation(experiment.steps) for name, one in experiment.optimizers.items()}

@@ -17,7 +17,7 @@ from arch_jax.train.state import TrainState, merged
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
-Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+Step = Callable[..., tuple[TrainState, Metrics]]
 
 
 def make_step(experiment: Experiment, axis: str | None = None) -> Step:
@@ -28,10 +28,10 @@ def make_step(experiment: Experiment, axis: str | None = None) -> Step:
       axis: name of the mapped axis over devices, for `pmap`; sums then run over it. None where the arrays are global.
 
     Returns:
-      step(state, batch) -> (state, metrics as name -> (sum, weight)).
+      step(state, batch, numbers=None) -> (state, metrics as name -> (sum, weight)), where `numbers` stands for
+      `experiment.numbers`: given as an argument, they are not compiled in.
     """
     task, players = synchronised(experiment, axis).task, experiment.task.players
-    transformations = {name: one.transformation(experiment.steps) for name, one in experiment.optimizers.items()}
     several = len(players) > 1
 
     def total(tree: Any) -> Any:
@@ -68,14 +68,16 @@ def make_step(experiment: Experiment, axis: str | None = None) -> Step:
         (sums, others), _ = jax.lax.scan(body, (zeros, state.others), (jnp.arange(count), pieces))
         return *sums, others
 
-    def update(player: Player, state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
+    def update(player: Player, state: TrainState, batch: Any, key: jax.Array, numbers: Any):
+        """The state with one player's parameters updated, and its metrics."""
         slope, weight, metrics, others = accumulated(player, state, batch, key)
         slope, weight, metrics = total((slope, weight, metrics))
         if axis is not None:
             others = jax.lax.pmean(others, axis)
         slope = jax.tree.map(lambda g: g / jnp.where(weight == 0, 1, weight).astype(g.dtype), slope)
         name = player.name
-        changes, optimizer = transformations[name].update(slope, state.optimizer[name], state.parameters[name])
+        transformation = experiment.optimizers[name].transformation(experiment.steps, numbers[name])
+        changes, optimizer = transformation.update(slope, state.optimizer[name], state.parameters[name])
         new = state.replace(
             parameters=state.parameters | {name: optax.apply_updates(state.parameters[name], changes)},
             optimizer=state.optimizer | {name: optimizer},
@@ -85,13 +87,15 @@ def make_step(experiment: Experiment, axis: str | None = None) -> Step:
         metrics = metrics | {"gradient_norm": (optax.global_norm(slope).astype(weight.dtype), one)}
         return new, {f"{name}/{metric}" if several else metric: pair for metric, pair in metrics.items()}
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Any, numbers: Any = None) -> tuple[TrainState, Metrics]:
+        numbers = experiment.numbers if numbers is None else numbers
         key = jax.random.fold_in(state.key, state.step)
         if axis is not None:  # each device draws for its own part of the batch
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
         metrics: Metrics = {}
         for i, player in enumerate(players):
-            own = functools.partial(update, player, batch=batch, key=jax.random.fold_in(key, i) if several else key)
+            own_key = jax.random.fold_in(key, i) if several else key
+            own = functools.partial(update, player, batch=batch, key=own_key, numbers=numbers)
             if player.every == 1:
                 state, new = own(state)
             else:
@@ -117,7 +121,7 @@ def synchronised(experiment: Experiment, axis: str | None) -> Experiment:
 
 
 def make_program(experiment: Experiment, axis: str | None = None, record: int | None = None) -> Callable:
-    """Several steps as one program: `program(state, batches, count)`, with batches stacked on a leading axis.
+    """Several steps as one program: `program(state, batches, count, numbers)`, batches stacked on a leading axis.
 
     The number of steps is an argument of the compiled program, not a part of it: 10 + 10, 5 x 4 and 20 steps run the
     very same instructions and agree bit for bit, and one compilation serves them all. (A loop whose length the compiler
@@ -130,20 +134,20 @@ def make_program(experiment: Experiment, axis: str | None = None, record: int | 
         batch is taken again.
 
     Returns:
-      program(state, batches, count) -> (state, metrics as name -> (sums, weights), one entry a step; entries from
-      `count` on are 0).
+      program(state, batches, count, numbers=None) -> (state, metrics as name -> (sums, weights), one entry a step;
+      entries from `count` on are 0), with `numbers` as for `make_step`.
     """
     step = jax.jit(make_step(experiment, axis))  # inner jit: traced once, for the shapes and for the loop
 
-    def program(state: TrainState, batches: Any, count: jax.Array):
+    def program(state: TrainState, batches: Any, count: jax.Array, numbers: Any = None):
         size = jax.tree.leaves(batches)[0].shape[0] if record is None else record
         at = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batches)
-        _, shapes = jax.eval_shape(step, state, jax.tree.map(lambda x: x[0], batches))
+        _, shapes = jax.eval_shape(step, state, jax.tree.map(lambda x: x[0], batches), numbers)
         empty = jax.tree.map(lambda s: jnp.zeros((size, *s.shape), s.dtype), shapes)
 
         def body(i, carry):
             state, written = carry
-            state, metrics = step(state, at(i))
+            state, metrics = step(state, at(i), numbers)
             return state, jax.tree.map(lambda r, m: r.at[i].set(m), written, metrics)
 
         return jax.lax.fori_loop(0, count, body, (state, empty))

@@ -4,17 +4,18 @@ Exit codes: 0 done, 1 the run failed, 2 wrong usage. An error is one sentence on
 """
 
 import argparse
-import contextlib
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from arch_jax.errors import ArchJaxError, RunError, UsageError, unknown
+from arch_jax.cli import studies
+from arch_jax.cli.console import changes_of, show, table
+from arch_jax.cli.devices import choose_platform, prepare, without_devices
+from arch_jax.errors import ArchJaxError, UsageError, unknown
 
 
 class _Parser(argparse.ArgumentParser):
@@ -123,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = command("experiments", _experiments, "the experiments that come with the project")
     one.add_argument("--json", action="store_true", help="as JSON")
+    studies.add(command)
     parser.epilog = "Every command takes --debug, which shows where an error arose."
     return parser
 
@@ -133,14 +135,8 @@ def _version() -> str:
     return f"arch-jax {__version__}"
 
 
-def _changes(options: argparse.Namespace) -> dict[str, str]:
-    from arch_jax.fields import assignment
-
-    return dict(assignment(text) for text in options.set)
-
-
 def _list(options: argparse.Namespace) -> None:
-    _without_devices()
+    without_devices()
     from arch_jax import registry
 
     if options.family is not None and options.family not in registry.FAMILIES:
@@ -164,10 +160,10 @@ def _list(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(rows, indent=1))
         return
-    table = _table("name", "family", "paper", ">parameters", ">published", "held against", "reproduces")
+    grid = table("name", "family", "paper", ">parameters", ">published", "held against", "reproduces")
     for row in rows:
         published = row["parameters_published"]
-        table.add_row(
+        grid.add_row(
             row["name"],
             row["family"],
             f"{row['paper']} ({row['year']})",
@@ -176,38 +172,38 @@ def _list(options: argparse.Namespace) -> None:
             row["reference"],
             row["reproduces"],
         )
-    _print(table)
+    show(grid)
 
 
 def _describe(options: argparse.Namespace) -> None:
-    _without_devices()
+    without_devices()
     from arch_jax.describe import describe
 
-    facts = describe(options.name, _changes(options))
+    facts = describe(options.name, changes_of(options))
     if options.json:
         print(json.dumps(facts, indent=1))
         return
     paper = facts["paper"]
     source = f"arXiv {paper['arxiv']}" if paper["arxiv"] else (paper["url"] or "")
-    _print(f"{facts['name']} ({facts['family']})\n{paper['authors']} ({paper['year']}), {paper['title']}. {source}")
-    table = _table("layer", "kind", ">output", "parameters", ">count")
+    show(f"{facts['name']} ({facts['family']})\n{paper['authors']} ({paper['year']}), {paper['title']}. {source}")
+    grid = table("layer", "kind", ">output", "parameters", ">count")
     for layer in facts["layers"]:
         shapes = ", ".join(f"{name} {_shape(shape)}" for name, shape in layer["parameters"].items())
-        table.add_row(
+        grid.add_row(
             layer["path"],
             layer["kind"],
             _shape(layer["output"]),
             shapes,
             f"{layer['count']:,}" if layer["count"] else "",
         )
-    _print(table)
-    table = _table("field", "value", "meaning")
+    show(grid)
+    grid = table("field", "value", "meaning")
     for field in facts["hyperparameters"]:
-        table.add_row(field["name"], json.dumps(field["value"]), field["meaning"])
-    _print(table)
+        grid.add_row(field["name"], json.dumps(field["value"]), field["meaning"])
+    show(grid)
     inputs = ", ".join(f"{name} {_shape(shape)}" for name, shape in facts["input"].items())
     published = facts["parameters_published"]
-    _print(
+    show(
         f"parameters  {facts['parameters']:,}" + ("" if published is None else f"  (published: {published:,})") + "\n"
         f"FLOPs       {facts['flops']:,} in matrix products of a forward pass, and {facts['flops_elementwise']:,} "
         f"element by element, for {inputs}"
@@ -217,15 +213,15 @@ def _describe(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     several = _several(options)
     if several is None:
-        _prepare(options.platform)
+        prepare(options.platform)
         _train_here(options)
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before JAX is loaded, which reads it once
     from arch_jax.train.distributed import connected
 
-    _platform(options.platform)
+    choose_platform(options.platform)
     with connected(**several, heartbeat=options.heartbeat, quiet=not options.debug):
-        _prepare(options.platform)
+        prepare(options.platform)
         _train_here(options)
 
 
@@ -266,7 +262,7 @@ def _train_here(options: argparse.Namespace) -> None:
         experiment = stored_experiment(options.workdir)
     else:
         experiment, module = load(name or "gpt")
-    changes = _changes(options) | ({} if options.seed is None else {"seed": options.seed})
+    changes = changes_of(options) | ({} if options.seed is None else {"seed": options.seed})
     experiment = experiment.overridden(changes)
     own = [*options.imports, *([name] if name is not None and name.endswith(".py") else [])]
     if options.stop_after is not None and options.stop_after < 1:
@@ -295,7 +291,7 @@ def _train_here(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    _prepare()
+    prepare()
     from arch_jax.train.restore import open_run
 
     run = open_run(options.workdir, options.imports, best=options.best)
@@ -307,7 +303,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    _prepare()
+    prepare()
     from arch_jax.train.restore import open_run
 
     run = open_run(options.workdir, options.imports, best=options.best)
@@ -322,65 +318,10 @@ def _experiments(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps([{"name": name, "text": text} for name, text in experiments().items()], indent=1))
         return
-    table = _table("experiment", "what it is")
+    grid = table("experiment", "what it is")
     for name, text in experiments().items():
-        table.add_row(name, text)
-    _print(table)
-
-
-def _without_devices() -> None:
-    """For commands that compute shapes alone: they take no accelerator, which is not there or is at work elsewhere."""
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
-
-
-def _prepare(platform: str | None = None) -> None:
-    """What must be settled before JAX starts: its platform, and its compilation cache, so that the second run starts
-    in half the time.
-
-    Raises:
-      RunError: there is no such platform.
-    """
-    import jax
-
-    _platform(platform)
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        import platformdirs
-
-        cache = Path(platformdirs.user_cache_dir("arch_jax")) / "compiled"
-        with contextlib.suppress(OSError):
-            cache.mkdir(parents=True, exist_ok=True)
-            jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-    wanted = platform or os.environ.get("JAX_PLATFORMS", "")
-    try:
-        found, why = jax.default_backend(), ""
-    except Exception as problem:  # of many types, some of them asserts, and of many lines
-        found, why = None, re.sub(r" ?\(set JAX_PLATFORMS=.*", "", " ".join(str(problem).split()))[:200]
-    if found is None or (wanted == "gpu" and found != "gpu"):
-        raise RunError(
-            f"the platform asked for ({wanted or 'the default'}) is not there: {why or 'JAX finds no device of it'}; "
-            "expected one that is, such as --platform cpu"
-        )
-
-
-def _platform(platform: str | None) -> None:
-    """Has JAX use one platform and no other.
-
-    Raises:
-      UsageError: there is no platform of that name.
-    """
-    platform = platform or ("gpu" if os.environ.get("JAX_PLATFORMS") == "gpu" else None)
-    if platform is None:
-        return
-    if platform not in ("cpu", "gpu", "tpu"):
-        raise unknown("platform", platform, ("cpu", "gpu", "tpu"))
-    import jax
-
-    # To JAX, "gpu" means every make of them at once: left to itself it takes the one that is there.
-    jax.config.update("jax_platforms", "" if platform == "gpu" else platform)
+        grid.add_row(name, text)
+    show(grid)
 
 
 def _validation(metrics: dict[str, float]) -> str:
@@ -391,21 +332,3 @@ def _validation(metrics: dict[str, float]) -> str:
 
 def _shape(shape: Any) -> str:
     return " x ".join(map(str, shape))
-
-
-def _table(*columns: str) -> Any:
-    from rich.table import Table
-
-    table = Table(show_edge=False, pad_edge=False)
-    for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
-    return table
-
-
-def _print(thing: Any) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:  # a pipe has no width: nothing is to be folded
-        console = Console(width=240)
-    console.print(thing, markup=False, highlight=False)

@@ -1,0 +1,79 @@
+"""What of a run is compiled, apart from the run, so that runs which differ in numbers alone can share it."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from arch_jax.experiment import Experiment
+from arch_jax.train.mesh import Placement
+from arch_jax.train.state import initial_state
+
+#: Settings that no compiled program depends on.
+_OUTSIDE = (
+    "name", "seed", "steps", "evaluate_every", "checkpoint_every", "log_every", "keep", "tensorboard", "data",
+)  # fmt: skip
+
+
+class Compiled:
+    """The programs of a run: the first state, the steps, the evaluation. The steps begin to compile in the background.
+
+    It serves every run that `alike` calls the same: seeds, learning rates, decays, lengths.
+
+    Attributes:
+      placement: where arrays live, and the program of the steps.
+      make: (batch, seed) -> the state before the first step.
+      shapes: of the state, with where each leaf goes.
+      evaluate: (variables, batch) -> metrics as name -> (sum, weight); jitted.
+      finite: a tree -> whether each leaf has only finite numbers; jitted.
+
+    Args:
+      experiment: what is run.
+      batch: name -> shape and dtype, of one batch.
+      full_batch: every batch is the same one, of all the data.
+
+    Raises:
+      UsageError: the mesh can't be laid over the devices, or the batch can't be divided among them.
+    """
+
+    def __init__(self, experiment: Experiment, batch: Mapping[str, Any], full_batch: bool = False) -> None:
+        self.batch = dict(batch)
+        self.placement = Placement(experiment, full_batch=full_batch)
+        self.make = lambda batch, seed: initial_state(experiment, batch, seed)
+        self.evaluate = jax.jit(experiment.task.evaluate)
+        self.finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))
+        self.shapes = self.placement.laid(jax.eval_shape(self.make, self.batch, np.uint32(0)))
+        self.placement.compile_ahead(self.shapes, self.batch, experiment.steps_per_dispatch)
+
+    def fresh(self, seed: int) -> Any:
+        """The state before the first step of the run with a seed."""
+        return self.placement.fresh(self.make, self.batch, np.uint32(seed))
+
+
+def alike(experiment: Experiment, batch: Mapping[str, Any], full_batch: bool = False) -> str:
+    """Equal for runs that one `Compiled` can serve, and only for those."""
+    experiment = experiment.settled()
+    data = {name: value for name, value in experiment.to_json().items() if name not in _OUTSIDE}
+    several = isinstance(experiment.optimizer, tuple)
+    optimizers = experiment.optimizer if several else (experiment.optimizer,)
+    written = data["optimizer"] if several else [data["optimizer"]]
+    data["optimizer"] = [one | dict.fromkeys(optimizer.numbers, "any") for one, optimizer in zip(written, optimizers)]
+    # One for all players is another program than as many equal ones, for all that is known here.
+    data["each"] = several
+    data["batch"] = {name: [list(x.shape), str(x.dtype)] for name, x in batch.items()}
+    return json.dumps(data | {"full_batch": full_batch}, sort_keys=True)
+
+
+def memory(program: Any) -> int | None:
+    """Bytes that a compiled program holds on one device: arguments, results and temporaries.
+
+    By the compiler's own account; none where it gives none. A donated argument counts once.
+    """
+    found = program.memory_analysis()
+    if found is None:
+        return None
+    parts = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+    return int(parts - found.alias_size_in_bytes)
