@@ -200,7 +200,7 @@ class _Run:
             return restored[1], iterator
         return self.compiled.fresh(self.experiment.seed), iterator
 
-    def _record(self, before: int, count: int, metrics: Any, progress: Progress, events: Events) -> None:
+    def _record(self, before: int, count: int, metrics: Any, progress: Any, events: Events) -> None:
         """Fetches the metrics of a dispatch and writes them down.
 
         Raises:
@@ -221,7 +221,7 @@ class _Run:
         rest = f"the last good checkpoint is that of step {saved[-1]}" if saved else "there is no checkpoint before it"
         return f"{name} is {value} at step {step} of the run in {self.directory.path}; {rest}"
 
-    def _evaluate(self, step: int, state: Any, progress: Progress, events: Events, again: bool = False):
+    def _evaluate(self, step: int, state: Any, progress: Any, events: Events, again: bool = False):
         """Validation metrics and samples after `step`."""
         variables = self.placement.whole(state).evaluated
         validation = evaluate(self.compiled.evaluate, variables, self.corpus, self.placement.spread)
