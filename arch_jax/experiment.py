@@ -98,13 +98,13 @@ class Published:
         figure can't be reproduced.
     """
 
-    value: float
+    value: float | int
     source: str
-    tolerance: float
+    tolerance: float | int
     metric: str = "loss"
     seeds: int = 3
     unit: str = "nats"
-    factor: float = 1.0
+    factor: float | int = 1
     direction: Literal["near", "at least", "at most"] = "near"
     behaviour: bool = False
 

@@ -9,7 +9,11 @@ in about 2 minutes on 2 CPU cores. nanoGPT's own 1.88 is one estimate over 240 r
 
 import arch_jax
 
-published = ("validation loss 1.88 nats a character over 240 windows (karpathy/nanoGPT, README)",)
+published = (
+    arch_jax.Published(
+        1.88, "karpathy/nanoGPT, README: one estimate over 240 random windows", tolerance=0.05, unit="nats a character"
+    ),
+)
 
 
 def config() -> arch_jax.Experiment:

@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from arch_jax.cli.console import changes_of, show, table
-from arch_jax.cli.devices import prepare
+from arch_jax.cli.devices import prepare, without_devices
 
 Adder = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
 
@@ -24,6 +25,13 @@ def add(command: Adder) -> None:
         "--metric", help="of the validation metrics (default: what the experiment's published number is of)"
     )
     _study(one)
+
+    one = command("reproduce", _reproduce, "an experiment with its seeds, beside what was published")
+    _experiment(one)
+    _study(one, seeds=None)
+
+    one = command("ledger", _ledger, "all that was reproduced, and what has changed since")
+    one.add_argument("--json", action="store_true", help="the records as JSON")
 
 
 def _experiment(one: argparse.ArgumentParser) -> None:
@@ -125,3 +133,58 @@ def _ablate(options: argparse.Namespace) -> None:
         print(note)
     for path in written:
         print(f"wrote {path}")
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    prepare(options.platform)
+    from arch_jax.study.ledger import Entry, write_record
+    from arch_jax.study.ledger import table as ledger_table
+    from arch_jax.study.reproduce import reproduce
+    from arch_jax.train.workdir import write
+
+    experiment, module = _loaded(options, options.experiment)
+    with _open(options, f"reproduce-{experiment.name}") as study:
+        record = reproduce(experiment, module, study, options.seeds)
+        data = record.to_json()
+        write(study.path / "record.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    if options.json:
+        print(json.dumps(data, indent=1))
+    else:
+        _print_ledger(ledger_table([Entry(record.name, record)]))
+        print(f"wrote {study.path / 'record.json'}")
+    if record.changes:
+        tell = f"not in the ledger: {', '.join(record.changes)} was set, and the ledger is of experiments as they are"
+        print(tell, file=sys.stderr)
+        return
+    own = options.experiment.endswith(".py")
+    path = write_record(record, Path(module.__file__).parent / "results" if own else None)
+    if not options.json:
+        print(f"wrote {path}")
+
+
+def _ledger(options: argparse.Namespace) -> None:
+    without_devices()
+    from arch_jax.study.ledger import ledger, results_folder, write_table
+    from arch_jax.study.ledger import table as ledger_table
+
+    entries = ledger()
+    if options.json:
+        facts = [
+            {"name": entry.name, "stale": entry.stale, "problem": entry.problem}
+            | {"record": None if entry.record is None else entry.record.to_json()}
+            for entry in entries
+        ]
+        print(json.dumps(facts, indent=1))
+        return
+    if not entries:
+        print("no record yet; `arch-jax reproduce NAME` makes one")
+        return
+    _print_ledger(ledger_table(entries))
+    print(f"wrote {write_table(entries, results_folder().parent / 'README.md')}")
+
+
+def _print_ledger(rows: list[dict[str, str]]) -> None:
+    grid = table(*rows[0])
+    for row in rows:
+        grid.add_row(*row.values())
+    show(grid)

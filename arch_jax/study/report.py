@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 
 
-def count(number: float | None) -> str:
+def count(number: float | int | None) -> str:
     """Such as 1.23 M; "-" for none."""
     return _scaled(number, ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")))
 
 
-def size(number: float | None) -> str:
+def size(number: float | int | None) -> str:
     """Bytes, such as 12.3 MB; "-" for none."""
     return "-" if number is None else f"{_scaled(number, ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')))}B"
 
@@ -35,7 +35,7 @@ def duration(seconds: float | None) -> str:
     )
 
 
-def _scaled(number: float | None, units: Sequence[tuple[float, str]]) -> str:
+def _scaled(number: float | int | None, units: Sequence[tuple[float, str]]) -> str:
     if number is None:
         return "-"
     for factor, letter in units:
