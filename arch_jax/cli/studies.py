@@ -9,6 +9,7 @@ from typing import Any
 
 from arch_jax.cli.console import changes_of, show, table
 from arch_jax.cli.devices import prepare, without_devices
+from arch_jax.errors import UsageError
 
 Adder = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
 
@@ -26,12 +27,41 @@ def add(command: Adder) -> None:
     )
     _study(one)
 
+    scaling = command("scaling", _scaling, "scaling laws: fitted to points, or to a family that is trained")
+    kinds = scaling.add_subparsers(dest="kind", required=True, parser_class=type(scaling), metavar="fit|run")
+    one = kinds.add_parser("fit", help="to a CSV file of points", description="A scaling law of measured points.")
+    one.add_argument("points", type=Path, help="a CSV file with columns for parameters, tokens or FLOPs, and loss")
+    for name in ("parameters", "tokens", "flops", "loss"):
+        one.add_argument(f"--{name}", metavar="COLUMN", help="its column (default: one of a usual name)")
+    one.add_argument("--drop-highest", type=int, default=0, metavar="N", help="leave out the N points of highest loss")
+    one.add_argument("--workdir", type=Path, help="where law.json and law.png go (default: runs/scaling-POINTS)")
+    one.add_argument("--json", action="store_true", help="the figures as JSON")
+    _law(one)
+    one = kinds.add_parser("run", help="to a family of runs", description="Trains a family of sizes, and fits its law.")
+    _experiment(one)
+    one.add_argument("--sizes", required=True, metavar="N,N,N", help="numbers of parameters, such as 1e5,3e5,1e6")
+    one.add_argument("--tokens", required=True, metavar="D,D,D", help="numbers of tokens that each is trained on")
+    _law(one)
+    _study(one, seeds=1)
+
     one = command("reproduce", _reproduce, "an experiment with its seeds, beside what was published")
     _experiment(one)
     _study(one, seeds=None)
 
     one = command("ledger", _ledger, "all that was reproduced, and what has changed since")
     one.add_argument("--json", action="store_true", help="the records as JSON")
+
+
+def _law(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--bootstrap", type=int, default=200, metavar="N", help="resamples for the intervals; 0 is none")
+    one.add_argument(
+        "--budget",
+        type=float,
+        action="append",
+        default=[],
+        metavar="FLOPS",
+        help="tell the compute-optimal size for it",
+    )
 
 
 def _experiment(one: argparse.ArgumentParser) -> None:
@@ -188,3 +218,80 @@ def _print_ledger(rows: list[dict[str, str]]) -> None:
     for row in rows:
         grid.add_row(*row.values())
     show(grid)
+
+
+def _scaling(options: argparse.Namespace) -> None:
+    if options.kind == "fit":
+        _scaling_fit(options)
+    else:
+        _scaling_run(options)
+
+
+def _scaling_fit(options: argparse.Namespace) -> None:
+    without_devices()
+    from arch_jax.study.scaling import fit, fit_kaplan, read_points
+
+    columns = {name: getattr(options, name) for name in ("parameters", "tokens", "flops", "loss")}
+    points = read_points(options.points, **columns, drop_highest=options.drop_highest)
+    law = fit(points, bootstrap=options.bootstrap)
+    folder = options.workdir or Path("runs") / f"scaling-{options.points.stem}"
+    _tell_law(options, folder, points, law, fit_kaplan(points), {}, [f"{len(points)} points of {options.points}"], [])
+
+
+def _scaling_run(options: argparse.Namespace) -> None:
+    prepare(options.platform)
+    from arch_jax.study.family import train_family
+    from arch_jax.study.report import write_csv
+
+    experiment, _ = _loaded(options, options.experiment)
+    sizes, tokens = _numbers("--sizes", options.sizes), _numbers("--tokens", options.tokens)
+    with _open(options, f"scaling-{experiment.name}") as study:
+        family = train_family(experiment, study, sizes, tokens, seeds=options.seeds, bootstrap=options.bootstrap)
+        rows = family.rows()
+        written = [write_csv(study.path / "points.csv", rows)]
+        _tell_law(options, study.path, family.points, family.law, family.kaplan, {"runs": rows}, family.notes, written)
+
+
+def _tell_law(
+    options: argparse.Namespace, folder: Path, points: Any, law: Any, kaplan: Any, more: Any, notes: Any, written: Any
+) -> None:
+    from arch_jax.study.scaling_figures import draw
+    from arch_jax.study.scaling_figures import report as law_rows
+    from arch_jax.train.workdir import write
+
+    rows = law_rows(law, kaplan, options.budget)
+    optima = [
+        {"flops": flops, "parameters": law.optimal(flops)[0], "tokens": law.optimal(flops)[1]}
+        for flops in options.budget
+    ]
+    data = {"law": law.to_json(), "kaplan": kaplan.to_json(), "optimal": optima, "notes": list(notes)} | more
+    write(folder / "law.json", json.dumps(data, indent=1) + "\n")
+    draw(points, law, folder / "law.png")
+    if options.json:
+        print(json.dumps(data, indent=1))
+        return
+    if "runs" in more:
+        grid = table(">parameters", ">tokens", ">FLOPs", ">loss")
+        for row in more["runs"]:
+            grid.add_row(f"{row['parameters']:,}", f"{row['tokens']:,}", f"{row['flops']:.3g}", f"{row['loss']:.4f}")
+        show(grid)
+    grid = table("L = E + A / N^alpha + B / D^beta", ">value", ">95 % interval")
+    for name, value, interval in rows:
+        grid.add_row(name, f"{value:.6g}", "" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}")
+    show(grid)
+    for note in notes:
+        print(note)
+    for path in (*written, folder / "law.json", folder / "law.png"):
+        print(f"wrote {path}")
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    """Numbers between commas.
+
+    Raises:
+      UsageError: one is none.
+    """
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} is {text!r}; expected numbers between commas, such as 1e5,3e5,1e6") from None

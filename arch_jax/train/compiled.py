@@ -54,13 +54,14 @@ class Compiled:
 
 
 def alike(experiment: Experiment, batch: Mapping[str, Any], full_batch: bool = False) -> str:
-    """Equal for runs that one `Compiled` can serve, and only for those."""
+    """Equal for runs that one `Compiled` can serve, and only for those: a schedule without an end has no horizon."""
     experiment = experiment.settled()
     data = {name: value for name, value in experiment.to_json().items() if name not in _OUTSIDE}
     several = isinstance(experiment.optimizer, tuple)
     optimizers = experiment.optimizer if several else (experiment.optimizer,)
     written = data["optimizer"] if several else [data["optimizer"]]
-    data["optimizer"] = [one | dict.fromkeys(optimizer.numbers, "any") for one, optimizer in zip(written, optimizers)]
+    free = lambda one: {**one.numbers, **({"horizon": 0} if one.schedule in ("constant", "rsqrt") else {})}
+    data["optimizer"] = [one | dict.fromkeys(free(optimizer), "any") for one, optimizer in zip(written, optimizers)]
     # One for all players is another program than as many equal ones, for all that is known here.
     data["each"] = several
     data["batch"] = {name: [list(x.shape), str(x.dtype)] for name, x in batch.items()}
