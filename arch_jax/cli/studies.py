@@ -27,6 +27,21 @@ def add(command: Adder) -> None:
     )
     _study(one)
 
+    one = command("compare", _compare, "different architectures on one task under one budget")
+    one.add_argument(
+        "models", nargs="+", metavar="MODEL", help="a registered model, as such or as NAME:FIELD=VALUE,..."
+    )
+    one.add_argument("--on", required=True, metavar="EXPERIMENT", help="whose task it is: a name, or a Python file")
+    one.add_argument(
+        "--budget", required=True, metavar="KIND=AMOUNT", help="parameters=, flops=, tokens= or seconds=, such as 1e6"
+    )
+    one.add_argument(
+        "--tune", action="append", default=[], metavar="FIELD=V,V", help="values to choose from for each model"
+    )
+    one.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the experiment")
+    _imports(one)
+    _study(one)
+
     scaling = command("scaling", _scaling, "scaling laws: fitted to points, or to a family that is trained")
     kinds = scaling.add_subparsers(dest="kind", required=True, parser_class=type(scaling), metavar="fit|run")
     one = kinds.add_parser("fit", help="to a CSV file of points", description="A scaling law of measured points.")
@@ -47,6 +62,20 @@ def add(command: Adder) -> None:
     one = command("reproduce", _reproduce, "an experiment with its seeds, beside what was published")
     _experiment(one)
     _study(one, seeds=None)
+
+    one = command("plan", _plan, "what a step costs on a TPU or GPU that is not here: memory, time, largest batch")
+    one.add_argument("name", metavar="EXPERIMENT|MODEL", help="an experiment, a Python file, or a registered model")
+    one.add_argument(
+        "--target", action="append", required=True, metavar="MACHINE", help="v5e-8, kaggle-v5e-8, h100 ..."
+    )
+    one.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="a field; of a model also batch=N"
+    )
+    one.add_argument("--chips", type=int, metavar="N", help="how many of the machine's chips (default: all)")
+    one.add_argument("--decode", action="store_true", help="the decoding step as well")
+    one.add_argument("--largest-batch", action="store_true", help="look for the largest batch that fits")
+    _imports(one)
+    one.add_argument("--json", action="store_true", help="the figures as JSON")
 
     one = command("ledger", _ledger, "all that was reproduced, and what has changed since")
     one.add_argument("--json", action="store_true", help="the records as JSON")
@@ -295,3 +324,61 @@ def _numbers(option: str, text: str) -> list[float]:
         return [float(word) for word in text.split(",")]
     except ValueError:
         raise UsageError(f"{option} is {text!r}; expected numbers between commas, such as 1e5,3e5,1e6") from None
+
+
+def _compare(options: argparse.Namespace) -> None:
+    prepare(options.platform)
+    from arch_jax.study import compare_report
+    from arch_jax.study.compare import Budget, compare
+    from arch_jax.study.contestants import parse_grid, parse_model
+    from arch_jax.train.workdir import write
+
+    experiment, _ = _loaded(options, options.on)
+    contestants = [parse_model(text) for text in options.models]
+    budget, tune = Budget.parse(options.budget), dict(parse_grid(text) for text in options.tune)
+    with _open(options, f"compare-{experiment.name}") as study:
+        comparison = compare(contestants, experiment, budget, study, seeds=options.seeds, tune=tune)
+        data = comparison.to_json()
+        write(study.path / "comparison.json", json.dumps(data, indent=1) + "\n")
+        written = [
+            study.path / "comparison.json",
+            compare_report.write_comparison_csv(comparison, study.path / "comparison.csv"),
+            compare_report.draw_comparison(comparison, study.path / "comparison.png"),
+        ]
+    if options.json:
+        print(json.dumps(data, indent=1))
+        return
+    headers, rows = compare_report.table(comparison)
+    grid = table(*(name if name == "model" else f">{name}" for name in headers))
+    for row in rows:
+        grid.add_row(*row)
+    show(grid)
+    print("held equal: " + "; ".join(comparison.held_equal))
+    print("not equal: " + "; ".join(comparison.not_equal))
+    for note in comparison.notes:
+        print(note)
+    for path in written:
+        print(f"wrote {path}")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    without_devices()
+    from arch_jax.experiment import import_file
+    from arch_jax.study.plan import plan, subject
+    from arch_jax.train.report import tell
+
+    for file in options.imports:
+        import_file(Path(file))
+    of = subject(options.name, changes_of(options), tuple(options.imports))
+    asked = {"chips": options.chips, "decode": options.decode, "largest_batch": options.largest_batch}
+    found = []
+    for target in options.target:
+        one = plan(of, target, **asked, say=tell)
+        found.append(one.to_json())
+        if not options.json:
+            grid = table(of.name, target)
+            for what, how_much in one.lines():
+                grid.add_row(what, how_much)
+            show(grid)
+    if options.json:
+        print(json.dumps(found if len(found) > 1 else found[0], indent=1))

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from arch_jax.fields import DType
+from arch_jax.ops.rows import by_rows
 
 
 class Dense(nn.Module):
@@ -79,7 +80,8 @@ class Embedding(nn.Module):
 
     def __call__(self, index: Int[Array, "*batch"]) -> Float[Array, "*batch features"]:
         # An index outside the table gives NaN: a wrong token shows at once, where clipping would hide it.
-        return jnp.take(self.embedding, index, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
+        found = jnp.take(self.embedding, index, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
+        return by_rows(found) if index.ndim > 1 else found
 
     def attend(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch entries"]:
         """Scores of every entry: x E^T."""

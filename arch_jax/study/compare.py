@@ -1,0 +1,427 @@
+"""Different architectures on one task under one budget, ranked, with what was held equal and what was not.
+
+The budget is of parameters or FLOPs (each model is scaled in its family's usual shape until it meets it), or of tokens
+or seconds (the models stay as they are, and the steps follow).
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from arch_jax import fields
+from arch_jax.errors import RunError, UsageError, unknown
+from arch_jax.experiment import Experiment
+from arch_jax.study.cells import Cell, Result, Study, measured, seeded
+from arch_jax.study.compare_report import held_and_not
+from arch_jax.study.contestants import Contestant, field_at, fitted, shapes, short
+from arch_jax.study.sizing import parameters, scaled, step_flops
+from arch_jax.study.statistics import LEAST, Difference, Interval, holm, interval, paired
+
+#: What a budget may be of.
+KINDS = ("parameters", "flops", "tokens", "seconds")
+#: The seed of runs that tune and of runs that are timed: never one that is reported on.
+APART = 1000
+METRIC = "loss"
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What every model may cost.
+
+    Attributes:
+      kind: "parameters"; "flops" of the whole training, in matrix products; "tokens" seen in training (or examples,
+        for data without tokens); or "seconds" of training, without compilation and evaluations.
+      amount: how many.
+    """
+
+    kind: str
+    amount: float | int
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise unknown("budget", self.kind, KINDS)
+        if not (math.isfinite(self.amount) and self.amount > 0):
+            raise UsageError(f"the budget of {self.kind} is {self.amount}; expected a number above 0, such as 1e6")
+
+    @staticmethod
+    def parse(text: str) -> "Budget":
+        """A budget as a person writes it: `parameters=1e6`.
+
+        Raises:
+          UsageError: another form, an unknown kind, or an amount that is not a positive number.
+        """
+        kind, separator, amount = text.partition("=")
+        if not separator:
+            raise UsageError(f"the budget is {text!r}; expected kind=amount, such as parameters=1e6")
+        return Budget(kind.strip(), fields.coerce(float, amount.strip(), f"the budget of {kind.strip()}"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What came of one model.
+
+    Attributes:
+      label: what the person calls it.
+      changes: the fields that were set beyond those asked for: fitted to the task, and scaled to the budget.
+      results: one a seed, in the order of the seeds.
+      values: seed -> validation loss, of the finished ones.
+      mean: of those; none where all diverged.
+      difference: to the best, paired by seed; none for the best itself.
+      p: of that difference, after Holm's correction; none where there is no interval.
+      tuned: field -> the value that was chosen for this model.
+      units: seen in training, such as tokens.
+      step_seconds: the median time of a step; none where it is not known.
+    """
+
+    label: str
+    changes: Mapping[str, Any]
+    results: tuple[Result, ...]
+    values: Mapping[int, float]
+    mean: Interval | None
+    difference: Difference | None
+    p: float | None
+    tuned: Mapping[str, Any]
+    units: int
+    step_seconds: float | None
+
+    @property
+    def steps(self) -> int:
+        """How many each run was to take."""
+        return self.results[0].cell.experiment.steps
+
+    @property
+    def parameters(self) -> int:
+        """How many the model has."""
+        return self.results[0].parameters
+
+    @property
+    def step_flops(self) -> int:
+        """Of a step, in matrix products."""
+        return self.results[0].flops
+
+    @property
+    def flops(self) -> int:
+        """Of the whole training."""
+        return self.step_flops * self.steps
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the whole training, without compilation and evaluations."""
+        return None if self.step_seconds is None else self.step_seconds * self.steps
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """What the compiled train program holds on a device."""
+        return max((r.peak_bytes for r in self.results if r.peak_bytes is not None), default=None)
+
+    @property
+    def diverged(self) -> tuple[Result, ...]:
+        """The runs that did not finish."""
+        return tuple(result for result in self.results if result.status == "diverged")
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Models ranked by validation loss.
+
+    Attributes:
+      experiment: whose task it is.
+      budget: what every model might cost.
+      seeds: reported on.
+      unit: what a batch is counted in, such as "tokens".
+      rows: the best first; those that all diverged last.
+      held_equal: what was the same for all, or within a few percent, with the figures.
+      not_equal: what was not, with the range.
+      notes: what a reader should know.
+    """
+
+    experiment: str
+    budget: Budget
+    seeds: tuple[int, ...]
+    unit: str
+    rows: tuple[Row, ...]
+    held_equal: tuple[str, ...]
+    not_equal: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON data."""
+        return {
+            "experiment": self.experiment,
+            "budget": dataclasses.asdict(self.budget),
+            "seeds": list(self.seeds),
+            "metric": METRIC,
+            "unit": self.unit,
+            "models": [_row_to_json(rank, row) for rank, row in enumerate(self.rows, start=1)],
+            "held_equal": list(self.held_equal),
+            "not_equal": list(self.not_equal),
+            "notes": list(self.notes),
+        }
+
+
+def compare(
+    contestants: Sequence[Contestant],
+    experiment: Experiment,
+    budget: Budget,
+    study: Study,
+    *,
+    seeds: int = 3,
+    tune: Mapping[str, Sequence[Any]] | None = None,
+) -> Comparison:
+    """Trains every model on the experiment's task under the budget, and ranks them.
+
+    Args:
+      contestants: two or more.
+      experiment: its data, objective, optimizer and steps are used; its model says what the task decides.
+      budget: parameters and flops scale the models, at the experiment's steps; tokens and seconds set the steps, and
+        the schedule (its horizon, warm-up and evaluations) is stretched with them.
+      study: where the runs are kept.
+      seeds: how many, from 0 on, each model is reported on.
+      tune: field of the experiment -> values; each model gets the one with the lowest loss (of several fields, the
+        best combination). It is judged on every other validation batch and by a seed that is not reported on; what is
+        reported is of the other batches.
+
+    Raises:
+      UsageError: fewer than two models, one for another task, a budget that a model can't meet (with the nearest it
+        can), a field that can't be tuned.
+      Stopped: the study was asked to stop; what is done is kept.
+    """
+    labels = [one.label for one in contestants]
+    if len(contestants) < 2:
+        raise UsageError(f"compare has {len(contestants)} models; expected at least 2")
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UsageError(f"the model {label!r} stands twice; expected different ones")
+    seeded(experiment, seeds)  # refused before anything is run
+    corpus = study.corpus(Cell("", experiment))
+    per_step = getattr(corpus, "units_per_batch", getattr(experiment.data, "batch", 1))
+    unit = getattr(corpus, "unit", "examples")
+    grid = _grid(experiment, tune or {})
+    changes, runs = {}, {}
+    for one in contestants:
+        changes[one.label], runs[one.label] = fitted(one, experiment, corpus)
+    if budget.kind in ("parameters", "flops"):
+        for label, run in runs.items():
+            found = _scaled(label, run, budget, corpus)
+            changes[label] |= found.changes
+            runs[label] = dataclasses.replace(run, model=found.module)
+    else:
+        lengths = {label: round(budget.amount / per_step) for label in labels}
+        if budget.kind == "seconds":
+            lengths = {label: round(budget.amount / time) for label, time in _times(runs, study).items()}
+        for label, steps in lengths.items():
+            if steps < 1:
+                least = f"{per_step:,} {unit}" if budget.kind == "tokens" else "more seconds"
+                raise UsageError(
+                    f"{label}: a budget of {budget.amount:g} {budget.kind} is less than one step; expected at least "
+                    f"{least}"
+                )
+            runs[label] = lasting(runs[label], steps)
+    tuned, notes = _tuned(runs, grid, study)
+    part = "report" if grid else "all"
+    runs = {label: run.overridden(tuned[label]) for label, run in runs.items()}
+    cells = [Cell(label, one, part) for label, run in runs.items() for one in seeded(run, seeds)]
+    results = iter(study.run(cells))
+    by_label = {label: tuple(next(results) for _ in range(seeds)) for label in labels}
+    rows = _ranked(by_label, changes, tuned, per_step)
+    held, not_held = held_and_not(rows, experiment, budget.kind, unit, per_step)
+    return Comparison(
+        experiment=experiment.name,
+        budget=budget,
+        seeds=tuple(range(seeds)),
+        unit=unit,
+        rows=rows,
+        held_equal=held,
+        not_equal=not_held,
+        notes=(*notes, *_notes(rows, seeds)),
+    )
+
+
+def lasting(experiment: Experiment, steps: int) -> Experiment:
+    """The experiment for so many steps, its schedule and its evaluations stretched to them."""
+    if steps == experiment.steps:
+        return experiment
+    stretch = lambda n: max(1, round(n * steps / experiment.steps))
+    settle = lambda one: dataclasses.replace(one, horizon=None, warmup=stretch(one.warmup) if one.warmup else 0)
+    one = experiment.optimizer
+    return dataclasses.replace(
+        experiment,
+        steps=steps,
+        optimizer=tuple(map(settle, one)) if isinstance(one, tuple) else settle(one),
+        evaluate_every=stretch(experiment.evaluate_every),
+        checkpoint_every=stretch(experiment.checkpoint_every),
+        log_every=min(experiment.log_every, steps),
+    )
+
+
+def _scaled(label: str, run: Experiment, budget: Budget, corpus: Any) -> Any:
+    """The model of a run, scaled to a budget of parameters or FLOPs."""
+    batch = shapes(corpus)
+    with_model = lambda module: dataclasses.replace(run, model=module)
+    if budget.kind == "parameters":
+        return scaled(run.model, budget.amount, lambda m: parameters(with_model(m), batch), name=label)
+    cost = lambda m: step_flops(with_model(m), batch) * run.steps
+    return scaled(run.model, budget.amount, cost, name=label, unit=f"FLOPs in {run.steps} steps")
+
+
+def _times(runs: Mapping[str, Experiment], study: Study) -> dict[str, float]:
+    """Seconds a step of each, from a short run that is kept in the study: asked again, it is not timed again."""
+    found: dict[str, float] = {}
+    for seed in (APART, APART + 1, APART + 2):  # a run that was stopped and went on may be too short to tell
+        left = {label: run for label, run in runs.items() if label not in found}
+        short = {label: lasting(run, 5 * run.steps_per_dispatch) for label, run in left.items()}
+        whole = lambda one, seed=seed: dataclasses.replace(
+            one, seed=seed, evaluate_every=one.steps, checkpoint_every=one.steps
+        )
+        cells = [Cell(f"{label} (timed)", whole(one), "tuning") for label, one in short.items()]
+        for label, result in zip(left, study.run(cells)):
+            if result.step_seconds:
+                found[label] = result.step_seconds
+        if len(found) == len(runs):
+            return found
+    missing = next(label for label in runs if label not in found)
+    raise RunError(f"{missing}: a step could not be timed; expected a run of {runs[missing].steps_per_dispatch} steps "
+                   "that does not diverge")  # fmt: skip
+
+
+def _grid(experiment: Experiment, tune: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every combination of the values to choose from; empty where nothing is tuned.
+
+    Raises:
+      UsageError: a field that does not exist, or a value of the wrong type.
+    """
+    if not tune:
+        return []
+    here = {field.name for field in fields.settings(experiment)}
+    named = {path if "." in path or path in here else f"optimizer.{path}": values for path, values in tune.items()}
+    for path, values in named.items():
+        if path.split(".")[0] in ("model", "data", "objective", "seed", "steps"):
+            raise UsageError(f"{path} can't be tuned, for it is what is compared, or held equal; expected a field "
+                             "such as learning_rate or optimizer.weight_decay")  # fmt: skip
+        if not values:
+            raise UsageError(f"{path} has no values to choose from; expected some, such as 1e-4,3e-4,1e-3")
+    settle = lambda path, value: field_at(experiment.overridden({path: value}), path)
+    columns = [[(path, settle(path, value)) for value in values] for path, values in named.items()]
+    return [dict(row) for row in itertools.product(*columns)]
+
+
+def _tuned(
+    runs: Mapping[str, Experiment], grid: Sequence[Mapping[str, Any]], study: Study
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The best of the grid for each model, and what is to be said of it."""
+    if not grid:
+        return {label: {} for label in runs}, []
+    label_of = lambda choice: ", ".join(f"{path.split('.')[-1]}={short(value)}" for path, value in choice.items())
+    cells = [
+        Cell(f"{label} with {label_of(choice)}", dataclasses.replace(run.overridden(choice), seed=APART), "tuning")
+        for label, run in runs.items()
+        for choice in grid
+    ]
+    notes = [
+        f"{', '.join(path.split('.')[-1] for path in grid[0])} chosen by the loss on every other validation batch, "
+        f"with seed {APART}; reported on the other batches"
+    ]
+    if not study.corpus(cells[0]).divided:
+        notes.append("the validation data is one batch: what was tuned on it is reported on it too")
+    results, chosen = iter(study.run(cells)), {}
+    for label in runs:
+        own = [next(results) for _ in grid]
+        measured(own, METRIC)
+        scores = [r.validation[METRIC] if r.status == "finished" else math.inf for r in own]
+        best = min(range(len(grid)), key=scores.__getitem__)
+        chosen[label] = dict(grid[best])
+        if scores[best] == math.inf:
+            notes.append(f"{label} diverged with every value that was tried")
+            continue
+        for path, value in grid[best].items():
+            tried = sorted({choice[path] for choice in grid if isinstance(choice[path], int | float)})
+            if len(tried) > 1 and value in (tried[0], tried[-1]):
+                notes.append(
+                    f"the best {path.split('.')[-1]} of {label}, {short(value)}, is at the edge of what was tried"
+                )
+    return chosen, notes
+
+
+def _ranked(
+    by_label: Mapping[str, tuple[Result, ...]],
+    changes: Mapping[str, Mapping[str, Any]],
+    tuned: Mapping[str, Mapping[str, Any]],
+    per_step: int,
+) -> tuple[Row, ...]:
+    """A row a model, the lowest mean loss first."""
+    measured([result for own in by_label.values() for result in own], METRIC)
+    values = {
+        label: {r.cell.experiment.seed: r.validation[METRIC] for r in own if r.status == "finished"}
+        for label, own in by_label.items()
+    }
+    means = {label: interval(list(own.values())) if own else None for label, own in values.items()}
+    order = sorted(by_label, key=lambda label: math.inf if means[label] is None else means[label].mean)
+    best = values[order[0]]
+    differences: list[Difference | None] = [None]
+    for label in order[1:]:
+        both = sorted(best.keys() & values[label].keys())
+        differences.append(paired([values[label][s] for s in both], [best[s] for s in both]) if both else None)
+    rows = []
+    for label, difference, p in zip(order, differences, holm([None if d is None else d.p for d in differences])):
+        own = by_label[label]
+        times = sorted(result.step_seconds for result in own if result.step_seconds is not None)
+        rows.append(
+            Row(
+                label=label,
+                changes=changes[label],
+                results=own,
+                values=values[label],
+                mean=means[label],
+                difference=difference,
+                p=p,
+                tuned=tuned[label],
+                units=own[0].cell.experiment.steps * per_step,
+                step_seconds=times[len(times) // 2] if times else None,
+            )
+        )
+    return tuple(rows)
+
+
+def _notes(rows: Sequence[Row], seeds: int) -> list[str]:
+    """What a reader should know of the figures."""
+    if seeds < LEAST:
+        count = "1 seed" if seeds == 1 else f"{seeds} seeds"
+        found = [f"{count} a model: no interval from fewer than {LEAST}"]
+    else:
+        found = ["intervals: 95 %, Student's t; differences to the best paired by seed; p by Holm's correction"]
+    for i, row in enumerate(rows):
+        same = [other.label for other in rows[:i] if other.results[0].cell.experiment == row.results[0].cell.experiment]
+        if same:
+            found.append(f"{row.label} is the same model as {same[0]} under this budget, so their runs are the same")
+        if row.changes:
+            settings = ", ".join(f"{path}={short(value)}" for path, value in row.changes.items())
+            found.append(f"{row.label}, fitted to the task and the budget: {settings}")
+        for result in row.diverged:
+            found.append(f"{row.label}, seed {result.cell.experiment.seed} diverged: {result.reason}")
+    return found
+
+
+def _row_to_json(rank: int, row: Row) -> dict[str, Any]:
+    return {
+        "rank": rank,
+        "model": row.label,
+        "changes": fields.to_json(row.changes),
+        "tuned": fields.to_json(row.tuned),
+        "values": {str(seed): value for seed, value in row.values.items()},
+        "mean": None if row.mean is None else dataclasses.asdict(row.mean),
+        "difference": None if row.difference is None else dataclasses.asdict(row.difference),
+        "p_holm": row.p,
+        "diverged": [result.cell.experiment.seed for result in row.diverged],
+        "parameters": row.parameters,
+        "flops_per_step": row.step_flops,
+        "flops": row.flops,
+        "steps": row.steps,
+        "units": row.units,
+        "seconds_per_step": row.step_seconds,
+        "seconds": row.seconds,
+        "peak_bytes": row.peak_bytes,
+        "metrics": {str(r.cell.experiment.seed): r.validation for r in row.results if r.status == "finished"},
+        "checks": {str(r.cell.experiment.seed): [[step, m] for step, m in r.checks] for r in row.results},
+    }
