@@ -258,7 +258,7 @@ def _scaling(options: argparse.Namespace) -> None:
 
 def _scaling_fit(options: argparse.Namespace) -> None:
     without_devices()
-    from arch_jax.study.scaling import fit, fit_kaplan, read_points
+    from arch_jax.study.scaling.law import fit, fit_kaplan, read_points
 
     columns = {name: getattr(options, name) for name in ("parameters", "tokens", "flops", "loss")}
     points = read_points(options.points, **columns, drop_highest=options.drop_highest)
@@ -269,8 +269,8 @@ def _scaling_fit(options: argparse.Namespace) -> None:
 
 def _scaling_run(options: argparse.Namespace) -> None:
     prepare(options.platform)
-    from arch_jax.study.family import train_family
     from arch_jax.study.report import write_csv
+    from arch_jax.study.scaling.family import train_family
 
     experiment, _ = _loaded(options, options.experiment)
     sizes, tokens = _numbers("--sizes", options.sizes), _numbers("--tokens", options.tokens)
@@ -284,8 +284,8 @@ def _scaling_run(options: argparse.Namespace) -> None:
 def _tell_law(
     options: argparse.Namespace, folder: Path, points: Any, law: Any, kaplan: Any, more: Any, notes: Any, written: Any
 ) -> None:
-    from arch_jax.study.scaling_figures import draw
-    from arch_jax.study.scaling_figures import report as law_rows
+    from arch_jax.study.scaling.figures import draw
+    from arch_jax.study.scaling.figures import report as law_rows
     from arch_jax.train.workdir import write
 
     rows = law_rows(law, kaplan, options.budget)
@@ -328,9 +328,9 @@ def _numbers(option: str, text: str) -> list[float]:
 
 def _compare(options: argparse.Namespace) -> None:
     prepare(options.platform)
-    from arch_jax.study import compare_report
-    from arch_jax.study.compare import Budget, compare
-    from arch_jax.study.contestants import parse_grid, parse_model
+    from arch_jax.study.compare import report as compare_report
+    from arch_jax.study.compare.compare import Budget, compare
+    from arch_jax.study.compare.contestants import parse_grid, parse_model
     from arch_jax.train.workdir import write
 
     experiment, _ = _loaded(options, options.on)
@@ -364,7 +364,7 @@ def _compare(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> None:
     without_devices()
     from arch_jax.experiment import import_file
-    from arch_jax.study.plan import plan, subject
+    from arch_jax.study.plan.plan import plan, subject
     from arch_jax.train.report import tell
 
     for file in options.imports:

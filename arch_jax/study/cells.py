@@ -12,10 +12,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-import socket
-import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,13 +25,14 @@ from arch_jax import registry
 from arch_jax.errors import ArchJaxError, Diverged, RunError, UsageError
 from arch_jax.experiment import Experiment
 from arch_jax.flops import count_flops
+from arch_jax.study.lock import locked
 from arch_jax.study.progress import StudyProgress
 from arch_jax.train.compiled import Compiled, alike, memory
 from arch_jax.train.loop import Within, is_full, stop_requests, train
 from arch_jax.train.report import tell
 from arch_jax.train.state import initial_state
 from arch_jax.train.step import make_step
-from arch_jax.train.workdir import read_metrics, reason, write
+from arch_jax.train.workdir import read_metrics, write
 
 #: Fields of an experiment that its result does not depend on.
 _BESIDE = ("name", "keep", "tensorboard")
@@ -122,7 +120,7 @@ class Study:
         self._corpora: dict[str, Any] = {}
         self._compiled: OrderedDict[str, Compiled] = OrderedDict()
         self._facts: dict[str, tuple[int, int]] = {}
-        self._lock = _locked(self.path)
+        self._lock = locked(self.path)
 
     def __enter__(self) -> "Study":
         return self
@@ -396,28 +394,3 @@ def _blamed_on(cell: Cell) -> Iterator[None]:
         yield
     except UsageError as problem:
         raise UsageError(f"{cell.label}: {problem}") from problem
-
-
-def _locked(path: Path) -> Any:
-    """The lock on a study's folder, with a note beside it that says who has it.
-
-    Raises:
-      UsageError: it can't be written to, or another process has it.
-    """
-    import filelock
-
-    holder = path / ".holder"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path / ".lock")
-        lock.acquire(timeout=0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        write(holder, f"process {os.getpid()} on {socket.gethostname()}, since {since}")
-    except filelock.Timeout:
-        who = "another process"
-        with contextlib.suppress(OSError):
-            who = holder.read_text(encoding="utf-8").strip() or who
-        raise UsageError(f"the study in {path} is held by {who}; wait for it, or choose another --workdir") from None
-    except (OSError, NotImplementedError) as problem:
-        raise UsageError(f"can't write to the study's folder {path}: {reason(problem)}") from None
-    return lock

@@ -13,8 +13,8 @@ from arch_jax.ops.rows import by_rows
 
 PROGRAM = """
 import json, jax
-from arch_jax.study.plan import subject
-from arch_jax.study.tpu_compiler import train_step
+from arch_jax.study.plan.plan import subject
+from arch_jax.study.plan.tpu_compiler import train_step
 found = {}
 for axis in ("data", "fsdp"):
     changes = {"vocabulary": 2048, "depth": 2, "width": 64, "mixer.heads": 2, "batch": 32, "length": 64}

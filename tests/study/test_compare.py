@@ -18,9 +18,10 @@ from arch_jax.errors import UsageError
 from arch_jax.experiment import load
 from arch_jax.inputs import Rows, images
 from arch_jax.study.cells import Cell, Study
-from arch_jax.study.compare import APART, Budget, compare, lasting
-from arch_jax.study.compare_report import draw_comparison, table, write_comparison_csv
-from arch_jax.study.contestants import Contestant, fitted, parse_grid, parse_model
+from arch_jax.study.compare.compare import APART, Budget, compare
+from arch_jax.study.compare.contestants import Contestant, fitted, parse_grid, parse_model
+from arch_jax.study.compare.report import draw_comparison, table, write_comparison_csv
+from arch_jax.study.lengths import lasting
 from arch_jax.study.sizing import parameters
 from arch_jax.study.statistics import holm, interval, paired
 

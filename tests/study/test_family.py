@@ -12,8 +12,8 @@ from arch_jax.cli import main
 from arch_jax.errors import UsageError
 from arch_jax.experiment import load
 from arch_jax.study.cells import Study
-from arch_jax.study.family import train_family
-from arch_jax.study.scaling import fit
+from arch_jax.study.scaling.family import train_family
+from arch_jax.study.scaling.law import fit
 
 TOY = str(Path(__file__).with_name("toy.py"))
 SIZES, TOKENS = [700, 1500, 3000], [320, 640, 1280]
@@ -40,7 +40,7 @@ def test_the_runs(trained):
         assert member.tokens == tokens
         experiment = member.result.cell.experiment
         assert (experiment.steps, experiment.seed) == (tokens // 32, place % 2)
-        assert experiment.optimizer.horizon == experiment.steps
+        assert experiment.settled().optimizer.horizon == experiment.evaluate_every == experiment.steps
         assert member.flops == member.result.flops * experiment.steps
         # A multiply and an add a parameter forward, twice that backward: 6 N D, but for what has no gradient.
         assert 0.5 < member.flops / (6 * member.parameters * member.tokens) <= 1

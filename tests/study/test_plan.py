@@ -12,10 +12,10 @@ import pytest
 from arch_jax.errors import RunError, UsageError
 from arch_jax.experiment import load
 from arch_jax.ops import convolution
-from arch_jax.study import costing, tpu_compiler
-from arch_jax.study.chips import TARGETS, Target, target
-from arch_jax.study.costing import Memory, Step
-from arch_jax.study.plan import DOUBLINGS, HALVINGS, plan, search, subject
+from arch_jax.study.plan import costing, tpu_compiler
+from arch_jax.study.plan.chips import TARGETS, Target, target
+from arch_jax.study.plan.costing import Memory, Step
+from arch_jax.study.plan.plan import DOUBLINGS, HALVINGS, plan, search, subject
 
 SMALL = {"vocabulary": 128, "depth": 2, "width": 32, "mixer.heads": 2, "batch": 8, "length": 64}
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from arch_jax.errors import UsageError
-from arch_jax.study import scaling
-from arch_jax.study.scaling import Kaplan, Law, Points, fit, fit_kaplan, read_points
-from arch_jax.study.scaling_figures import draw, report
+from arch_jax.study.scaling import law as scaling
+from arch_jax.study.scaling.figures import draw, report
+from arch_jax.study.scaling.law import Kaplan, Law, Points, fit, fit_kaplan, read_points
 
 PUBLISHED = Path(os.environ.get("ARCH_JAX_DATA", "")) / "chinchilla" / "svg_extracted_data.csv"
 published = pytest.mark.skipif(not PUBLISHED.is_file(), reason="the published points are not in ARCH_JAX_DATA")

@@ -14,8 +14,9 @@ from arch_jax import fields
 from arch_jax.errors import RunError, UsageError, unknown
 from arch_jax.experiment import Experiment
 from arch_jax.study.cells import Cell, Result, Study, measured, seeded
-from arch_jax.study.compare_report import held_and_not
-from arch_jax.study.contestants import Contestant, field_at, fitted, shapes, short
+from arch_jax.study.compare.contestants import Contestant, field_at, fitted, shapes, short
+from arch_jax.study.compare.report import held_and_not
+from arch_jax.study.lengths import lasting
 from arch_jax.study.sizing import parameters, scaled, step_flops
 from arch_jax.study.statistics import LEAST, Difference, Interval, holm, interval, paired
 
@@ -236,23 +237,6 @@ def compare(
         held_equal=held,
         not_equal=not_held,
         notes=(*notes, *_notes(rows, seeds)),
-    )
-
-
-def lasting(experiment: Experiment, steps: int) -> Experiment:
-    """The experiment for so many steps, its schedule and its evaluations stretched to them."""
-    if steps == experiment.steps:
-        return experiment
-    stretch = lambda n: max(1, round(n * steps / experiment.steps))
-    settle = lambda one: dataclasses.replace(one, horizon=None, warmup=stretch(one.warmup) if one.warmup else 0)
-    one = experiment.optimizer
-    return dataclasses.replace(
-        experiment,
-        steps=steps,
-        optimizer=tuple(map(settle, one)) if isinstance(one, tuple) else settle(one),
-        evaluate_every=stretch(experiment.evaluate_every),
-        checkpoint_every=stretch(experiment.checkpoint_every),
-        log_every=min(experiment.log_every, steps),
     )
 
 

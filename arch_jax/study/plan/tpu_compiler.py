@@ -1,6 +1,6 @@
 """Compiles train and decoding steps with the real TPU compiler, on a machine without a TPU: a program of its own.
 
-    python -m arch_jax.study.tpu_compiler
+    python -m arch_jax.study.plan.tpu_compiler
 
 It reads requests from its standard input, a JSON object a line, and answers each with one on its standard output.
 libtpu must be known before JAX is imported and must stay out of a process that trains on a CPU, so
@@ -28,7 +28,7 @@ from arch_jax.experiment import Experiment, import_file
 from arch_jax.flops import count_flops
 from arch_jax.ops import convolution
 from arch_jax.registry import count
-from arch_jax.study.hlo import collectives, refusal
+from arch_jax.study.plan.hlo import collectives, refusal
 from arch_jax.train.mesh import ROWS, Placement
 from arch_jax.train.sharding import partition, patterns
 from arch_jax.train.state import initial_state
@@ -242,7 +242,7 @@ class _Slice:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """What is found about one request."""
-        import arch_jax.study.subject  # noqa: F401  names the data of a model that is planned by its name
+        import arch_jax.study.plan.subject  # noqa: F401  names the data of a model that is planned by its name
 
         for file in request["files"]:
             import_file(Path(file))

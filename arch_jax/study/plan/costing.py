@@ -17,10 +17,10 @@ from jax.sharding import Mesh
 from arch_jax import registry
 from arch_jax.errors import RunError, UsageError
 from arch_jax.flops import count_flops
-from arch_jax.study.chips import Target
-from arch_jax.study.liveness import peak_bytes
-from arch_jax.study.subject import Subject
-from arch_jax.study.tpu_compiler import acting_as, environment, local_bytes
+from arch_jax.study.plan.chips import Target
+from arch_jax.study.plan.liveness import peak_bytes
+from arch_jax.study.plan.subject import Subject
+from arch_jax.study.plan.tpu_compiler import acting_as, environment, local_bytes
 from arch_jax.train.sharding import patterns, state_shardings
 from arch_jax.train.state import initial_state
 from arch_jax.train.step import make_step
@@ -111,7 +111,7 @@ class Compiler(contextlib.AbstractContextManager):
         own = environment(machine.accelerator)
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  closed at exit
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "arch_jax.study.tpu_compiler"],
+            [sys.executable, "-m", "arch_jax.study.plan.tpu_compiler"],
             env=own,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -10,8 +10,9 @@ import numpy as np
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Experiment
 from arch_jax.study.cells import Cell, Result, Study, measured, seeded
-from arch_jax.study.scaling import Kaplan, Law, fit, fit_kaplan
-from arch_jax.study.scaling_points import Points
+from arch_jax.study.lengths import lasting
+from arch_jax.study.scaling.law import Kaplan, Law, fit, fit_kaplan
+from arch_jax.study.scaling.points import Points
 from arch_jax.study.sizing import parameters, scaled
 
 
@@ -113,7 +114,7 @@ def train_family(
             steps = round(amount / per_step)
             if steps < 1:
                 raise UsageError(f"tokens is {amount:g}; expected at least {per_step}, which a step takes")
-            one = dataclasses.replace(_of_length(experiment, steps), model=found.module)
+            one = dataclasses.replace(lasting(experiment, steps), model=found.module, evaluate_every=steps)
             plans.append((int(found.value), steps * per_step, found.changes, one))
     cells = [
         (plan, Cell(f"{plan[0]:,} parameters, {plan[1]:,} {unit}", one))
@@ -133,20 +134,6 @@ def train_family(
         *(f"{m.result.cell.label} diverged: {m.result.reason}" for m in members if m.result.status == "diverged"),
     ]
     return Family(members, fit(points, bootstrap=bootstrap), fit_kaplan(points), tuple(notes))
-
-
-def _of_length(experiment: Experiment, steps: int) -> Experiment:
-    """The experiment for so many steps, evaluated at their end, its schedule ending there too."""
-    settle = lambda one: dataclasses.replace(one, horizon=steps, warmup=min(one.warmup, steps // 10))
-    one = experiment.optimizer
-    return dataclasses.replace(
-        experiment,
-        steps=steps,
-        optimizer=tuple(map(settle, one)) if isinstance(one, tuple) else settle(one),
-        evaluate_every=steps,
-        checkpoint_every=min(experiment.checkpoint_every, steps),
-        log_every=min(experiment.log_every, steps),
-    )
 
 
 def _points(members: Iterable[Member]) -> Points:

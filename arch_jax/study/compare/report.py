@@ -11,7 +11,7 @@ from arch_jax.experiment import Experiment
 from arch_jax.study.report import COLOURS, count, duration, save, size, write_csv
 
 if TYPE_CHECKING:
-    from arch_jax.study.compare import Comparison, Row
+    from arch_jax.study.compare.compare import Comparison, Row
 
 #: Two counts within 2 % of a target are at most this far apart; times are called equal up to a tenth.
 _CLOSE = 1.02 / 0.98 - 1

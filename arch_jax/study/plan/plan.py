@@ -13,10 +13,10 @@ from typing import Any
 import jax
 
 from arch_jax.errors import UsageError
-from arch_jax.study.chips import Target
-from arch_jax.study.chips import target as named_target
-from arch_jax.study.costing import Compiler, Estimator, Step, size
-from arch_jax.study.subject import Subject, subject
+from arch_jax.study.plan.chips import Target
+from arch_jax.study.plan.chips import target as named_target
+from arch_jax.study.plan.costing import Compiler, Estimator, Step, size
+from arch_jax.study.plan.subject import Subject, subject
 
 __all__ = ["Largest", "Plan", "Step", "Subject", "plan", "search", "subject"]
 

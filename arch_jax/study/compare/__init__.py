@@ -1,0 +1,1 @@
+"""Comparisons: different architectures on one task under one budget."""

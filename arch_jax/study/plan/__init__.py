@@ -1,0 +1,1 @@
+"""Plans: what a step costs on a machine that one does not have."""
