@@ -14,7 +14,7 @@ published = (
         81.5,
         "1609.02907, table 2: mean of 100 runs",
         tolerance=1.0,
-        metric="accuracy",
+        metric="test_accuracy",
         seeds=10,
         unit="% of the test nodes",
         factor=100,
