@@ -286,9 +286,10 @@ def _tell_law(
 ) -> None:
     from arch_jax.study.scaling.figures import draw
     from arch_jax.study.scaling.figures import report as law_rows
+    from arch_jax.study.scaling.law import caveats
     from arch_jax.train.workdir import write
 
-    rows = law_rows(law, kaplan, options.budget)
+    rows, notes = law_rows(law, kaplan, options.budget), [*notes, *caveats(law, points)]
     optima = [
         {"flops": flops, "parameters": law.optimal(flops)[0], "tokens": law.optimal(flops)[1]}
         for flops in options.budget

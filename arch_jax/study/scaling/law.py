@@ -156,6 +156,23 @@ def fit(
     return Law(*_constants(best, centre), least * delta, len(points), delta, _intervals(resamples), resamples)
 
 
+def caveats(law: Law, points: Points) -> list[str]:
+    """What a reader must know before using a law, as sentences; none for one that its points determine."""
+    found = []
+    if law.E < 1e-3 * points.loss.min():
+        found.append(
+            "these points do not tell E, which the search puts at 0: they are too few, or too far from where the loss "
+            "levels off"
+        )
+    if law.alpha <= 0 or law.beta <= 0:
+        found.append(f"the exponents alpha {law.alpha:.3g} and beta {law.beta:.3g} are not both positive: no optimum")
+    for name in ("a", "b"):
+        low, high = law.intervals.get(name, (0.0, 0.0))
+        if high - low > 0.5:
+            found.append(f"the exponent {name} lies anywhere from {low:.2f} to {high:.2f}: these points do not tell it")
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Kaplan:
     """L(N, D) = ((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D (Kaplan et al. 2020, equation 1.5).
