@@ -158,8 +158,8 @@ def fit(
 
 def caveats(law: Law, points: Points) -> list[str]:
     """What a reader must know before using a law, as sentences; none for one that its points determine."""
-    found, least = [], float(points.loss.min())
-    if law.E < 1e-3 * least:
+    found, share = [], law.E / float(points.loss.min())
+    if share < 1e-3:
         found.append(
             "these points do not tell E, which the search puts at 0: they are too few, or too far from where the loss "
             "levels off"
