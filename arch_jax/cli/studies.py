@@ -196,7 +196,7 @@ def _ablate(options: argparse.Namespace) -> None:
 
 def _reproduce(options: argparse.Namespace) -> None:
     prepare(options.platform)
-    from arch_jax.study.ledger import Entry, write_record
+    from arch_jax.study.ledger import Entry, in_clone, write_record
     from arch_jax.study.ledger import table as ledger_table
     from arch_jax.study.reproduce import reproduce
     from arch_jax.train.workdir import write
@@ -216,6 +216,9 @@ def _reproduce(options: argparse.Namespace) -> None:
         print(tell, file=sys.stderr)
         return
     own = options.experiment.endswith(".py")
+    if not own and not in_clone():
+        print("not in the ledger: the package is installed, and the ledger is its clone's", file=sys.stderr)
+        return
     path = write_record(record, Path(module.__file__).parent / "results" if own else None)
     if not options.json:
         print(f"wrote {path}")
@@ -223,7 +226,7 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 def _ledger(options: argparse.Namespace) -> None:
     without_devices()
-    from arch_jax.study.ledger import ledger, results_folder, write_table
+    from arch_jax.study.ledger import in_clone, ledger, results_folder, write_table
     from arch_jax.study.ledger import table as ledger_table
 
     entries = ledger()
@@ -239,7 +242,8 @@ def _ledger(options: argparse.Namespace) -> None:
         print("no record yet; `arch-jax reproduce NAME` makes one")
         return
     _print_ledger(ledger_table(entries))
-    print(f"wrote {write_table(entries, results_folder().parent / 'README.md')}")
+    if in_clone():
+        print(f"wrote {write_table(entries, results_folder().parent / 'README.md')}")
 
 
 def _print_ledger(rows: list[dict[str, str]]) -> None:

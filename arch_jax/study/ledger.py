@@ -62,6 +62,11 @@ def results_folder() -> Path:
     return found[0] / "results"
 
 
+def in_clone() -> bool:
+    """Whether the ledger is that of a clone, which may be written to; an installed package's is to be read alone."""
+    return results_folder().parent.name == "experiments"
+
+
 def ledger(folder: Path | None = None) -> list[Entry]:
     """All records of a folder, by name; each is stale where its experiment, in the folder above, has changed since.
 

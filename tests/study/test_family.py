@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from PIL import Image
 from arch_jax.cli import main
 from arch_jax.errors import UsageError
 from arch_jax.experiment import load
+from arch_jax.study import ledger as ledger_module
 from arch_jax.study.cells import Study
+from arch_jax.study.ledger import results_folder
 from arch_jax.study.scaling.family import train_family
 from arch_jax.study.scaling.law import fit
 
@@ -110,6 +113,15 @@ def test_the_commands_for_reproduction(tmp_path, capsys):
     assert sorted(record["figures"][0]["values"]) == ["0", "1", "2"]
     assert main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["figures"] == record["figures"]
+
+
+def test_the_ledger_of_an_installed_package_is_only_read(tmp_path, monkeypatch, capsys):
+    records = results_folder()
+    shutil.copytree(records.parent, tmp_path / "_experiments", ignore=shutil.ignore_patterns("benchmarks", "README.md"))
+    monkeypatch.setattr(ledger_module, "directories", lambda: [tmp_path / "_experiments"])
+    assert main(["ledger"]) == 0
+    assert "wrote" not in capsys.readouterr().out
+    assert not (tmp_path / "_experiments" / "README.md").exists()
 
 
 def test_the_ledger_of_the_project(capsys):
