@@ -187,7 +187,7 @@ def _ablate(options: argparse.Namespace) -> None:
             report.duration(numbers["seconds_per_step"]),
             report.size(numbers["peak_bytes"]),
         )
-    show(grid)
+    show(grid, keep=4)
     for note in ablation.notes:
         print(note)
     for path in written:
@@ -357,7 +357,7 @@ def _compare(options: argparse.Namespace) -> None:
     grid = table(*(name if name == "model" else f">{name}" for name in headers))
     for row in rows:
         grid.add_row(*row)
-    show(grid)
+    show(grid, keep=5)
     print("held equal: " + "; ".join(comparison.held_equal))
     print("not equal: " + "; ".join(comparison.not_equal))
     for note in comparison.notes:

@@ -1,5 +1,6 @@
 """The commands that compare and plan: what they print and write, and what they say to wrong usage."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from arch_jax.cli import main
+from arch_jax.cli.console import show, table
 from arch_jax.experiment import experiments
 
 EXPERIMENT = '''
@@ -131,3 +133,16 @@ def test_wrong_usage_is_one_sentence(command, said, tmp_path, monkeypatch, capsy
     assert error.count("\n") == 1
     assert "gpt" in experiments()
     assert not list(Path(tmp_path).glob("runs/*/cells"))
+
+
+def test_figures_are_never_folded(monkeypatch, capsys):
+    """A narrow terminal gets fewer columns, and is told which."""
+    grid = table("variant", ">loss", ">memory", ">time")
+    grid.add_row("a variant of some length", "1.2345 ± 0.0067", "12.3 MB", "1.23 ms")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for columns, kept in ((100, ["1.2345 ± 0.0067", "12.3 MB", "1.23 ms"]), (60, ["1.2345 ± 0.0067", "12.3 MB"])):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        show(copy.deepcopy(grid), keep=2)
+        out = capsys.readouterr().out
+        assert all(word in out for word in kept)
+        assert ("no room for time: see the files" in out) is (columns == 60)
