@@ -381,13 +381,19 @@ def _heads(part: Any, own: int, width: int) -> dict[str, int] | None:
     kv_heads, head_size = getattr(part, "kv_heads", None), getattr(part, "head_size", None)
     group = 1 if kv_heads in (None, 1) else heads // kv_heads
     own_size = head_size or own / heads
-    most = math.ceil(2 * width / own_size / group) + 1
-    counts = sorted((group * n for n in range(1, most + 1)), key=lambda n: abs(math.log(width / n / own_size)))
-    if head_size is None:
+    off = lambda n: abs(math.log2(width / n / own_size))
+    middle = width / own_size / group
+    if head_size is not None:
+        counts = [group * max(1, n) for n in (math.floor(middle), math.ceil(middle))]
+    else:
         # Sizes of 8, 16, ... where such widths lie densely enough; even ones where pairs of dimensions are rotated.
-        unit = 8 if width >= 128 * group else 2 if getattr(part, "rope", None) is not None else 1
-        near = lambda n: abs(math.log2(width / n / own_size)) <= 0.5 or (n == group and width / n < own_size)
-        counts = [n for n in counts if width % (n * unit) == 0 and near(n)]
+        dense = width >= 128 * group and own_size >= 8
+        unit = 8 if dense else 2 if getattr(part, "rope", None) is not None else 1
+        near = range(math.ceil(middle / math.sqrt(2)), math.floor(middle * math.sqrt(2)) + 1)
+        counts = [group * n for n in near if n and width % (group * n * unit) == 0]
+        if not counts and width / group < own_size and width % (group * unit) == 0:
+            counts = [group]  # so narrow that the fewest heads are smaller than their size
+    counts.sort(key=off)
     if not counts:
         return None
     found = {"heads": counts[0]}
