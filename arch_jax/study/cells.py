@@ -141,7 +141,7 @@ class Study:
           RunError: a run failed for another reason than divergence.
         """
         unique = {self.key(cell): cell for cell in cells}
-        todo = {key: cell for key, cell in unique.items() if self._read(key, cell) is None}
+        todo = {key: cell for key, cell in unique.items() if self.kept(key, cell) is None}
         for cell in todo.values():
             with _blamed_on(cell):
                 self._check(cell)
@@ -152,7 +152,7 @@ class Study:
             with StudyProgress(total, len(todo)) as progress, stop_requests() as stop:
                 for group in self._groups(todo, unique):
                     if stop.is_set():
-                        raise self._stopped()
+                        raise self.stopped()
                     self._take(group, progress)
         return [self.result(cell) for cell in cells]
 
@@ -163,7 +163,7 @@ class Study:
           RunError: it is not done.
         """
         key = self.key(cell)
-        found = self._read(key, cell)
+        found = self.kept(key, cell)
         if found is None:
             raise RunError(f"the cell {cell.label} in {self.folder(key)} is not done")
         return found
@@ -253,7 +253,7 @@ class Study:
                 self.write(key, cell, status="diverged", reason=_without(str(problem), folder), step=last)
                 return
         if not outcome.finished:
-            raise self._stopped()
+            raise self.stopped()
         self.write(
             key,
             cell,
@@ -285,7 +285,7 @@ class Study:
         if not self.keep_checkpoints:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
-    def _read(self, key: str, cell: Cell) -> Result | None:
+    def kept(self, key: str, cell: Cell) -> Result | None:
         """The result in a cell's folder, if there is a whole one."""
         folder = self.folder(key)
         try:
@@ -314,7 +314,8 @@ class Study:
             together=found.get("together", 1),
         )
 
-    def _stopped(self) -> Stopped:
+    def stopped(self) -> Stopped:
+        """What is raised where the study was asked to stop and has saved."""
         return Stopped(f"stopped; what was done is in {self.path}, and the same command goes on from there")
 
 

@@ -142,7 +142,7 @@ class _Group:
         self.study, self.group, self.program, self.corpus, self.progress = study, group, program, corpus, progress
         self.experiment = program.experiment
         self.folder = study.path / "groups" / hashlib.sha256(" ".join(group).encode()).hexdigest()[:16]
-        self.active = {i: key for i, (key, cell) in enumerate(group.items()) if study._read(key, cell) is None}
+        self.active = {i: key for i, (key, cell) in enumerate(group.items()) if study.kept(key, cell) is None}
         self.pace = Pace()
 
     def __enter__(self) -> "_Group":
@@ -191,7 +191,7 @@ class _Group:
         if self.active and step < experiment.steps:
             self._save(step, state, iterators)
             self.checkpoints.wait()
-            raise self.study._stopped()
+            raise self.study.stopped()
         self.checkpoints.wait()
         if self.active and not validations:  # the group was finished before this call, and not written down
             validations = self._evaluate(step, state)
