@@ -84,8 +84,9 @@ def draw(points: Points, law: Law, path: Path | str) -> None:
         )
         left.legend(loc="upper right", frameon=False)
     left.set(xscale="log", xlabel="training FLOPs (6 N D)", ylabel="loss (nats)")
+    ideal = law.E if law.E > 1e-9 else 0.0  # which the search, in its logarithm, never quite reaches
     left.set_title(
-        f"L = {law.E:.4g} + {law.A:.4g} / N^{law.alpha:.3f} + {law.B:.4g} / D^{law.beta:.3f}", fontsize="medium"
+        f"L = {ideal:.4g} + {law.A:.4g} / N^{law.alpha:.3f} + {law.B:.4g} / D^{law.beta:.3f}", fontsize="medium"
     )
     margin = 0.06 * np.ptp(points.loss)
     left.set_ylim(points.loss.min() - 2 * margin, points.loss.max() + margin)
