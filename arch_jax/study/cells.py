@@ -105,7 +105,7 @@ class Study:
     Args:
       path: the folder; made where it is missing.
       together: how many seeds are trained as one program, by `vmap`; none is as many as fit into memory on an
-        accelerator and 1 on a CPU, where it is faster so.
+        accelerator and 1 on a CPU, where more gain nothing.
       keep_checkpoints: whether those of finished cells are kept.
 
     Raises:
