@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/seeds.py [ROUNDS] [SEEDS]
 
-On a GPU or TPU this is what `arch-jax ablate` does by itself. On a CPU it gains nothing (the matrix products are as large
-as the cores can take already, and convolutions become slow grouped ones), and is done only with `--together N`.
+On a GPU or TPU this is what `arch-jax ablate` does by itself. On a CPU it gains nothing (the matrix products are as
+large as the cores can take already, and convolutions become slow grouped ones), and is done only with `--together N`.
 """
 
 import sys
