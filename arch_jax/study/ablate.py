@@ -16,7 +16,8 @@ from arch_jax import fields
 from arch_jax.errors import UsageError, unknown
 from arch_jax.experiment import Experiment
 from arch_jax.study.cells import Cell, Result, Study, measured, seeded
-from arch_jax.study.statistics import LEAST, Difference, Interval, holm, interval, paired
+from arch_jax.study.report import short
+from arch_jax.study.statistics import LEAST, Difference, Interval, against, interval
 
 BASELINE = "baseline"
 
@@ -196,12 +197,7 @@ def ablate(
         for label, own in by_label.items()
     }
     base = values[chosen[0].label]
-    differences: list[Difference | None] = [None]
-    for one in chosen[1:]:
-        both = sorted(base.keys() & values[one.label].keys())
-        own = values[one.label]
-        differences.append(paired([own[s] for s in both], [base[s] for s in both]) if both else None)
-    corrected = holm([None if d is None else d.p for d in differences])
+    differences = [(None, None), *against([values[one.label] for one in chosen[1:]], base)]
     rows = tuple(
         Row(
             variant=one,
@@ -211,7 +207,7 @@ def ablate(
             difference=difference,
             p=p,
         )
-        for one, difference, p in zip(chosen, differences, corrected)
+        for one, (difference, p) in zip(chosen, differences)
     )
     return Ablation(
         experiment=chosen[0].experiment.name,
@@ -252,15 +248,11 @@ def _label(changes: Mapping[str, Any], full: bool = False) -> str:
         if isinstance(value, Mapping) and "module" in value:
             # Of an instance every field is written; what a person wrote has those alone that matter.
             rest = "" if dataclasses.is_dataclass(changes[path]) else ", ".join(
-                f"{field}={_short(setting)}" for field, setting in value.items() if field != "module"
+                f"{field}={short(setting)}" for field, setting in value.items() if field != "module"
             )  # fmt: skip
             value = f"{value['module']}({rest})" if rest else value["module"]
-        words.append(f"{path if full or last.count(name) > 1 else name}={_short(value)}")
+        words.append(f"{path if full or last.count(name) > 1 else name}={short(value)}")
     return ", ".join(words)
-
-
-def _short(value: Any) -> str:
-    return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
 
 
 def _identity(experiment: Experiment) -> str:

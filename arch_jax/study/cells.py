@@ -28,7 +28,7 @@ from arch_jax.flops import count_flops
 from arch_jax.study.lock import locked
 from arch_jax.study.progress import StudyProgress
 from arch_jax.train.compiled import Compiled, alike, memory
-from arch_jax.train.loop import Within, is_full, stop_requests, train
+from arch_jax.train.loop import Within, is_full, loss_of, stop_requests, train
 from arch_jax.train.report import tell
 from arch_jax.train.state import initial_state
 from arch_jax.train.step import make_step
@@ -143,7 +143,7 @@ class Study:
         unique = {self.key(cell): cell for cell in cells}
         todo = {key: cell for key, cell in unique.items() if self.kept(key, cell) is None}
         for cell in todo.values():
-            with _blamed_on(cell):
+            with blamed_on(cell.label):
                 self._check(cell)
         if len(unique) > len(todo):
             tell(f"{len(unique) - len(todo)} of {len(unique)} cells are done already in {self.path}")
@@ -189,7 +189,7 @@ class Study:
 
     def facts(self, cell: Cell) -> tuple[int, int]:
         """The cell's parameters, and the FLOPs of its step in matrix products."""
-        batch = _shapes(self.corpus(cell))
+        batch = shapes(self.corpus(cell))
         name = alike(cell.experiment, batch)
         if name not in self._facts:
             state = jax.eval_shape(lambda b: initial_state(cell.experiment, b), batch)
@@ -242,7 +242,7 @@ class Study:
         """Runs one cell by the train loop, and writes down what came of it."""
         corpus, folder = self.corpus(cell), self.folder(key)
         experiment = cell.stored
-        with _blamed_on(cell):
+        with blamed_on(cell.label):
             compiled = self.compiled(cell)
             within = Within(corpus, compiled, progress.cell(f"{cell.label}, seed {experiment.seed}", experiment.steps))
             try:
@@ -266,7 +266,7 @@ class Study:
     def compiled(self, cell: Cell) -> Compiled:
         """The programs for a cell, shared with every cell that is `alike`; the last few are held."""
         corpus = self.corpus(cell)
-        batch = _shapes(corpus)
+        batch = shapes(corpus)
         name = alike(cell.experiment, batch, is_full(corpus))
         if name not in self._compiled:
             self._compiled[name] = Compiled(cell.experiment, batch, is_full(corpus))
@@ -305,7 +305,7 @@ class Study:
             reason=found["reason"],
             step=found["step"],
             validation={name: float(value) for name, value in found["validation"].items()},
-            curve=tuple((line["step"], loss) for line in lines if (loss := _loss(line)) is not None),
+            curve=tuple((line["step"], loss) for line in lines if (loss := loss_of(line)) is not None),
             checks=tuple((line["step"], checked) for line in lines if (checked := _checked(line))),
             parameters=found["parameters"],
             flops=found["flops"],
@@ -370,13 +370,9 @@ def _variant(cell: Cell) -> str:
     return json.dumps([data, cell.part], sort_keys=True)
 
 
-def _shapes(corpus: Any) -> dict[str, Any]:
+def shapes(corpus: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Name -> shape and dtype, of one batch."""
     return {name: jax.ShapeDtypeStruct(*facts) for name, facts in corpus.shapes.items()}
-
-
-def _loss(line: Mapping[str, Any]) -> float | None:
-    losses = [value for name, value in line.items() if name.split("/")[-1] == "loss" and "validation/" not in name]
-    return next((value for value in losses if value is not None), None)
 
 
 def _checked(line: Mapping[str, Any]) -> dict[str, float]:
@@ -389,9 +385,9 @@ def _without(sentence: str, folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _blamed_on(cell: Cell) -> Iterator[None]:
-    """Names the cell in the sentence of what is wrong with it."""
+def blamed_on(label: str) -> Iterator[None]:
+    """Names the one of many in the sentence of what is wrong with it."""
     try:
         yield
     except UsageError as problem:
-        raise UsageError(f"{cell.label}: {problem}") from problem
+        raise UsageError(f"{label}: {problem}") from problem

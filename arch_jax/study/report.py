@@ -2,11 +2,13 @@
 
 import csv
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arch_jax import fields
 from arch_jax.train.workdir import write
 
 if TYPE_CHECKING:
@@ -14,6 +16,12 @@ if TYPE_CHECKING:
 
 #: Colours that are told apart by most eyes, and in grey (Okabe & Ito 2008).
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+
+
+def short(value: Any) -> str:
+    """A setting as a person writes it."""
+    value = fields.to_json(value)
+    return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
 
 
 def count(number: float | int | None) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -150,6 +150,25 @@ def holm(ps: Sequence[float | int | None]) -> list[float | None]:
         least = max(least, min(1.0, (len(there) - rank) * ps[i]))
         adjusted[i] = float(least)
     return adjusted
+
+
+def against(
+    others: Sequence[Mapping[int, float]], reference: Mapping[int, float]
+) -> list[tuple[Difference | None, float | None]]:
+    """Each of several against one reference: the difference over the seeds that both have, and p by Holm's correction.
+
+    Args:
+      others: seed -> value, of each.
+      reference: seed -> value.
+
+    Returns:
+      (difference, corrected p) of each; both none where there is no seed in common.
+    """
+    found: list[Difference | None] = []
+    for own in others:
+        both = sorted(own.keys() & reference.keys())
+        found.append(paired([own[seed] for seed in both], [reference[seed] for seed in both]) if both else None)
+    return list(zip(found, holm([None if one is None else one.p for one in found])))
 
 
 def _finite(name: str, values: Numbers) -> np.ndarray:

@@ -306,7 +306,7 @@ def loss_of(line: dict[str, Any]) -> float | None:
 
 def _is_loss(metric: str) -> bool:
     """Whether a metric is what a player minimises."""
-    return metric == "loss" or metric.endswith("/loss")
+    return metric.split("/")[-1] == "loss" and not metric.startswith("validation/")
 
 
 class _Silent(contextlib.AbstractContextManager):

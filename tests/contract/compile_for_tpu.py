@@ -6,7 +6,6 @@ libtpu reads its environment when JAX is imported, and must stay out of a proces
 line an architecture: what it is, seconds to compile, bytes of arguments and temporaries on one v5e chip.
 """
 
-import functools
 import json
 import os
 import sys
@@ -23,18 +22,12 @@ os.environ.update(
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from arch_jax import registry
 from arch_jax.experiment import Experiment
 from arch_jax.objectives import objective
-from arch_jax.ops import convolution
 from arch_jax.optimizer import Optimizer
-from arch_jax.train.state import initial_state
-from arch_jax.train.step import make_program
-
-# JAX runs on the CPU here: what an op chooses by platform must be told that it will be a TPU.
-convolution.choose = functools.partial(convolution.choose, "tpu")
+from arch_jax.study.plan.tpu_compiler import acting_as, train_step
 
 
 def compile_step(entry: registry.Entry, devices: list) -> dict:
@@ -43,16 +36,10 @@ def compile_step(entry: registry.Entry, devices: list) -> dict:
     experiment = Experiment(module, objective(entry.objective), data=None, optimizer=Optimizer(), steps=4)
     inputs, rows = entry.inputs.resized(module), 2 * len(devices)
     batch = jax.eval_shape(lambda: inputs.batch(module, rows, jax.random.key(0)))
-    state = jax.eval_shape(lambda b: initial_state(experiment, b), batch)
-    mesh = Mesh(devices, ("data",))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    divided = NamedSharding(mesh, PartitionSpec(None, "data"))
-    batches = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype, sharding=divided), batch)
-    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state)
-    count = jax.ShapeDtypeStruct((), "int32", sharding=everywhere)
     started = time.perf_counter()
-    program = jax.jit(make_program(experiment), donate_argnums=0, out_shardings=everywhere)
-    memory = program.lower(state, batches, count).compile().memory_analysis()
+    with acting_as("tpu"):  # JAX runs on the CPU here: what an operation chooses by platform is told otherwise
+        lower, _ = train_step(experiment, batch, devices)
+        memory = lower().compile().memory_analysis()
     return {
         "architecture": entry.architecture,
         "chips": len(devices),

@@ -108,6 +108,7 @@ def test_what_differs_in_numbers_alone_is_compiled_once(toy, tmp_path, monkeypat
         ({"seed": 5}, True),
         ({"optimizer.learning_rate": 0.5}, True),
         ({"evaluate_every": 5, "log_every": 2, "keep": 3}, True),
+        ({"optimizer.name": "adamw", "optimizer.weight_decay": 0.1}, False),
         ({"steps": 80}, True),  # the horizon is what counts, and a constant schedule's is one too
         ({"model.width": 8}, False),
         ({"optimizer.b2": 0.5}, False),
@@ -124,6 +125,20 @@ def test_alike(toy, changes, same):
     other = toy.overridden(changes)
     batch = lambda e: {name: jax.ShapeDtypeStruct(*facts) for name, facts in e.data.shapes.items()}
     assert (alike(toy, batch(toy)) == alike(other, batch(other))) is same
+
+
+def test_decays_share_a_compilation(toy, tmp_path, monkeypatch):
+    made = []
+    real = Compiled.__init__
+    monkeypatch.setattr(Compiled, "__init__", lambda self, *a, **k: made.append(1) or real(self, *a, **k))
+    decayed = toy.overridden({"optimizer.name": "adamw", "steps": 10, "optimizer.decay": "all"})
+    wanted = [*cells_of(decayed, "little", 1, optimizer__weight_decay=0.1)]
+    wanted += cells_of(decayed, "much", 1, optimizer__weight_decay=5.0)
+    with Study(tmp_path) as study:
+        little, much = study.run(wanted)
+    assert len(made) == 1
+    assert much.validation != little.validation
+    assert much.validation == train(much.cell.stored, tmp_path / "alone").validation
 
 
 def test_a_cell_that_diverges_is_a_result(toy, tmp_path):

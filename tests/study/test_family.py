@@ -128,6 +128,7 @@ def test_the_ledger_of_the_project(capsys):
     """Every record can be read, and is of the experiment as it is."""
     assert main(["ledger", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
+    assert {"gcn_cora", "shakespeare_char"} <= {entry["name"] for entry in entries}
     for entry in entries:
         assert (entry["stale"], entry["problem"]) == ("", ""), entry["name"]
         assert entry["record"]["figures"]

@@ -13,12 +13,13 @@ from typing import Any
 from arch_jax import fields
 from arch_jax.errors import RunError, UsageError, unknown
 from arch_jax.experiment import Experiment
-from arch_jax.study.cells import Cell, Result, Study, measured, seeded
-from arch_jax.study.compare.contestants import Contestant, field_at, fitted, shapes, short
+from arch_jax.study.cells import Cell, Result, Study, measured, seeded, shapes
+from arch_jax.study.compare.contestants import Contestant, field_at, fitted
 from arch_jax.study.compare.report import held_and_not
 from arch_jax.study.lengths import lasting
+from arch_jax.study.report import short
 from arch_jax.study.sizing import parameters, scaled, step_flops
-from arch_jax.study.statistics import LEAST, Difference, Interval, holm, interval, paired
+from arch_jax.study.statistics import LEAST, Difference, Interval, against, interval
 
 #: What a budget may be of.
 KINDS = ("parameters", "flops", "tokens", "seconds")
@@ -343,12 +344,8 @@ def _ranked(
     means = {label: interval(list(own.values())) if own else None for label, own in values.items()}
     order = sorted(by_label, key=lambda label: math.inf if means[label] is None else means[label].mean)
     best = values[order[0]]
-    differences: list[Difference | None] = [None]
-    for label in order[1:]:
-        both = sorted(best.keys() & values[label].keys())
-        differences.append(paired([values[label][s] for s in both], [best[s] for s in both]) if both else None)
     rows = []
-    for label, difference, p in zip(order, differences, holm([None if d is None else d.p for d in differences])):
+    for label, (difference, p) in zip(order, [(None, None), *against([values[one] for one in order[1:]], best)]):
         own = by_label[label]
         times = sorted(result.step_seconds for result in own if result.step_seconds is not None)
         rows.append(

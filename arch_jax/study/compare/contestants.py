@@ -1,8 +1,6 @@
 """Who takes part in a comparison: models as a person asks for them, fitted to a task."""
 
-import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +10,7 @@ import jax
 from arch_jax import fields, registry
 from arch_jax.errors import UsageError, nearest
 from arch_jax.experiment import Experiment
+from arch_jax.study.cells import blamed_on, shapes
 from arch_jax.study.sizing import parameters
 
 
@@ -136,11 +135,6 @@ def field_at(owner: Any, path: str) -> Any:
     return owner
 
 
-def shapes(corpus: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of one batch."""
-    return {name: jax.ShapeDtypeStruct(*facts) for name, facts in corpus.shapes.items()}
-
-
 def split_outside_brackets(text: str) -> Iterator[str]:
     """The parts between commas that stand outside brackets and quotes."""
     part, depth, quote = "", 0, ""
@@ -159,18 +153,3 @@ def split_outside_brackets(text: str) -> Iterator[str]:
             continue
         part += letter
     yield part
-
-
-def short(value: Any) -> str:
-    """A setting as a person writes it."""
-    value = fields.to_json(value)
-    return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
-
-
-@contextlib.contextmanager
-def blamed_on(label: str) -> Iterator[None]:
-    """Names the model in the sentence of what is wrong with it."""
-    try:
-        yield
-    except UsageError as problem:
-        raise UsageError(f"{label}: {problem}") from problem

@@ -12,6 +12,9 @@ Sources, by the letters at the entries:
 - (d) research.google.com/colaboratory/faq.html: notebooks run for at most 12 hours without payment, 24 with Pro+.
   Quotas may end a session earlier. v5e-1: github.com/googlecolab/colabtools/issues/5566.
 - (e) kaggle.com/docs/notebooks and /docs/tpu: 12 hours a GPU session, 9 hours a TPU session; also weekly quotas.
+
+The pages of (c), (e) and the 24 hours of (d) could not be opened when this was written: those figures are as they are
+commonly quoted from them.
 """
 
 import dataclasses
