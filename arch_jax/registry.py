@@ -13,6 +13,7 @@ Registering a model is all it takes for `arch-jax list`, `describe` and the cont
 import dataclasses
 import importlib
 import pkgutil
+import re
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -75,6 +76,7 @@ class Entry:
       shrink: dotted overrides that make it tiny for those checks.
       reference: the implementation it is held against, and how closely it equals it.
       reproduces: the published result that an experiment here reproduces.
+      uncounted: patterns of parameters that the published count leaves out, with the reason.
       no_gradient: patterns of parameters that have no gradient by mathematics, with the reason.
       couples_examples: the paper couples the examples of a batch, so batch permutation is not asked of it.
     """
@@ -90,6 +92,7 @@ class Entry:
     shrink: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reference: str = ""
     reproduces: str = ""
+    uncounted: Mapping[str, str] = dataclasses.field(default_factory=dict)
     no_gradient: Mapping[str, str] = dataclasses.field(default_factory=dict)
     couples_examples: bool = False
 
@@ -109,8 +112,14 @@ class Entry:
         return self.inputs.arguments(batch)
 
     def count(self) -> int:
-        """The number of trainable parameters at the published size."""
-        return count(self.abstract_variables()["params"])
+        """The number of trainable parameters at the published size, less those that the publication does not count."""
+        params = self.abstract_variables()["params"]
+        if not self.uncounted:
+            return count(params)
+        flat = jax.tree_util.tree_flatten_with_path(params)[0]
+        paths = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+        left_out = lambda path: any(re.search(pattern, path) for pattern in self.uncounted)
+        return sum(count(leaf) for path, leaf in paths.items() if not left_out(path))
 
 
 def count(tree: Any) -> int:

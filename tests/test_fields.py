@@ -20,7 +20,7 @@ from arch_jax.layers.decoder import Decoder
 from arch_jax.layers.feed_forward import MLP, SwiGLU
 from arch_jax.layers.norms import LayerNorm, RMSNorm
 from arch_jax.layers.positions import LearnedPosition, RoPE
-from arch_jax.ops.positions import Llama3Scaling
+from arch_jax.ops.rope_scaling import Llama3Scaling
 
 import_components()
 

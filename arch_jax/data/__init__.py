@@ -1,6 +1,7 @@
-"""Data by name, as batches: text, pictures, nodes of a graph, points; through Grain pipelines that can be resumed.
+"""Data by name, as batches: text, pairs of sequences, pictures, nodes of a graph, points; through Grain pipelines.
 
-The names below are imported when first used, so that `import arch_jax.data` costs nothing.
+Every pipeline can be resumed. The names below are imported when first used, so that `import arch_jax.data` costs
+nothing.
 """
 
 import importlib
@@ -8,8 +9,13 @@ import importlib
 _HOME = {
     "Graph": "graphs",
     "Images": "images",
+    "Markov": "markov",
+    "Multi30k": "multi30k",
     "Nodes": "nodes",
+    "RandomPairs": "random_pairs",
     "Ring": "points",
+    "SentencePairs": "sentences",
+    "Spans": "spans",
     "Text": "text",
     "TextCorpus": "text",
     "Documents": "sources",

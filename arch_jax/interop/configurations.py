@@ -32,7 +32,7 @@ from arch_jax.layers.feed_forward import MLP, SwiGLU
 from arch_jax.layers.mixer import unbound
 from arch_jax.layers.norms import LayerNorm, RMSNorm
 from arch_jax.layers.positions import LearnedPosition, RoPE
-from arch_jax.ops.positions import LinearScaling, Llama3Scaling
+from arch_jax.ops.rope_scaling import LinearScaling, Llama3Scaling
 
 GPT2_FIELDS = {
     "vocab_size": Field(whole, 50_257),

@@ -1,44 +1,23 @@
 """Self-attention as a sequence mixer: multi-head, grouped-query and multi-query, with a cache for decoding."""
 
-from typing import Any
+from typing import Annotated
 
 import flax.linen as nn
-import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError
-from arch_jax.fields import DType, component
+from arch_jax.fields import DType, Kind, component
+from arch_jax.layers import cache
+from arch_jax.layers.cache import Cache
 from arch_jax.layers.dense import Dense, joint
-from arch_jax.layers.positions import RoPE
+from arch_jax.layers.mixer import Norm, adapted
+from arch_jax.layers.positions import ALiBi, RoPE, ShawPositions
 from arch_jax.ops.attention import attention
+from arch_jax.ops.relative import relative_attention
 from arch_jax.ops.segments import runs_and_positions
 
-
-@flax.struct.dataclass
-class AttentionState:
-    """Keys and values seen so far.
-
-    A slot belongs to a run (1, 2, ...; 0 is an empty slot), and only equal runs see each other.
-
-    Attributes:
-      key: rotated keys, one a slot, "batch length kv_heads head_size".
-      value: values, one a slot, "batch length kv_heads head_size".
-      slot_run: which run a slot's token belongs to, "batch length".
-      used: how many slots are filled, "batch".
-      last_id: the last segment id, "batch".
-      last_run: how many runs there were, "batch".
-      last_position: the position of the last token in its run, -1 before the first, "batch".
-    """
-
-    # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
-    key: Any
-    value: Any
-    slot_run: Any
-    used: Any
-    last_id: Any
-    last_run: Any
-    last_position: Any
+Relative = Annotated[nn.Module, Kind("relative")]
 
 
 @component("attention", kind="mixer")
@@ -56,7 +35,12 @@ class Attention(nn.Module):
       causal: whether a token sees only itself and what came before.
       window: how many of the latest tokens, itself included, a token sees; None is all.
       softcap: scores are squashed to (-softcap, softcap) by softcap * tanh(scores / softcap); None is not at all.
-      initial_std: standard deviation of the initial weights.
+      scale: what the scores are multiplied by; None is head_size^-0.5.
+      qk_norm: norm of each head's query and key, before the rotation (Henry et al. 2020, 2010.04245; Qwen 3), or none.
+      relative: what the distance of two tokens adds: "alibi", "relative_buckets" (T5), "shaw", or none.
+      output_bias: whether the output has a bias; None is as `bias` says.
+      query_gain: factor on the initial weights of the queries: T5 has head_size^-0.5 there, and a scale of 1.
+      initial_std: standard deviation of the initial weights; None is that of fan-in scaling.
       residual_scale: factor on the initial weights of the output, set by a decoder that scales them with its depth.
       implementation: of `ops.attention`: "auto", "reference" or "xla".
       dtype: of the computation.
@@ -71,7 +55,12 @@ class Attention(nn.Module):
     causal: bool = True
     window: int | None = None
     softcap: float | None = None
-    initial_std: float = 0.02
+    scale: float | None = None
+    qk_norm: Norm | None = None
+    relative: Relative | None = None
+    output_bias: bool | None = None
+    query_gain: float = 1.0
+    initial_std: float | None = 0.02
     residual_scale: float = 1.0
     implementation: str = "auto"
     dtype: DType = jnp.float32
@@ -101,8 +90,8 @@ class Attention(nn.Module):
             raise UsageError(f"kv_heads {kv_heads} does not divide heads {self.heads}; the nearest that does is {best}")
         return self.heads, kv_heads, head_size
 
-    def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> AttentionState:
-        """An empty cache with room for `length` tokens a row.
+    def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> Cache:
+        """An empty cache of keys and values with room for `length` tokens a row, or for the window if that is less.
 
         Raises:
           UsageError: the layer is not causal, so nothing can be decoded token by token.
@@ -110,82 +99,91 @@ class Attention(nn.Module):
         if not self.causal:
             raise UsageError("attention with causal=False has no state; expected causal=True for decoding")
         _, kv_heads, head_size = self.sizes(width)
-        zeros = jnp.zeros((batch,), jnp.int32)
-        return AttentionState(
-            key=jnp.zeros((batch, length, kv_heads, head_size), dtype),
-            value=jnp.zeros((batch, length, kv_heads, head_size), dtype),
-            slot_run=jnp.zeros((batch, length), jnp.int32),
-            used=zeros,
-            last_id=zeros,
-            last_run=zeros,
-            last_position=zeros - 1,
-        )
+        return cache.empty(batch, length, ((kv_heads, head_size),) * 2, dtype, self.window)
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "batch time width"],
         segment_ids: Int[Array, "batch time"] | None = None,
-        state: AttentionState | None = None,
+        state: Cache | None = None,
         train: bool = False,
-    ) -> tuple[Float[Array, "batch time width"], AttentionState | None]:
+        bias: Float[Array, "#batch #heads #time source"] | None = None,
+    ) -> tuple[Float[Array, "batch time width"], Cache | None]:
+        """As every mixer; `bias` is added to the scores (a term that layers share; "source" is the cache's places)."""
         batch, time, width = x.shape
         heads, kv_heads, head_size = self.sizes(width)
 
         counts = {"query": heads, "key": kv_heads, "value": kv_heads}
         settings = (self.bias, self.initial_std, self.dtype, self.parameter_dtype)
-        layers = [Dense(n * head_size, *settings, parent=self, name=name) for name, n in counts.items()]
+        gains = {"query": self.query_gain}
+        layers = [
+            Dense(n * head_size, *settings, gain=gains.get(name, 1.0), parent=self, name=name)
+            for name, n in counts.items()
+        ]
         # Decoding reads every weight for one token: putting them side by side first would cost more than it saves.
         projected = joint(x, layers) if state is None else [layer(x) for layer in layers]
         q, k, v = (y.reshape(batch, time, n, head_size) for y, n in zip(projected, counts.values()))
+        if self.qk_norm is not None:
+            dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+            norm = adapted(self.qk_norm, **dtypes)
+            q, k = (norm.clone(parent=self, name=f"{n}_norm")(y) for n, y in (("query", q), ("key", k)))
 
         run, position, seen = None, jnp.arange(time), None
         if state is not None:
-            ids = jnp.ones((batch, time), jnp.int32) if segment_ids is None else segment_ids
-            run, position, seen = runs_and_positions(ids, state.last_id, state.last_run, state.last_position)
+            run, position, state = cache.follow(state, segment_ids, time)
         elif segment_ids is not None:
             run, position, _ = runs_and_positions(segment_ids)
         if self.rope is not None:
             q, k = self.rope(q, position), self.rope(k, position)
-
-        if state is None:
-            options = {"causal": self.causal, "segment_ids": run, "window": self.window, "mask": None}
-            if self.window is not None and run is not None:  # padding between two tokens does not count as distance
-                distance = position[:, :, None] - position[:, None, :]
-                within = jnp.abs(distance) < self.window
-                options |= {"window": None, "mask": within[:, None]}
-            y = attention(q, k, v, **options, softcap=self.softcap, implementation=self.implementation)
-        else:
-            state, mask = self._remember(state, k, v, run, seen)
-            cached = (state.key.astype(q.dtype), state.value.astype(q.dtype))
-            y = attention(q, *cached, mask=mask, softcap=self.softcap, implementation=self.implementation)
+        if state is not None:
+            state, seen = cache.store(state, (k, v), run, self.window)
+            k, v = (entry.astype(q.dtype) for entry in seen.entries)
+        y = self._attend(q, k, v, run, position, seen, bias)
 
         y = y.reshape(batch, time, heads * head_size)
-        std = self.initial_std * self.residual_scale
-        y = Dense(width, self.bias, std, self.dtype, self.parameter_dtype, parent=self, name="output")(y)
+        output_bias = self.bias if self.output_bias is None else self.output_bias
+        settings = (output_bias, *settings[1:])
+        y = Dense(width, *settings, gain=self.residual_scale, parent=self, name="output")(y)
         if run is not None:  # with a bias, the output at padding would not be 0
             y = jnp.where(run[:, :, None] > 0, y, jnp.zeros((), y.dtype))
         return y, state
 
-    def _remember(self, state, k, v, run, seen):
-        """Writes the real tokens of a chunk behind those in the cache; says which slots each query may see."""
-        valid = run > 0
-        slot = state.used[:, None] + jnp.cumsum(valid, axis=1) - 1
-        length = state.key.shape[1]
-        target = jnp.where(valid, slot, length)  # outside the cache: dropped, so padding leaves no trace
-        row = jnp.arange(k.shape[0])[:, None]
-        slot_run = state.slot_run.at[row, target].set(run, mode="drop")
-        new = state.replace(
-            key=state.key.at[row, target].set(k.astype(state.key.dtype), mode="drop"),
-            value=state.value.at[row, target].set(v.astype(state.value.dtype), mode="drop"),
-            slot_run=slot_run,
-            used=state.used + valid.sum(axis=1, dtype=state.used.dtype),
-            last_id=seen[0],
-            last_run=seen[1],
-            last_position=seen[2],
-        )
-        distance = slot[:, :, None] - jnp.arange(length)[None, None, :]
-        mask = (distance >= 0) & (slot_run[:, None, :] == run[:, :, None]) & valid[:, :, None]
-        if self.window is not None:
-            mask &= distance < self.window
-        return new, mask[:, None]
+    def _attend(self, q, k, v, run, position, seen, bias):
+        """The attended values; which pairs see each other, and how far apart they are, in the cheapest form there is."""
+        time, heads = q.shape[1:3]
+        options = {"scale": self.scale, "softcap": self.softcap}
+        relative = None if self.relative is None else adapted(self.relative, parameter_dtype=self.parameter_dtype)
+        if relative is not None:
+            relative = relative.clone(parent=self, name="relative")
+        plain = seen is None and run is None
+        if plain and (relative is None or isinstance(relative, ALiBi)):
+            options |= {"causal": self.causal, "window": self.window, "bias": bias}
+            options |= {} if relative is None else {"alibi": relative.slopes(heads)}
+            return attention(q, k, v, **options, implementation=self.implementation)
+
+        # Distances are counted in tokens that are not padding, so the window's mask and the terms are built from them.
+        if seen is not None:
+            distance, visible = seen.distance, seen.visible
+        else:
+            place = position if position.ndim == 2 else position[None]
+            distance = place[:, :, None] - place[:, None, :]
+            visible = jnp.ones_like(distance, bool) if self.window is None else jnp.abs(distance) < self.window
+        if isinstance(relative, ShawPositions):
+            if seen is None:
+                index = jnp.arange(time)
+                visible &= (index[:, None] >= index)[None] if self.causal else True
+                visible &= True if run is None else (run[:, :, None] == run[:, None, :]) & (run[:, :, None] > 0)
+            tables = relative(q.shape[-1])
+            return relative_attention(q, k, v, *tables, distance, visible, **options)
+        if relative is not None:
+            term = relative(distance, heads).astype(q.dtype)
+            bias = term if bias is None else bias + term
+        if seen is not None:
+            options |= {"mask": visible[:, None], "bias": bias}
+        elif run is None:
+            options |= {"causal": self.causal, "window": self.window, "bias": bias}
+        else:
+            mask = None if self.window is None else visible[:, None]
+            options |= {"causal": self.causal, "segment_ids": run, "mask": mask, "bias": bias}
+        return attention(q, k, v, **options, implementation=self.implementation)

@@ -1,31 +1,59 @@
 """A residual block, and a stack of them: scanned where layers repeat, unrolled where a state is carried."""
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
+import flax.struct
 import jax
 from jaxtyping import Array, Float, Int
 
-from arch_jax.layers.mixer import FeedForward, Mixer, Norm, unbound
+from arch_jax.layers.mixer import Cross, FeedForward, Mixer, Norm, unbound
+
+#: Where norms stand in a residual block; see `Block`.
+Placement = Literal["pre", "post", "sandwich"]
+
+
+@flax.struct.dataclass
+class Context:
+    """What all layers of a stack are given beside the sequence.
+
+    Attributes:
+      bias: added to the scores of self-attention, broadcasting to "batch heads time source"; None for nothing.
+      memory: what an encoder made of the source, "batch source width"; None where there is no cross-attention.
+      memory_mask: True at real tokens of the source, "batch source"; None is all.
+    """
+
+    # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
+    bias: Any = None
+    memory: Any = None
+    memory_mask: Any = None
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: x + mixer(norm(x)), then x + feed_forward(norm(x)).
+    """Residual block: a sequence mixer, cross-attention where there is a memory, and a feed-forward part.
 
-    (Xiong et al. 2020, 2002.04745, figure 1b; GPT-2 and Llama.)
+    With f one of the parts, `placement` says where the norm stands:
+
+        pre       x + f(norm(x))            (Xiong et al. 2020, 2002.04745, figure 1b; GPT-2, T5, Llama)
+        post      norm(x + f(x))            (Vaswani et al. 2017, 1706.03762, section 3.1; BERT)
+        sandwich  x + norm'(f(norm(x)))     (Ding et al. 2021, 2105.13290, section 2.4; Gemma 2)
 
     Attributes:
       mixer: what moves information along the sequence.
-      norm: applied before each part.
+      norm: of each part.
       feed_forward: what works on each position alone; none leaves the block with its mixer only (as in Mamba).
       dropout: share of each part's output that is dropped in training.
+      placement: "pre", "post" or "sandwich".
+      cross: attention to the memory, between the two other parts; none in an encoder or a decoder of its own.
     """
 
     mixer: Mixer
     norm: Norm
     feed_forward: FeedForward | None = None
     dropout: float = 0.0
+    placement: Placement = "pre"
+    cross: Cross | None = None
 
     @nn.compact
     def __call__(
@@ -34,14 +62,32 @@ class Block(nn.Module):
         segment_ids: Int[Array, "batch time"] | None = None,
         state: Any = None,
         train: bool = False,
+        context: Context | None = None,
     ) -> tuple[Float[Array, "batch time width"], Any]:
+        """The sequence after the block, and the state after it: the mixer's, or with `cross` a pair of that and the
+        memory's keys and values."""
         dropout = nn.Dropout(self.dropout, deterministic=not train)
-        y, state = self.mixer(self.norm.clone(parent=self, name="mixer_norm")(x), segment_ids, state, train)
-        x = x + dropout(y)
+        context = Context() if context is None else context
+        mixed, remembered = state if self.cross is not None and state is not None else (state, None)
+        shared = () if context.bias is None else (context.bias,)
+        x, mixed = self._residual("mixer", x, lambda y: self.mixer(y, segment_ids, mixed, train, *shared), dropout)
+        if self.cross is not None:
+            attend = lambda y: self.cross(y, context.memory, context.memory_mask, remembered)
+            x, remembered = self._residual("cross", x, attend, dropout)
         if self.feed_forward is not None:
-            y = self.feed_forward(self.norm.clone(parent=self, name="feed_forward_norm")(x))
-            x = x + dropout(y)
-        return x, state
+            x, _ = self._residual("feed_forward", x, lambda y: (self.feed_forward(y), None), dropout)
+        if state is None:
+            return x, None
+        return x, mixed if self.cross is None else (mixed, remembered)
+
+    def _residual(self, name, x, part, dropout):
+        """x plus what the part makes of it, normed where `placement` says; and what else the part returns."""
+        norm = lambda name: self.norm.clone(parent=self, name=name)
+        y, other = part(x if self.placement == "post" else norm(f"{name}_norm")(x))
+        if self.placement == "sandwich":
+            y = norm(f"{name}_output_norm")(y)
+        x = x + dropout(y)
+        return norm(f"{name}_norm")(x) if self.placement == "post" else x, other
 
 
 class Pattern(nn.Module):
@@ -56,9 +102,14 @@ class Pattern(nn.Module):
     train: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch time width"], segment_ids: Int[Array, "batch time"] | None = None):
+    def __call__(
+        self,
+        x: Float[Array, "batch time width"],
+        segment_ids: Int[Array, "batch time"] | None = None,
+        context: Context | None = None,
+    ):
         for i, block in enumerate(self.blocks):
-            x, _ = unbound(block).clone(parent=self, name=f"block_{i}")(x, segment_ids, None, self.train)
+            x, _ = unbound(block).clone(parent=self, name=f"block_{i}")(x, segment_ids, None, self.train, context)
         return x, None
 
 
@@ -93,6 +144,7 @@ class Stack(nn.Module):
         segment_ids: Int[Array, "batch time"] | None = None,
         state: tuple | None = None,
         train: bool = False,
+        context: Context | None = None,
     ) -> tuple[Float[Array, "batch time width"], tuple | None]:
         blocks = unbound(self.blocks)
         if self.scans and state is None:
@@ -104,7 +156,7 @@ class Stack(nn.Module):
                 in_axes=nn.broadcast,
                 length=self.depth // len(blocks),
             )
-            x, _ = turns(blocks, train, parent=self, name="layers")(x, segment_ids)
+            x, _ = turns(blocks, train, parent=self, name="layers")(x, segment_ids, context)
             return x, None
         layers = [unbound(blocks[i % len(blocks)]) for i in range(self.depth)]
         if self.scans:  # a scan over layers would copy every cache at every token
@@ -116,16 +168,16 @@ class Stack(nn.Module):
         new = []
         for i, step in enumerate(steps):
             if self.remat and state is None:
-                x, after = _remat(step, x, segment_ids, train), None
+                x, after = _remat(step, x, segment_ids, train, context), None
             else:
-                x, after = step(x, segment_ids, None if state is None else state[i], train)
+                x, after = step(x, segment_ids, None if state is None else state[i], train, context)
             new.append(after)
         return x, None if state is None else tuple(new)
 
 
-def _remat(block: nn.Module, x: Array, segment_ids: Array | None, train: bool) -> Array:
+def _remat(block: nn.Module, x: Array, segment_ids: Array | None, train: bool, context: Context | None) -> Array:
     """One unrolled block whose activations are computed again in the backward pass."""
-    return nn.remat(lambda b, x: b(x, segment_ids, None, train)[0])(block, x)
+    return nn.remat(lambda b, x, c: b(x, segment_ids, None, train, c)[0])(block, x, context)
 
 
 def unrolled_variables(variables: Any, pattern: int) -> Any:

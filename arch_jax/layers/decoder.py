@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.layers.attention import Attention
-from arch_jax.layers.block import Block, Stack, unrolled_variables
+from arch_jax.layers.block import Block, Placement, Stack, unrolled_variables
 from arch_jax.layers.dense import Dense, Embedding
 from arch_jax.layers.feed_forward import SwiGLU
 from arch_jax.layers.mixer import FeedForward, Mixer, Norm, Position, adapted
@@ -64,8 +64,11 @@ class Decoder(nn.Module):
       width: size of the residual stream.
       mixer: the sequence mixer, or a tuple of them: layer i takes number i modulo the tuple's length.
       feed_forward: the position-wise part of each block, or none.
-      norm: before each part and at the end.
+      norm: of each part, and at the end unless the placement is "post".
+      placement: where the norms stand: "pre", "post" or "sandwich"; see `layers.block.Block`.
       position: added to the embeddings; none where the mixer knows positions (RoPE, recurrences).
+      scale_embedding: whether the embeddings are multiplied by sqrt(width) (Vaswani et al. 2017, section 3.4; Gemma).
+      logit_softcap: logits are squashed to (-c, c) by c * tanh(logits / c) (Gemma 2, 2408.00118); none is not at all.
       tied: whether the output layer is the embedding table (Press & Wolf 2017, 1608.05859).
       dropout: share dropped of the embeddings and of each part's output, in training.
       initial_std: standard deviation of the initial embedding and output layer.
@@ -91,6 +94,9 @@ class Decoder(nn.Module):
     scale_residual: bool = True
     scan: bool = True
     remat: bool = False
+    placement: Placement = "pre"
+    scale_embedding: bool = False
+    logit_softcap: float | None = None
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
 
@@ -113,14 +119,16 @@ class Decoder(nn.Module):
         part = functools.partial(adapted, residual_scale=scale, **dtypes)
         feed_forward = None if self.feed_forward is None else part(self.feed_forward)
         blocks = tuple(
-            Block(part(mixer), part(self.norm), feed_forward, self.dropout, parent=None) for mixer in self.mixers
+            Block(part(mixer), part(self.norm), feed_forward, self.dropout, self.placement, parent=None)
+            for mixer in self.mixers
         )
         self.embedding = Embedding(self.vocabulary, self.width, self.initial_std, **dtypes)
         if self.position is not None:
             self.position_embedding = adapted(self.position, **dtypes)
         self.embedding_dropout = nn.Dropout(self.dropout)
         self.stack = Stack(blocks, self.depth, self.scan, self.remat)
-        self.final_norm = part(self.norm)
+        if self.placement != "post":
+            self.final_norm = part(self.norm)
         if not self.tied:
             self.logits = Dense(self.vocabulary, False, self.initial_std, **dtypes)
 
@@ -157,6 +165,8 @@ class Decoder(nn.Module):
           UsageError: the sequence is longer than a table of learned positions.
         """
         x = self.embedding(tokens)
+        if self.scale_embedding:
+            x = x * jnp.asarray(self.width**0.5, x.dtype)
         seen = None
         if state is not None:
             ids = jnp.ones(tokens.shape, jnp.int32) if segment_ids is None else segment_ids
@@ -169,8 +179,10 @@ class Decoder(nn.Module):
             x = x + self.position_embedding(positions, self.width)
         x = self.embedding_dropout(x, deterministic=not train)
         x, layers = self.stack(x, segment_ids, None if state is None else state.layers, train)
-        x = self.final_norm(x)
+        x = x if self.placement == "post" else self.final_norm(x)
         logits = self.embedding.attend(x) if self.tied else self.logits(x)
+        if self.logit_softcap is not None:
+            logits = self.logit_softcap * jnp.tanh(logits / self.logit_softcap)
         if state is None:
             return logits
         return logits, DecoderState(layers=layers, last_id=seen[0], last_run=seen[1], last_position=seen[2])

@@ -17,23 +17,27 @@ class Dense(nn.Module):
     Attributes:
       features: width of the output.
       bias: whether b exists.
-      initial_std: standard deviation of the normal draw for W; b starts at 0.
+      initial_std: standard deviation of the normal draw for W; none is width^-1/2, which keeps the size of what passes
+        through (fan-in scaling). b starts at 0.
       initial: another draw for W, called with (key, shape, dtype); none is the normal one.
+      gain: factor on the standard deviation.
       dtype: of the computation.
       parameter_dtype: of W and b.
     """
 
     features: int
     bias: bool = True
-    initial_std: float = 0.02
+    initial_std: float | None = 0.02
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
     initial: Callable | None = None
+    gain: float = 1.0
 
     @nn.compact
     def weights(self, width: int) -> tuple[Float[Array, "width features"], Float[Array, "features"] | None]:
         """W and b for inputs of `width`, in the dtype of the computation; None for a b that does not exist."""
-        initial = self.initial or nn.initializers.normal(self.initial_std)
+        std = width**-0.5 if self.initial_std is None else self.initial_std
+        initial = self.initial or nn.initializers.normal(std * self.gain)
         kernel = self.param("kernel", initial, (width, self.features), self.parameter_dtype).astype(self.dtype)
         if not self.bias:
             return kernel, None

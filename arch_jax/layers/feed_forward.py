@@ -41,7 +41,7 @@ class MLP(nn.Module):
       hidden: width of the hidden layer; None is four times the width of the input.
       activation: name of f.
       bias: whether the two matrices have biases.
-      initial_std: standard deviation of the initial weights.
+      initial_std: standard deviation of the initial weights; None is that of fan-in scaling.
       residual_scale: factor on the initial weights of the output, set by a decoder that scales them with its depth.
       dtype: of the computation.
       parameter_dtype: of the parameters.
@@ -50,7 +50,7 @@ class MLP(nn.Module):
     hidden: int | None = None
     activation: str = "gelu_tanh"
     bias: bool = True
-    initial_std: float = 0.02
+    initial_std: float | None = 0.02
     residual_scale: float = 1.0
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
@@ -61,7 +61,7 @@ class MLP(nn.Module):
         settings = {"bias": self.bias, "dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         h = Dense(self.hidden or 4 * width, initial_std=self.initial_std, **settings, name="up")(x)
         h = activation(self.activation)(h)
-        return Dense(width, initial_std=self.initial_std * self.residual_scale, **settings, name="down")(h)
+        return Dense(width, initial_std=self.initial_std, gain=self.residual_scale, **settings, name="down")(h)
 
 
 @component("swiglu", kind="feed_forward")
@@ -73,7 +73,7 @@ class SwiGLU(nn.Module):
       multiple: what a computed hidden width is rounded up to.
       activation: of the gate: "silu" gives SwiGLU, "gelu_tanh" GeGLU, "sigmoid" the original GLU.
       bias: whether the three matrices have biases.
-      initial_std: standard deviation of the initial weights.
+      initial_std: standard deviation of the initial weights; None is that of fan-in scaling.
       residual_scale: factor on the initial weights of the output, set by a decoder that scales them with its depth.
       dtype: of the computation.
       parameter_dtype: of the parameters.
@@ -83,7 +83,7 @@ class SwiGLU(nn.Module):
     multiple: int = 32
     activation: str = "silu"
     bias: bool = False
-    initial_std: float = 0.02
+    initial_std: float | None = 0.02
     residual_scale: float = 1.0
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
@@ -96,4 +96,4 @@ class SwiGLU(nn.Module):
         gate = Dense(hidden, initial_std=self.initial_std, **settings, name="gate")(x)
         up = Dense(hidden, initial_std=self.initial_std, **settings, name="up")(x)
         h = activation(self.activation)(gate) * up
-        return Dense(width, initial_std=self.initial_std * self.residual_scale, **settings, name="down")(h)
+        return Dense(width, initial_std=self.initial_std, gain=self.residual_scale, **settings, name="down")(h)

@@ -18,6 +18,7 @@ from arch_jax.fields import Kind, settings
 
 Mixer = Annotated[nn.Module, Kind("mixer")]
 FeedForward = Annotated[nn.Module, Kind("feed_forward")]
+Cross = Annotated[nn.Module, Kind("cross")]
 Norm = Annotated[nn.Module, Kind("norm")]
 Position = Annotated[nn.Module, Kind("position")]
 

@@ -49,20 +49,24 @@ def rows_and_pieces(time: int, block: int, window: int | None) -> list[tuple[int
     return pieces + ([(block * whole, rest, 1)] if rest else [])
 
 
-def blocked_attention(q, k, v, *, mask, bias, causal, window, query_ids, key_ids, softcap, scale, block=None):
+def blocked_attention(
+    q, k, v, *, mask, bias, alibi, causal, window, query_ids, key_ids, softcap, scale, logsumexp=False, block=None
+):
     """`attention` on arguments already checked: q "batch time heads dim", out "batch time heads vdim" in q's dtype.
 
-    Reverse-mode derivatives only (the blocks carry a hand-written gradient).
+    With `logsumexp`, also that, "batch heads time". Reverse-mode derivatives only (the blocks carry a hand-written
+    gradient).
     """
     if block is None:
         block = ROWS if jax.default_backend() == "cpu" else 512
-    form = functools.partial(_blocked, causal=causal, window=window, softcap=softcap, scale=scale, block=block)
+    static = {"causal": causal, "window": window, "softcap": softcap, "scale": scale}
+    form = functools.partial(_blocked, **static, logsumexp=logsumexp, block=block)
     # checkpoint: the gradient starts from q, k, v and the additive terms again and keeps nothing else. Saved slices of
     # k and v, one for each block, would be several times their size, and stacked once more by a scan over layers.
-    return jax.checkpoint(form)(q, k, v, mask, bias, query_ids, key_ids)
+    return jax.checkpoint(form)(q, k, v, mask, bias, alibi, query_ids, key_ids)
 
 
-def _blocked(q, k, v, mask, bias, query_ids, key_ids, *, causal, window, softcap, scale, block):
+def _blocked(q, k, v, mask, bias, alibi, query_ids, key_ids, *, causal, window, softcap, scale, logsumexp, block):
     batch, time, heads, dim = q.shape
     source, kv_heads, vdim = v.shape[1:]
     group = heads // kv_heads
@@ -85,11 +89,12 @@ def _blocked(q, k, v, mask, bias, query_ids, key_ids, *, causal, window, softcap
             bias=None if bias is None else key_part(part(bias, axis=2), axis=3),
             query_ids=None if query_ids is None else part(query_ids, axis=1),
             key_ids=None if key_ids is None else key_part(key_ids, axis=1),
+            alibi=alibi,
             precision=precision,
         )
         # Of a static place the term is a constant of the program, made where it is used, and not a saved array.
         static = isinstance(start, int) and added is None
-        out = _attend(
+        out = (_attend_with_logsumexp if logsumexp else _attend)(
             softcap,
             (sight, group) if static else None,
             part(q_bkgtd, axis=3).reshape(batch, kv_heads, group * n, dim),
@@ -97,9 +102,13 @@ def _blocked(q, k, v, mask, bias, query_ids, key_ids, *, causal, window, softcap
             key_part(v_bksd, axis=2),
             None if static else _grouped(sight.term(precision) if added is None else added, kv_heads, group, n),
         )
+        out, total = out if logsumexp else (out, None)
         if seen is not None:
-            out = out * _grouped(seen.astype(out.dtype), kv_heads, group, n)
-        return out.reshape(batch, kv_heads, group, n, vdim).astype(out_dtype)
+            seen = _grouped(seen, kv_heads, group, n)
+            out = out * seen.astype(out.dtype)
+            total = None if total is None else jnp.where(seen, total, -jnp.inf)
+        out = out.reshape(batch, kv_heads, group, n, vdim).astype(out_dtype)
+        return out, None if total is None else total.reshape(batch, kv_heads, group, n, 1)
 
     outs = []
     for start, n, blocks in rows_and_pieces(time, block, window):
@@ -118,9 +127,10 @@ def _blocked(q, k, v, mask, bias, query_ids, key_ids, *, causal, window, softcap
             one = lambda i, n=n, key_start=key_start, keys=keys: rows(i, n, key_start, keys)
         # checkpoint again: else every block's added term would be kept for the loop's gradient.
         looped = lax.map(jax.checkpoint(one), start + n * jnp.arange(blocks))
-        outs.append(looped.transpose(1, 2, 3, 0, 4, 5).reshape(batch, kv_heads, group, n * blocks, vdim))
-    out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=3)
-    return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, vdim)
+        outs.append(jax.tree.map(lambda x: jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], -1, x.shape[-1]), looped))
+    out, total = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=3), *outs)
+    out = out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, vdim)
+    return (out, total.reshape(batch, heads, time)) if logsumexp else out
 
 
 def _part(x, *, start, n, axis):
@@ -154,6 +164,11 @@ class Sight(NamedTuple):
                 visible = visible & (j < i + self.window)
         return True if isinstance(visible, np.ndarray) and visible.all() else visible
 
+    def distance(self):
+        """|i - j| "rows keys"."""
+        i, j = np.arange(self.rows)[:, None] + self.start, np.arange(self.keys) + self.key_start
+        return abs(i - j)
+
     def term(self, precision):
         """What is added to the scores, "1 1 rows keys", or None for nothing."""
         visible = self.visible()
@@ -163,14 +178,29 @@ class Sight(NamedTuple):
         return where(visible, 0.0, INVISIBLE).astype(precision)[None, None]
 
 
-def _added(sight, *, mask, bias, query_ids, key_ids, precision):
-    """What mask, bias and segments add to a block's scores, and which rows see anything ("batch|1 heads|1 time|1 1").
+def _added(sight, *, mask, bias, query_ids, key_ids, alibi, precision):
+    """What the terms add to a block's scores, and which rows see anything ("batch|1 heads|1 time|1 1").
 
-    None and None where none of the three is given: then the term is the sight's own, and every row sees itself.
+    None for the first where none is given: then the term is the sight's own. None for the second where every row sees
+    itself.
     """
-    if mask is None and bias is None and query_ids is None:
+    if mask is None and bias is None and query_ids is None and alibi is None:
         return None, None
-    visible = sight.visible()
+    return _term(
+        sight.visible(),
+        lambda: sight.distance(),
+        mask=mask,
+        bias=bias,
+        query_ids=query_ids,
+        key_ids=key_ids,
+        alibi=alibi,
+        precision=precision,
+    )
+
+
+def _term(visible, distance, *, mask, bias, query_ids, key_ids, alibi, precision):
+    """`_added` from the pairs that the place lets see each other (True: all) and a function that gives |i - j|."""
+    everywhere = mask is None and bias is None and query_ids is None
     if mask is not None:
         visible = mask & visible
     if query_ids is not None:
@@ -179,7 +209,12 @@ def _added(sight, *, mask, bias, query_ids, key_ids, precision):
     if bias is not None:
         visible = visible & (bias > -jnp.inf)
     term = 0.0 if bias is None else jnp.maximum(bias.astype(precision), INVISIBLE)
-    return jnp.where(visible, term, jnp.asarray(INVISIBLE, precision)), jnp.any(visible, axis=-1, keepdims=True)
+    if alibi is not None:
+        term = term - alibi.astype(precision)[None, :, None, None] * distance()
+    if visible is True:
+        return term, None
+    seen = None if everywhere else jnp.any(visible, axis=-1, keepdims=True)
+    return jnp.where(visible, term, jnp.asarray(INVISIBLE, precision)), seen
 
 
 def _grouped(x, kv_heads, group, n):
@@ -205,21 +240,22 @@ def _scores(softcap, q, k):
 
 
 def _weights(softcap, place, q, k, added):
-    """exp(scores - their maximum) "... rows source", and its sum over the source."""
+    """exp(scores - their maximum) "... rows source", its sum over the source, and the maximum."""
     s = _scores(softcap, q, k)
     if place is not None:
         sight, group = place
         added = _grouped(sight.term(s.dtype), 1, group, sight.rows)
     if added is not None:
         s = s + added
-    weights = jnp.exp(s - jnp.max(s, axis=-1, keepdims=True))
-    return weights, jnp.sum(weights, axis=-1, keepdims=True)
+    largest = jnp.max(s, axis=-1, keepdims=True)
+    weights = jnp.exp(s - largest)
+    return weights, jnp.sum(weights, axis=-1, keepdims=True), largest
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(softcap, place, q, k, v, added):
     """softmax(scores + added) v of one block: q "batch kv_heads rows dim", k and v "batch kv_heads source ..."."""
-    weights, total = _weights(softcap, place, q, k, added)
+    weights, total, _ = _weights(softcap, place, q, k, added)
     return _dot(weights.astype(v.dtype), v, 3, 2) / total
 
 
@@ -227,14 +263,15 @@ def _attend_forward(softcap, place, q, k, v, added):
     return _attend(softcap, place, q, k, v, added), (q, k, v, added)
 
 
-def _attend_backward(softcap, place, saved, g):
+def _attend_backward(softcap, place, saved, g, g_total=None):
     q, k, v, added = saved
     # The barriers stand where a result has several readers: without them XLA computes it anew in each reader's fusion.
-    weights, total = _weights(softcap, place, q, k, added)
+    weights, total, _ = _weights(softcap, place, q, k, added)
     p = lax.optimization_barrier(weights / total)
     g_low = g.astype(v.dtype)
     dp = _dot(g_low, v, 3, 3)
-    ds = lax.optimization_barrier(p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True)))
+    inner = jnp.sum(p * dp, axis=-1, keepdims=True)
+    ds = lax.optimization_barrier(p * (dp - (inner if g_total is None else inner - g_total)))
     d_added = None if added is None else _summed_to(ds, added)
     if softcap is not None:  # the derivative of c tanh(s/c) is 1 - tanh(s/c)^2
         ds = lax.optimization_barrier(ds * (1 - jnp.square(_scores(softcap, q, k) / softcap)))
@@ -245,6 +282,21 @@ def _attend_backward(softcap, place, saved, g):
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), d_added
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend_with_logsumexp(softcap, place, q, k, v, added):
+    """`_attend`, and the logarithm of the softmax's sum "batch kv_heads rows 1". Slower: see the top of this file."""
+    weights, total, largest = _weights(softcap, place, q, k, added)
+    return _dot(weights.astype(v.dtype), v, 3, 2) / total, largest + jnp.log(total)
+
+
+def _attend_with_logsumexp_forward(softcap, place, q, k, v, added):
+    return _attend_with_logsumexp(softcap, place, q, k, v, added), (q, k, v, added)
+
+
+def _attend_with_logsumexp_backward(softcap, place, saved, g):
+    return _attend_backward(softcap, place, saved, *g)
+
+
 def _summed_to(x, like):
     """The gradient of a broadcast: sums the axes along which `like` has 1."""
     axes = tuple(i for i in range(x.ndim) if like.shape[i] == 1 and x.shape[i] != 1)
@@ -252,3 +304,4 @@ def _summed_to(x, like):
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+_attend_with_logsumexp.defvjp(_attend_with_logsumexp_forward, _attend_with_logsumexp_backward)

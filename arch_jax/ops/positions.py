@@ -1,7 +1,7 @@
-"""Position encodings without parameters: rotary (RoPE, with linear and Llama 3.1's frequency scaling), sinusoidal."""
+"""Position encodings without parameters: rotary (RoPE), sinusoidal, ALiBi's slopes, T5's relative buckets."""
 
-import dataclasses
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -9,85 +9,25 @@ from jaxtyping import Array, Float, Int
 from arch_jax.errors import UsageError
 
 __all__ = [
-    "LinearScaling",
-    "Llama3Scaling",
+    "alibi_slopes",
     "apply_rope",
     "apply_rope_reference",
+    "relative_buckets",
+    "relative_buckets_reference",
     "rope_frequencies",
     "sinusoidal",
 ]
 
 
-@dataclasses.dataclass(frozen=True)
-class LinearScaling:
-    """Position interpolation: all wavelengths times `factor`, as if positions were divided by it.
-
-    Source: Chen et al. 2023, Extending Context Window of Large Language Models via Positional Interpolation
-    (arXiv 2306.15595), equation 4.
-
-    Attributes:
-      factor: how many times longer the context becomes; above 0.
-
-    Raises:
-      UsageError: the factor is not above 0.
-    """
-
-    factor: float = 2.0
-
-    def __post_init__(self):
-        if not self.factor > 0:
-            raise UsageError(f"the factor of LinearScaling is {self.factor}; expected a number above 0, such as 2.0")
-
-    def __call__(self, frequencies: Float[Array, "half"]) -> Float[Array, "half"]:
-        """The stretched frequencies, in radians a token."""
-        return frequencies / self.factor
-
-
-@dataclasses.dataclass(frozen=True)
-class Llama3Scaling:
-    """Llama 3.1's stretching of RoPE to longer contexts (The Llama 3 Herd of Models, arXiv 2407.21783, and its code).
-
-    Wavelengths (in tokens) shorter than `original_length / high_frequency_factor` are kept, those longer than
-    `original_length / low_frequency_factor` are multiplied by `factor`, and between the two the frequency is
-    interpolated linearly in `original_length / wavelength`.
-    """
-
-    factor: float = 8.0
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_length: int = 8192
-
-    def __post_init__(self):
-        if not self.factor > 0:
-            raise UsageError(f"the factor of Llama3Scaling is {self.factor}; expected a number above 0, such as 8.0")
-        if not 0 < self.low_frequency_factor < self.high_frequency_factor:
-            raise UsageError(
-                f"Llama3Scaling's frequency factors are {self.low_frequency_factor} (low) and "
-                f"{self.high_frequency_factor} (high); expected 0 < low < high, such as 1.0 and 4.0"
-            )
-        if not self.original_length > 0:
-            raise UsageError(
-                f"the original_length of Llama3Scaling is {self.original_length}; expected a number of tokens above 0, "
-                "such as 8192"
-            )
-
-    def __call__(self, frequencies: Float[Array, "half"]) -> Float[Array, "half"]:
-        """The stretched frequencies, in radians a token."""
-        cycles = self.original_length * frequencies / (2 * math.pi)  # turns within the original context
-        low, high = self.low_frequency_factor, self.high_frequency_factor
-        kept = jnp.clip((cycles - low) / (high - low), 0.0, 1.0)
-        return frequencies * (kept + (1 - kept) / self.factor)
-
-
 def rope_frequencies(
-    dim: int, theta: float | int = 10_000.0, scaling: LinearScaling | Llama3Scaling | None = None
+    dim: int, theta: float | int = 10_000.0, scaling: Callable | None = None
 ) -> Float[Array, "half"]:
     """RoPE's angular frequencies theta^(-2i/dim), i = 0 ... dim/2 - 1 (RoFormer, arXiv 2104.09864, section 3.2.2).
 
     Args:
       dim: how many dimensions of a head rotate; even.
       theta: the base; 10,000 in the paper, 500,000 in Llama 3.
-      scaling: a stretching of the frequencies to longer contexts; None for none.
+      scaling: a rule of `rope_scaling` that stretches the frequencies to longer contexts; None for none.
 
     Returns:
       `dim // 2` frequencies in radians a token, descending from 1; float32 (float64 where jax's x64 mode is on).
@@ -103,7 +43,7 @@ def rope_frequencies(
         raise UsageError(f"RoPE's theta is {theta}; expected a number above 0, such as 10000.0")
     # In float: an integer theta to a negative power would overflow or be refused.
     frequencies = float(theta) ** (-jnp.arange(0, dim, 2, dtype=float) / dim)
-    return frequencies if scaling is None else scaling(frequencies)
+    return frequencies if scaling is None else scaling(frequencies, theta)
 
 
 def _angles(positions, frequencies, dtype):
@@ -118,6 +58,7 @@ def apply_rope(
     x: Float[Array, "batch time heads dim"],
     positions: Int[Array, "batch time"] | Int[Array, "time"],
     frequencies: Float[Array, "half"],
+    factor: float | int = 1.0,
 ) -> Float[Array, "batch time heads dim"]:
     """Rotates queries or keys by their positions, so that their dot products depend on differences of positions only.
 
@@ -129,6 +70,7 @@ def apply_rope(
       x: queries or keys.
       positions: each token's position, in tokens; any integers.
       frequencies: radians a token, as `rope_frequencies` gives them.
+      factor: what the rotated dimensions are multiplied by; 1 but for YaRN.
 
     Returns:
       The rotated `x`, in its dtype; angles and rotation are computed in at least float32.
@@ -141,16 +83,18 @@ def apply_rope(
     half = _half(x, frequencies)
     angles = _angles(positions, frequencies, x.dtype)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
+    if factor != 1:
+        cos, sin = cos * factor, sin * factor
     first, second = x[..., :half].astype(angles.dtype), x[..., half : 2 * half].astype(angles.dtype)
     rotated = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate([*(part.astype(x.dtype) for part in rotated), x[..., 2 * half :]], axis=-1)
 
 
-def apply_rope_reference(x, positions, frequencies):
+def apply_rope_reference(x, positions, frequencies, factor=1.0):
     """`apply_rope` as it is defined: each pair of dimensions is a complex number, multiplied by e^(i m theta)."""
     half = _half(x, frequencies)
     angles = _angles(positions, frequencies, x.dtype)
-    pairs = (x[..., :half] + 1j * x[..., half : 2 * half]) * jnp.exp(1j * angles)
+    pairs = (x[..., :half] + 1j * x[..., half : 2 * half]) * factor * jnp.exp(1j * angles)
     return jnp.concatenate([pairs.real.astype(x.dtype), pairs.imag.astype(x.dtype), x[..., 2 * half :]], axis=-1)
 
 
@@ -184,3 +128,74 @@ def sinusoidal(length: int, width: int) -> Float[Array, "length width"]:
         )
     angles = jnp.arange(length, dtype=float)[:, None] * rope_frequencies(width)
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(length, width)
+
+
+def alibi_slopes(heads: int) -> Float[Array, "heads"]:
+    """What each head multiplies distances by: the geometric sequence from 2^(-8/n) with that same ratio.
+
+    For a number of heads that is no power of 2, n is the next lower power, and the remaining heads take every second
+    term of the sequence for 2n (as the authors' code does).
+
+    Args:
+      heads: at least 1.
+
+    Returns:
+      Slopes in (0, 1), so that head h adds -slope[h] * |i - j| to its scores.
+
+    Raises:
+      UsageError: `heads` is below 1.
+
+    Source: Press et al. 2021, Train Short, Test Long (arXiv 2108.12409), section 3.
+    """
+    if heads < 1:
+        raise UsageError(f"heads is {heads}; expected at least 1")
+    n = 2 ** int(math.log2(heads))
+    sequence = lambda n: [2.0 ** (-8 * (i + 1) / n) for i in range(n)]
+    return jnp.asarray(sequence(n) + sequence(2 * n)[0::2][: heads - n], dtype=float)
+
+
+def relative_buckets(
+    distance: Int[Array, "*shape"], buckets: int = 32, longest: int = 128, bidirectional: bool = True
+) -> Int[Array, "*shape"]:
+    """T5's buckets of relative positions: one for each small distance, then logarithmically wider ones.
+
+    Args:
+      distance: position of the query less that of the key, in tokens.
+      buckets: how many there are; bidirectional ones share them equally among keys before (or at) the query and after.
+      longest: distances from here on share the last bucket.
+      bidirectional: whether keys after the query have buckets of their own; else they fall into that of distance 0.
+
+    Returns:
+      Indices in [0, buckets), int32.
+
+    Raises:
+      UsageError: too few buckets (4, or 2 where they are not bidirectional, is the least), or `longest` within the
+        distances that have a bucket each.
+
+    Source: Raffel et al. 2020, T5 (arXiv 1910.10683), section 2.1, and its code.
+    """
+    side = buckets // 2 if bidirectional else buckets
+    exact = side // 2
+    if exact < 1:
+        raise UsageError(f"buckets is {buckets}; expected at least {4 if bidirectional else 2}")
+    if longest <= exact:
+        raise UsageError(f"longest is {longest}, but distances up to {exact} have buckets each; expected more")
+    after = jnp.where(distance < 0, side, 0) if bidirectional else 0
+    far = jnp.abs(distance) if bidirectional else jnp.maximum(distance, 0)
+    # In float32 whatever the platform's default: the borders of the buckets are where its rounding puts them.
+    logarithm = jnp.log(jnp.maximum(far, exact).astype(jnp.float32) / exact)
+    wide = exact + (logarithm / jnp.float32(math.log(longest / exact)) * (side - exact)).astype(jnp.int32)
+    return (after + jnp.where(far < exact, far, jnp.minimum(wide, side - 1))).astype(jnp.int32)
+
+
+def relative_buckets_reference(distance, buckets=32, longest=128, bidirectional=True):
+    """`relative_buckets` of one distance, in exact arithmetic: the widest bucket whose border it has reached."""
+    side = buckets // 2 if bidirectional else buckets
+    exact, far = side // 2, abs(distance) if bidirectional else max(distance, 0)
+    start = side if bidirectional and distance < 0 else 0
+    if far < exact:
+        return start + far
+    # Bucket exact + n begins where (far / exact)^(side - exact) = (longest / exact)^n, compared as whole numbers.
+    width = side - exact
+    reached = [n for n in range(width) if far**width * exact**n >= longest**n * exact**width]
+    return start + exact + max(reached)

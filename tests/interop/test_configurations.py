@@ -21,7 +21,7 @@ from arch_jax.interop.safetensors import SINGLE, open_checkpoint, write_tensors
 from arch_jax.layers.attention import Attention
 from arch_jax.layers.norms import LayerNorm, RMSNorm
 from arch_jax.layers.positions import RoPE, SinusoidalPosition
-from arch_jax.ops.positions import LinearScaling, Llama3Scaling
+from arch_jax.ops.rope_scaling import LinearScaling, Llama3Scaling
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 11, "n_positions": 6, "n_embd": 8, "n_layer": 2, "n_head": 2}
 LLAMA = {

@@ -270,7 +270,7 @@ def test_bfloat16_products_off_the_cpu(monkeypatch):
     """On TPU and GPU the products take bfloat16 as it comes; the same code on CPU stays near float32."""
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     low = tuple(x.astype(jnp.bfloat16) for x in inputs(40))
-    got = values_and_gradients(functools.partial(attention, causal=True), low)
+    got = values_and_gradients(functools.partial(attention, causal=True, implementation="xla"), low)
     expected = values_and_gradients(
         functools.partial(attention_reference, causal=True), tuple(x.astype(jnp.float32) for x in low)
     )
@@ -304,7 +304,7 @@ def test_vmap_and_scan_over_layers():
 def test_it_lowers_for_a_tpu(name, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     settings = made(FORMS[name], 70, 70)
-    loss = lambda q, k, v: jnp.sum(attention(q, k, v, **settings))
+    loss = lambda q, k, v: jnp.sum(attention(q, k, v, implementation="xla", **settings))
     text = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*inputs(70)).lower(lowering_platforms=("tpu",)).as_text()
     assert "dot_general" in text
 
@@ -331,6 +331,7 @@ def test_auto_takes_what_choose_tells():
 def test_every_block_size_gives_the_same():
     q, k, v = inputs(50)
     settings = {"mask": None, "bias": None, "causal": True, "window": 20, "query_ids": None, "key_ids": None}
+    settings |= {"alibi": None}
     settings |= {"softcap": None, "scale": 0.3}
     dense = attention_reference(q, k, v, causal=True, window=20, scale=0.3)
     for block in (1, 16, 50, 64):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from arch_jax.errors import UsageError
-from arch_jax.ops.positions import Llama3Scaling, apply_rope, apply_rope_reference, rope_frequencies, sinusoidal
+from arch_jax.ops.positions import apply_rope, apply_rope_reference, rope_frequencies, sinusoidal
+from arch_jax.ops.rope_scaling import Llama3Scaling
 
 
 def random(*shape, seed=0):

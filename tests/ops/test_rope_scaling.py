@@ -8,7 +8,8 @@ from arch_jax import fields
 from arch_jax.errors import UsageError
 from arch_jax.layers.attention import Attention
 from arch_jax.layers.positions import RoPE
-from arch_jax.ops.positions import LinearScaling, Llama3Scaling, apply_rope, rope_frequencies
+from arch_jax.ops.positions import apply_rope, rope_frequencies
+from arch_jax.ops.rope_scaling import LinearScaling, Llama3Scaling
 
 
 def test_linear_scaling_divides_positions():

@@ -12,7 +12,7 @@ from arch_jax.interop.decoders import gpt2_variables, llama_variables
 from arch_jax.models.transformer.gpt import gpt, gpt2_decoder
 from arch_jax.models.transformer.llama import llama_decoder
 from arch_jax.ops.losses import cross_entropy
-from arch_jax.ops.positions import Llama3Scaling
+from arch_jax.ops.rope_scaling import Llama3Scaling
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install arch-jax[parity]")

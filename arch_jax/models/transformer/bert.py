@@ -1,0 +1,189 @@
+"""BERT (Devlin et al. 2018, 1810.04805): a bidirectional encoder, trained to fill in masked tokens.
+
+With x_0 = LayerNorm(E[tokens] + P[positions] + S[types]), the layers of the Transformer's encoder (1706.03762), post-norm
+with GELU and biases everywhere:
+
+    a = LayerNorm(x + Attention(x)),    x' = LayerNorm(a + GELU(a W_1 + b_1) W_2 + b_2)
+
+Heads (section 3.1 and the authors' code):
+
+    pooled = tanh(x_L[first token] W_p + b_p)                        what classifiers and the next-sentence head read
+    logits = LayerNorm(GELU(x_L W_t + b_t)) E^T + b                  of the masked tokens
+    next   = pooled W_n + b_n                                        0: the second sentence follows, 1: it is random
+"""
+
+import functools
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from arch_jax.errors import UsageError
+from arch_jax.fields import DType, component
+from arch_jax.inputs import encoded
+from arch_jax.layers.attention import Attention
+from arch_jax.layers.block import Block, Stack
+from arch_jax.layers.decoder import SHARDINGS
+from arch_jax.layers.dense import Dense, Embedding
+from arch_jax.layers.feed_forward import MLP, activation
+from arch_jax.layers.mixer import FeedForward, Mixer, Norm, Position, adapted
+from arch_jax.layers.norms import LayerNorm
+from arch_jax.layers.positions import LearnedPosition
+from arch_jax.registry import Paper, register
+
+
+@component("bert", kind="model")
+class BERT(nn.Module):
+    """A bidirectional encoder, with the heads that are asked for.
+
+    Attributes:
+      vocabulary: how many tokens there are.
+      depth: how many blocks.
+      width: size of the residual stream.
+      mixer: self-attention; it is made to see both ways.
+      feed_forward: the position-wise part of each block.
+      norm: of the embeddings and of each part.
+      position: added to the embeddings, or none.
+      types: kinds of token, such as first and second sentence; 0 is none.
+      pooler: whether there is `pooled`.
+      masked: whether there are `logits` of the masked tokens.
+      following: whether there is `next`; needs the pooler.
+      classes: classes of `classes`, scores of the whole sequence (section 4.1); needs the pooler. None is no such head.
+      embedding: whether there is `embedding`, the mean of the hidden states at real tokens, of length 1 (Reimers &
+        Gurevych 2019, 1908.10084, section 3).
+      activation: of the head for masked tokens.
+      dropout: share dropped of the embeddings and of each part's output, in training.
+      initial_std: standard deviation of the initial weights.
+      scan: whether equal layers are scanned: compile time that does not grow with depth.
+      remat: whether activations are computed again in the backward pass, which saves memory.
+      dtype: of the computation; softmax, norms' statistics and losses are at least float32.
+      parameter_dtype: of the parameters.
+    """
+
+    shardings: ClassVar = SHARDINGS
+
+    vocabulary: int = 30_522
+    depth: int = 12
+    width: int = 768
+    mixer: Mixer = Attention(heads=12, bias=True, causal=False)
+    feed_forward: FeedForward = MLP(activation="gelu")
+    norm: Norm = LayerNorm(epsilon=1e-12)
+    position: Position | None = LearnedPosition(length=512)
+    types: int = 2
+    pooler: bool = True
+    masked: bool = True
+    following: bool = True
+    classes: int | None = None
+    embedding: bool = False
+    activation: str = "gelu"
+    dropout: float = 0.1
+    initial_std: float = 0.02
+    scan: bool = True
+    remat: bool = False
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "depth", "width"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.classes is not None and self.classes < 1:
+            raise UsageError(f"classes is {self.classes}; expected at least 1, or none for no classifier")
+        if not self.pooler and (self.following or self.classes is not None):
+            raise UsageError("pooler is false, but following and classes read what it gives; expected pooler=true")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout is {self.dropout}; expected at least 0 and less than 1")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "batch time"],
+        types: Int[Array, "batch time"] | None = None,
+        mask: Bool[Array, "batch time"] | None = None,
+        train: bool = False,
+    ) -> dict[str, Float[Array, "batch *_"]]:
+        """The hidden states, and what the heads make of them.
+
+        Args:
+          tokens: indices in [0, vocabulary); one outside gives NaN.
+          types: which sentence a token belongs to, in [0, types); None is 0 for all.
+          mask: True at real tokens; padding is on the right. None is all.
+          train: whether dropout is active (needs `rngs={"dropout": key}`).
+
+        Returns:
+          `hidden` "batch time width", and those that the model has of `pooled` "batch width", `logits`
+          "batch time vocabulary", `next` "batch 2", `classes` "batch classes" and `embedding` "batch width".
+
+        Raises:
+          UsageError: the sequence is longer than the table of learned positions.
+        """
+        dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        part = functools.partial(adapted, **dtypes)
+        norm = lambda name: part(self.norm).clone(parent=self, name=name)
+        dense = functools.partial(Dense, initial_std=self.initial_std, **dtypes, parent=self)
+        dropout = nn.Dropout(self.dropout, deterministic=not train)
+
+        table = Embedding(self.vocabulary, self.width, self.initial_std, **dtypes, parent=self, name="token_embedding")
+        x = table(tokens)
+        if self.types:
+            kinds = Embedding(self.types, self.width, self.initial_std, **dtypes, parent=self, name="type_embedding")
+            x = x + kinds(jnp.zeros_like(tokens) if types is None else types)
+        if self.position is not None:
+            position = part(self.position).clone(parent=self, name="position_embedding")
+            x = x + position(jnp.arange(tokens.shape[1]), self.width)
+        x = dropout(norm("embedding_norm")(x))
+        block = Block(
+            part(self.mixer, causal=False), part(self.norm), part(self.feed_forward), self.dropout, "post", parent=None
+        )
+        ids = None if mask is None else mask.astype(jnp.int32)
+        x, _ = Stack((block,), self.depth, self.scan, self.remat, parent=self, name="stack")(x, ids, None, train)
+
+        found = {"hidden": x}
+        if self.pooler:
+            found["pooled"] = jnp.tanh(dense(self.width, name="pooler")(x[:, 0]))
+        if self.masked:
+            h = activation(self.activation)(dense(self.width, name="masked_transform")(x))
+            bias = self.param("masked_bias", nn.initializers.zeros, (self.vocabulary,), self.parameter_dtype)
+            found["logits"] = table.attend(norm("masked_norm")(h)) + bias.astype(self.dtype)
+        if self.following:
+            found["next"] = dense(2, name="next_sentence")(found["pooled"])
+        if self.classes is not None:
+            found["classes"] = dense(self.classes, name="classifier")(dropout(found["pooled"]))
+        if self.embedding:
+            weight = jnp.ones(tokens.shape, x.dtype) if mask is None else mask.astype(x.dtype)
+            total = jnp.einsum("btw,bt->bw", x, weight).astype(jnp.promote_types(x.dtype, jnp.float32))
+            length = jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(total), axis=-1, keepdims=True), 1e-24))
+            found["embedding"] = (total / length).astype(x.dtype)
+        return found
+
+
+FACTS = {
+    "family": "transformer",
+    "objective": "masked_token",
+    "paper": Paper(
+        "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
+        "Devlin et al.",
+        2018,
+        "1810.04805",
+    ),
+    "inputs": encoded(512),
+    "architecture": "bert",
+    "shrink": {"vocabulary": 32, "depth": 2, "width": 16, "mixer.heads": 2, "position.length": 32},
+    "reference": "transformers BertForPreTraining: logits within 1e-5",
+    "uncounted": {r"^(masked_|next_sentence)": "the published count is that of the encoder with its pooler"},
+    "no_gradient": {r"mixer/key/bias": "softmax does not change when all scores of a query move by the same amount"},
+}
+
+
+@register("bert-base", parameters=109_482_240, **FACTS)
+def bert_base() -> BERT:
+    """BERT base, uncased: 12 layers, width 768, 12 heads; with both heads of the pre-training."""
+    return BERT()
+
+
+@register("bert-large", parameters=335_141_888, **FACTS)
+def bert_large() -> BERT:
+    """BERT large, uncased: 24 layers, width 1024, 16 heads; with both heads of the pre-training."""
+    return BERT(depth=24, width=1024, mixer=Attention(heads=16, bias=True, causal=False))

@@ -1,0 +1,291 @@
+"""Masked-token prediction, and next-sentence prediction where the data has it: BERT's pre-training (1810.04805)."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Key
+
+from arch_jax.errors import UsageError
+from arch_jax.fields import component
+from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
+from arch_jax.ops.losses import cross_entropy
+
+
+def choose(
+    key: Key[Array, ""],
+    candidates: Bool[Array, "batch time"],
+    share: float | int,
+    counts: Int[Array, "batch"] | None = None,
+) -> Bool[Array, "batch time"]:
+    """Which tokens are to be predicted.
+
+    Args:
+      key: of the draw.
+      candidates: which may be chosen.
+      share: the probability of each, where there are no `counts`.
+      counts: how many of each row's candidates are chosen, every set of them equally likely; all where there are fewer.
+    """
+    draw = jax.random.uniform(key, candidates.shape)
+    if counts is None:
+        return candidates & (draw < share)
+    rank = jnp.argsort(jnp.argsort(jnp.where(candidates, draw, 2.0), axis=-1), axis=-1)
+    return candidates & (rank < counts[:, None])
+
+
+def corrupt(
+    key: Key[Array, ""],
+    tokens: Int[Array, "batch time"],
+    chosen: Bool[Array, "batch time"],
+    mask_token: int,
+    replacements: Int[Array, "_"] | Int[np.ndarray, "_"],
+    masked: float | int = 0.8,
+    random: float | int = 0.1,
+) -> Int[Array, "batch time"]:
+    """The tokens as the model sees them (1810.04805, section 3.1 and appendix A.1).
+
+    Args:
+      key: of the draw.
+      tokens: the true ones.
+      chosen: which of them are to be predicted; the others stay.
+      mask_token: what a chosen token becomes with probability `masked`.
+      replacements: the tokens of which one, drawn uniformly, takes its place with probability `random`.
+      masked, random: what is left of 1 is the probability that it stays as it is.
+    """
+    action, drawn = jax.random.split(key)
+    action = jax.random.uniform(action, tokens.shape)
+    replacements = jnp.asarray(replacements, tokens.dtype)
+    other = replacements[jax.random.randint(drawn, tokens.shape, 0, len(replacements))]
+    changed = jnp.where(action < masked, mask_token, jnp.where(action < masked + random, other, tokens))
+    return jnp.where(chosen, changed, tokens).astype(tokens.dtype)
+
+
+@component("masked_token", kind="objective")
+@dataclasses.dataclass(frozen=True)
+class MaskedToken(ObjectiveBase):
+    """-log p(x_t | corrupted x), in nats, over the chosen tokens; plus -log p(B follows A or not | corrupted A, B).
+
+    The second is there where the batch has `next` and the model gives it. Both are means: with S and W the sums and
+    weights of the two, and K how many tokens are chosen in a full row, the pair that is minimised is (S_1 + K S_2,
+    W_1). With full rows W_1 = K W_2 and this is S_1 / W_1 + S_2 / W_2. As a sum over rows it stays the same however a
+    batch is cut up; where rows are padded, the second term weighs as much more as they are shorter.
+
+    The corruption is drawn from the step's key: no token's is the same twice. In evaluation it is always the same.
+
+    Attributes:
+      model: the encoder; filled in by the experiment.
+      share: of the tokens that are chosen.
+      masked: share of the chosen ones that become [MASK].
+      random: share of the chosen ones that become a random token; the rest stay as they are.
+      selection: "count" chooses `share` of each row's real tokens, rounded, at least one (BERT); "independent" chooses
+        each token alone with probability `share` (RoBERTa's code).
+      mask_token: the id of [MASK]; negative counts from the end of the model's vocabulary.
+      special: ids that are never chosen and never put in a token's place, beside `mask_token`; negative as above.
+        (BERT's own code does put them in.)
+      show_rows: how many validation rows `show` writes.
+
+    Raises:
+      UsageError: a share out of range.
+    """
+
+    share: float = 0.15
+    masked: float = 0.8
+    random: float = 0.1
+    selection: Literal["count", "independent"] = "count"
+    mask_token: int = -1
+    special: tuple[int, ...] = ()
+    show_rows: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise UsageError(f"share is {self.share}; expected more than 0 and at most 1, such as 0.15")
+        for name in ("masked", "random"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; expected a share from 0 to 1")
+        if self.masked + self.random > 1 + 1e-9:
+            raise UsageError(
+                f"masked is {self.masked} and random {self.random}, together more than 1; expected shares such as 0.8 "
+                "and 0.1"
+            )
+
+    def arguments(self, batch: Batch) -> tuple:
+        return batch["tokens"], batch.get("types"), self._real(batch)
+
+    @property
+    def _special(self) -> tuple[int, ...]:
+        """The ids that are neither chosen nor drawn, [MASK] first, none negative."""
+        size = self.model.vocabulary
+        return tuple(token % size if token < 0 else token for token in (self.mask_token, *self.special))
+
+    @staticmethod
+    def _real(batch: Batch) -> Any:
+        """Which tokens are no padding; none where all are."""
+        if "mask" in batch:
+            return batch["mask"]
+        return batch["segment_ids"] > 0 if "segment_ids" in batch else None
+
+    def corrupted(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(tokens as the model sees them, which of them are to be predicted), both "batch time"."""
+        tokens, real = jnp.asarray(batch["tokens"]), self._real(batch)
+        real = jnp.ones(tokens.shape, bool) if real is None else jnp.asarray(real)
+        weights = jnp.asarray(batch["weights"])
+        real = real & ((weights if weights.ndim == 2 else weights[:, None]) > 0)
+        candidates = real & ~jnp.isin(tokens, jnp.array(self._special))
+        counts = None
+        if self.selection == "count":
+            counts = jnp.maximum(1, jnp.round(self.share * real.sum(-1))).astype(jnp.int32)
+        choosing, replacing = jax.random.split(key)
+        chosen = choose(choosing, candidates, self.share, counts)
+        others = np.setdiff1d(np.arange(self.model.vocabulary, dtype=np.int32), self._special)
+        return corrupt(replacing, tokens, chosen, self._special[0], others, self.masked, self.random), chosen
+
+    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+        corrupting, dropping = jax.random.split(key)
+        tokens, chosen = self.corrupted(batch, corrupting)
+        out, updates = self.apply(variables, *self.arguments({**batch, "tokens": tokens}), key=dropping)
+        metrics = self._metrics(out, batch, chosen)
+        return metrics["loss"], ({n: m for n, m in metrics.items() if not n.endswith("accuracy")}, updates)
+
+    def evaluate(self, variables: Any, batch: Batch) -> dict[str, Pair]:
+        """Nats ("loss"), the share of chosen tokens predicted right ("accuracy"), and each task where there are two."""
+        tokens, chosen = self.corrupted(batch, self._fixed_key(batch))
+        out = self.model.apply(variables, *self.arguments({**batch, "tokens": tokens}))
+        return self._metrics(out, batch, chosen)
+
+    @staticmethod
+    def _fixed_key(batch: Batch) -> jax.Array:
+        """The same for the same batch at each evaluation, and another for another batch."""
+        return jax.random.fold_in(jax.random.key(0), jnp.sum(jnp.asarray(batch["tokens"]).astype(jnp.uint32)))
+
+    def _metrics(self, out: dict, batch: Batch, chosen: jax.Array) -> dict[str, Pair]:
+        tokens = jnp.asarray(batch["tokens"])
+        nats = cross_entropy(out["logits"], tokens)
+        weights = jnp.asarray(batch["weights"]).astype(nats.dtype)
+        rows = weights if weights.ndim == 1 else weights[:, 0]
+        counted = chosen * (weights if weights.ndim == 2 else weights[:, None])
+        weight = jnp.sum(counted)
+        total = jnp.sum(jnp.where(counted > 0, nats * counted, 0))
+        right = (jnp.argmax(out["logits"], axis=-1) == tokens) * counted
+        metrics = {"loss": (total, weight), "accuracy": (jnp.sum(right), weight)}
+        if "next" not in batch or "next" not in out:
+            return metrics
+        labels = jnp.asarray(batch["next"])
+        next_nats = cross_entropy(out["next"], labels)
+        next_total = jnp.sum(jnp.where(rows > 0, next_nats * rows, 0))
+        follows = (jnp.argmax(out["next"], axis=-1) == labels) * rows
+        length = tokens.shape[1]
+        full = max(1, round(self.share * length)) if self.selection == "count" else self.share * length
+        return {
+            "loss": (total + full * next_total, weight),
+            "accuracy": metrics["accuracy"],
+            "masked_loss": (total, weight),
+            "next_loss": (next_total, jnp.sum(rows)),
+            "next_accuracy": (jnp.sum(follows), jnp.sum(rows)),
+        }
+
+    def check(self, data: Any) -> None:
+        """The data's tokens must be in the model's vocabulary, and [MASK] must be none of them."""
+        if "tokens" not in data.shapes:
+            raise UsageError(
+                f"the objective 'masked_token' takes token sequences, and the data has {', '.join(data.shapes)}; "
+                "expected tokens, such as arch_jax.Text()"
+            )
+        own = getattr(data, "tokenizer", None)
+        # A corpus with a vocabulary of its own has counted [MASK] and the other special tokens in.
+        needed = own.vocabulary + 1 if own is not None else data.vocabulary
+        if needed > self.model.vocabulary:
+            raise UsageError(
+                f"model.vocabulary is {self.model.vocabulary}, but the data needs {needed} tokens with [MASK]; set "
+                f"model.vocabulary={needed}"
+            )
+        outside = [token for token in self._special if not 0 <= token < self.model.vocabulary]
+        if outside:
+            raise UsageError(
+                f"the special token {outside[0]} is outside the model's vocabulary of {self.model.vocabulary}; "
+                f"expected 0 to {self.model.vocabulary - 1}, or a negative number that counts from the end"
+            )
+        mask = getattr(data, "mask_token", None)
+        if mask is not None and self._special[0] != mask:
+            raise UsageError(
+                f"objective.mask_token is {self.mask_token}, which is token {self._special[0]}, and the data's [MASK] "
+                f"is {mask}; set objective.mask_token={mask}"
+            )
+        if own is not None and self._special[0] < own.vocabulary:
+            raise UsageError(
+                f"objective.mask_token is {self._special[0]}, which the tokenizer uses; expected at least "
+                f"{own.vocabulary}, or -1 for the last of the model's vocabulary"
+            )
+        position = getattr(self.model, "position", None)
+        if hasattr(position, "check"):
+            position.check(data.length)
+
+    def score(self, variables: Any, data: Any) -> dict[str, float]:
+        """Against a source whose entropy is known (`arch_jax.Markov`); nothing for others.
+
+        Returns:
+          "ideal_loss": nats a chosen token of the predictor that knows the source and the corruption, on the very
+          tokens that `evaluate` takes; "excess": how far the model's loss is above it, as a share; "last_loss": nats of
+          each row's last token, the only one masked, whose least expectation is the source's entropy rate;
+          "last_excess": how far that is above -log P(x_t | x_{t-1}) of the same tokens, as a share.
+        """
+        if not hasattr(data, "ideal"):
+            return {}
+        if self.selection != "independent":
+            raise UsageError(
+                f"objective.selection is {self.selection!r}, for which this source's ideal predictor is not known; set "
+                "objective.selection=independent"
+            )
+        predict = jax.jit(lambda batch, seen: self.model.apply(variables, *self.arguments({**batch, "tokens": seen})))
+        found: dict[str, list] = {name: [] for name in ("model", "ideal", "last", "known")}
+        for batch in data.validation():
+            tokens, rows = np.asarray(batch["tokens"]), np.asarray(batch["weights"]) > 0
+            seen, chosen = map(np.asarray, self.corrupted(batch, self._fixed_key(batch)))
+            chosen = chosen & rows[:, None]
+            found["model"].append(_nats(predict(batch, seen)["logits"], tokens)[chosen])
+            ideal = data.ideal(seen, self.share, self.masked, self.random)
+            found["ideal"].append(-np.take_along_axis(ideal, tokens[..., None], -1)[chosen])
+            last = tokens.copy()
+            last[:, -1] = self._special[0]
+            found["last"].append(_nats(predict(batch, last)["logits"], tokens)[rows, -1])
+            # No share is chosen, and what is seen is true: the law of a token of which all before it are known.
+            known = data.ideal(last, 0.0, 1.0, 0.0)
+            found["known"].append(-np.take_along_axis(known, tokens[..., None], -1)[rows, -1])
+        mean = {name: float(np.concatenate([np.ravel(part) for part in parts]).mean()) for name, parts in found.items()}
+        return {
+            "ideal_loss": mean["ideal"],
+            "excess": mean["model"] / mean["ideal"] - 1,
+            "last_loss": mean["last"],
+            "last_excess": mean["last"] / mean["known"] - 1,
+        }
+
+    def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        """Some validation rows as the model sees them, and what it says of each chosen token beside what is true."""
+        batch = next(iter(data.validation()))
+        decode = getattr(data, "decode", None) or (lambda ids: self._decoded(data.tokenizer, ids))
+        seen, chosen = self.corrupted(batch, self._fixed_key(batch))
+        out = jax.jit(self.model.apply)(variables, *self.arguments({**batch, "tokens": seen}))
+        guesses = np.asarray(jnp.argmax(out["logits"], axis=-1))
+        seen, chosen, tokens = map(np.asarray, (seen, chosen, batch["tokens"]))
+        real = self._real(batch)
+        lines = []
+        for i in range(min(self.show_rows, len(tokens))):
+            row = seen[i] if real is None else seen[i][np.asarray(real)[i]]
+            lines.append(decode(row))
+            for t in np.flatnonzero(chosen[i]):
+                guess, truth = decode(guesses[i, t : t + 1]), decode(tokens[i, t : t + 1])
+                lines.append(f"  {t}: {guess!r}" + ("" if guess == truth else f" (is {truth!r})"))
+        return {"text": "\n".join(lines) + "\n"}
+
+    def _decoded(self, tokenizer: Any, ids: Sequence[int]) -> str:
+        """Text with [MASK] where the tokenizer knows no such token."""
+        ids = np.asarray(ids)
+        borders = [-1, *np.flatnonzero(ids >= tokenizer.vocabulary), len(ids)]
+        return "[MASK]".join(tokenizer.decode(ids[a + 1 : b]) for a, b in itertools.pairwise(borders))
+
+
+def _nats(logits: jax.Array, tokens: np.ndarray) -> np.ndarray:
+    return np.asarray(cross_entropy(logits, jnp.asarray(tokens)), np.float64)

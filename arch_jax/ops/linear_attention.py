@@ -1,0 +1,239 @@
+"""Attention without a softmax: a product of features, which can be summed once and read by every query.
+
+    out_i = sum_j phi(q_i) . phi(k_j) v_j / sum_j phi(q_i) . phi(k_j)
+
+over the j that i sees. The features are the caller's: `elu_features`, or those of `ops.random_features`. Time and
+memory grow with the length, not with its square, and what a causal layer carries from token to token has a fixed size.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from arch_jax.errors import UsageError, unknown
+from arch_jax.ops.attention import attention
+
+__all__ = ["FORMS", "LinearState", "elu_features", "initial_state", "linear_attention", "low_rank_attention"]
+
+FORMS = ("auto", "parallel", "chunked", "recurrent")
+
+
+class LinearState(NamedTuple):
+    """The sums over the run that is under way.
+
+    Attributes:
+      s: of phi(k) v^T, "batch heads features vdim".
+      z: of phi(k), "batch heads features".
+      last_run: the number of that run, 0 before the first, "batch".
+    """
+
+    # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
+    s: Any
+    z: Any
+    last_run: Any
+
+
+def elu_features(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+    """phi(x) = elu(x) + 1, positive, in at least float32 (Katharopoulos et al. 2020, 2006.16236, equation 7)."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    # exp(x) of a large x would be infinite, and infinity times the 0 of the branch not taken is NaN in the gradient.
+    return jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0)))
+
+
+def initial_state(batch: int, heads: int, features: int, vdim: int, dtype: Any = jnp.float32) -> LinearState:
+    """The state before the first token; at least float32."""
+    precise = jnp.promote_types(dtype, jnp.float32)
+    shape = (batch, heads, features)
+    return LinearState(jnp.zeros((*shape, vdim), precise), jnp.zeros(shape, precise), jnp.zeros((batch,), jnp.int32))
+
+
+def linear_attention(
+    q: Float[Array, "batch time heads features"],
+    k: Float[Array, "batch source kv_heads features"],
+    v: Float[Array, "batch source kv_heads vdim"],
+    *,
+    causal: bool = True,
+    run: Int[Array, "batch time"] | None = None,
+    state: LinearState | None = None,
+    form: str = "auto",
+    chunk: int = 64,
+) -> tuple[Float[Array, "batch time heads vdim"], LinearState | None]:
+    """sum_j (q_i . k_j) v_j / sum_j (q_i . k_j) over the j that i sees, of features q and k.
+
+    All forms give the same: "parallel" has all pairs at once, O(time^2); "chunked" has those within a chunk and a state
+    between chunks, O(time chunk); "recurrent" goes token by token. Query head h reads kv head
+    `h // (heads // kv_heads)`. Where the denominator is 0 the output is 0.
+
+    Args:
+      q, k: features of queries and keys, none negative.
+      v: values.
+      causal: whether i sees the j <= i only; else all, and there is no state ("recurrent" is then "chunked").
+      run: only equal numbers see each other; 0 is padding, the others never decrease along a row (`ops.segments`).
+      state: what the tokens before left behind; the run that it belongs to goes on where `run` has its number.
+      form: one of `FORMS`; "auto" is recurrent for one token, parallel for no more than a chunk, and else chunked.
+      chunk: tokens in a chunk, at least 1.
+
+    Returns:
+      The attended values in v's dtype, computed in at least float32, and the state behind the last token (None unless
+      causal).
+
+    Raises:
+      UsageError: an unknown form; `chunk` below 1; heads that are no multiple of kv_heads; a state without `causal`;
+        `causal` or `run` where time and source differ.
+
+    Source: Transformers are RNNs (arXiv 2006.16236), equations 4, 5 (not causal) and 8 to 12, 16 to 20 (causal).
+    """
+    (batch, time, heads, features), (source, kv_heads, vdim) = q.shape, v.shape[1:]
+    if form not in FORMS:
+        raise unknown("form of linear attention", form, FORMS)
+    if chunk < 1:
+        raise UsageError(f"chunk of linear attention is {chunk}; expected at least 1 token, such as 64")
+    if kv_heads < 1 or heads % kv_heads:
+        near = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - kv_heads))
+        raise UsageError(
+            f"{heads} query heads cannot share {kv_heads} kv heads; the nearest number that does is {near}"
+        )
+    if state is not None and not causal:
+        raise UsageError("linear attention was given a state with causal=False; expected causal=True")
+    if (causal or run is not None) and time != source:
+        raise UsageError(
+            f"linear attention compares positions, but there are {time} queries and {source} keys; expected as many, "
+            "or causal=False without runs"
+        )
+    if form == "auto":
+        form = "recurrent" if time == 1 else "parallel" if time <= chunk else "chunked"
+    precise = jnp.promote_types(q.dtype, jnp.float32)
+    q_bkgtf = q.astype(precise).reshape(batch, time, kv_heads, heads // kv_heads, features).transpose(0, 2, 3, 1, 4)
+    k_bktf, v_bktd = (x.astype(precise).transpose(0, 2, 1, 3) for x in (k, v))
+    if causal:
+        begin = initial_state(batch, kv_heads, features, vdim, precise) if state is None else state
+        begin = begin._replace(s=begin.s.astype(precise), z=begin.z.astype(precise))
+        runs = jnp.ones((batch, time), jnp.int32) if run is None else run.astype(begin.last_run.dtype)
+        if state is not None and run is None:
+            runs = jnp.maximum(runs, begin.last_run[:, None])  # what is not told goes on
+        above, below, end = _CAUSAL[form](q_bkgtf, k_bktf, v_bktd, runs, begin, chunk)
+        if state is not None:
+            end = end._replace(s=end.s.astype(state.s.dtype), z=end.z.astype(state.z.dtype))
+    else:
+        end = None
+        above, below = _bidirectional(q_bkgtf, k_bktf, v_bktd, run, form, chunk)
+    out = above / jnp.where(below == 0, 1, below)[..., None]
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, vdim).astype(v.dtype), end
+
+
+def _parallel(q, k, v, run, state, chunk=None):
+    """Numerators "batch kv group time vdim", denominators "batch kv group time", and the state behind."""
+    time = q.shape[3]
+    i = jnp.arange(time)
+    visible = (i[:, None] >= i) & (run[:, :, None] == run[:, None, :]) & (run > 0)[:, :, None]
+    a = jnp.einsum("bkgtf,bksf->bkgts", q, k) * visible[:, None, None].astype(q.dtype)
+    goes_on = ((run == state.last_run[:, None]) & (run > 0)).astype(q.dtype)[:, None, None]
+    before = q * goes_on[..., None]
+    above = jnp.einsum("bkgts,bksd->bkgtd", a, v) + jnp.einsum("bkgtf,bkfd->bkgtd", before, state.s)
+    below = jnp.sum(a, axis=-1) + jnp.einsum("bkgtf,bkf->bkgt", before, state.z)
+    last = jnp.maximum(state.last_run, jnp.max(run, axis=1, initial=0))
+    stays = (last == state.last_run).astype(q.dtype)[:, None, None]
+    k = k * ((run == last[:, None]) & (run > 0)).astype(k.dtype)[:, None, :, None]
+    s = state.s * stays[..., None] + jnp.einsum("bktf,bktd->bkfd", k, v)
+    return above, below, LinearState(s, state.z * stays + jnp.sum(k, axis=2), last)
+
+
+def _chunked(q, k, v, run, state, chunk):
+    """As `_parallel`: a chunk at a time, the state in between."""
+    time = q.shape[3]
+    chunk = min(chunk, max(time, 1))
+    missing = -time % chunk  # filled with padding, which leaves the state alone
+
+    def cut(x, axis):
+        x = jnp.pad(x, [(0, missing if n == axis else 0) for n in range(x.ndim)])
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, chunk, *x.shape[axis + 1 :]), axis, 0)
+
+    # checkpoint: the gradient keeps the state before each chunk, and computes the pairs within it again.
+    @jax.checkpoint
+    def one(state, part):
+        above, below, state = _parallel(*part, state)
+        return state, (above, below)
+
+    state, (above, below) = lax.scan(one, state, (cut(q, 3), cut(k, 2), cut(v, 2), cut(run, 1)))
+    join = lambda x: jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], -1, *x.shape[5:])[:, :, :, :time]
+    return join(above), join(below), state
+
+
+def _recurrent(q, k, v, run, state, chunk=None):
+    """As `_parallel`: a token at a time."""
+
+    def one(state, token):
+        q, k, v, run = token  # "batch kv group features", "batch kv features", "batch kv vdim", "batch"
+        real = run > 0
+        resets = (real & (run != state.last_run))[:, None, None]
+        s, z = jnp.where(resets[..., None], 0, state.s), jnp.where(resets, 0, state.z)
+        k = jnp.where(real[:, None, None], k, 0)
+        s, z = s + k[..., None] * v[..., None, :], z + k
+        q = jnp.where(real[:, None, None, None], q, 0)
+        out = jnp.einsum("bkgf,bkfd->bkgd", q, s), jnp.einsum("bkgf,bkf->bkg", q, z)
+        return LinearState(s, z, jnp.where(real, run, state.last_run)), out
+
+    along = (jnp.moveaxis(q, 3, 0), jnp.moveaxis(k, 2, 0), jnp.moveaxis(v, 2, 0), run.T)
+    if q.shape[3] == 1:  # decoding: a loop of one would only be in the way
+        state, out = one(state, jax.tree.map(lambda x: x[0], along))
+        return *(x[:, :, :, None] for x in out), state
+    state, (above, below) = lax.scan(one, state, along)
+    return jnp.moveaxis(above, 0, 3), jnp.moveaxis(below, 0, 3), state
+
+
+_CAUSAL = {"parallel": _parallel, "chunked": _chunked, "recurrent": _recurrent}
+
+
+def _bidirectional(q, k, v, run, form, chunk):
+    """Numerators and denominators where everything of the same run is seen."""
+    if form == "parallel":
+        a = jnp.einsum("bkgtf,bksf->bkgts", q, k)
+        if run is not None:
+            same = (run[:, :, None] == run[:, None, :]) & (run > 0)[:, :, None]
+            a = a * same[:, None, None].astype(a.dtype)
+        return jnp.einsum("bkgts,bksd->bkgtd", a, v), jnp.sum(a, axis=-1)
+    if run is None:
+        s, z = jnp.einsum("bksf,bksd->bkfd", k, v), jnp.sum(k, axis=2)
+        return jnp.einsum("bkgtf,bkfd->bkgtd", q, s), jnp.einsum("bkgtf,bkf->bkgt", q, z)
+    # What lies behind, and what lies ahead: the second is the first of the row read from its end. Both hold the token.
+    batch, kv_heads, _, features = k.shape
+    begin = initial_state(batch, kv_heads, features, v.shape[-1], q.dtype)
+    run = run.astype(begin.last_run.dtype)
+    back = functools.partial(jnp.flip, axis=-2)
+    reverse = jnp.where(run > 0, jnp.max(run, axis=1, keepdims=True, initial=0) + 1 - run, 0)
+    above, below, _ = _chunked(q, k, v, run, begin, chunk)
+    above_ahead, below_ahead, _ = _chunked(back(q), back(k), back(v), jnp.flip(reverse, axis=1), begin, chunk)
+    own = jnp.einsum("bkgtf,bktf->bkgt", q, k) * (run > 0).astype(q.dtype)[:, None, None]
+    above = above + back(above_ahead) - own[..., None] * v[:, :, None]
+    return above, below + jnp.flip(below_ahead, axis=-1) - own
+
+
+def low_rank_attention(
+    q: Float[Array, "batch time heads dim"],
+    k: Float[Array, "batch source kv_heads dim"],
+    v: Float[Array, "batch source kv_heads vdim"],
+    e: Float[Array, "rank source"],
+    f: Float[Array, "rank source"],
+    *,
+    scale: float | int | None = None,
+) -> Float[Array, "batch time heads vdim"]:
+    """softmax(scale q (E k)^T) (F v): keys and values mixed along the sequence into `rank` of each.
+
+    With E = F = 1 it is full attention. Not causal: every mixture holds every position.
+
+    Args:
+      e, f: how the positions are mixed, for the keys and for the values.
+      scale: what q (E k)^T is multiplied by; dim^-1/2 by default.
+
+    Returns:
+      The attended values, in q's dtype.
+
+    Source: Linformer (arXiv 2006.04768), equation 7.
+    """
+    precise = jnp.promote_types(k.dtype, jnp.float32)
+    mixed = lambda weights, x: jnp.einsum("rs,bshd->brhd", weights.astype(precise), x.astype(precise)).astype(x.dtype)
+    return attention(q, mixed(e, k), mixed(f, v), scale=scale)
