@@ -32,3 +32,43 @@ def ablate_kv_heads():
     """Multi-head, grouped-query and multi-query attention (2305.13245)."""
     for heads in (6, 2, 1):
         yield {"model.mixer.kv_heads": heads}
+
+
+def ablate_encoding():
+    """How the model knows positions: RoPE, nothing, a learned table, sines, ALiBi, T5's buckets, Shaw's vectors."""
+    yield {"model.mixer.rope": "rope"}
+    yield {"model.mixer.rope": None}
+    yield {"model.mixer.rope": None, "model.position": {"module": "learned", "length": 256}}
+    yield {"model.mixer.rope": None, "model.position": "sinusoidal", "model.scale_embedding": True}
+    for relative in ("alibi", "relative_buckets", "shaw"):
+        yield {"model.mixer.rope": None, "model.mixer.relative": relative}
+
+
+def ablate_norm():
+    """RMSNorm and LayerNorm, in front of each part."""
+    for norm in ("rms_norm", "layer_norm"):
+        yield {"model.norm": norm}
+
+
+def ablate_placement():
+    """Where the norms stand: before a part (2002.04745), after the sum (1706.03762), or on both sides of it."""
+    for placement in ("pre", "post", "sandwich"):
+        yield {"model.placement": placement}
+
+
+def ablate_feed_forward():
+    """SwiGLU and GeGLU (2002.05202) and the networks of two matrices, which have as many parameters."""
+    yield {"model.feed_forward": "swiglu"}
+    yield {"model.feed_forward": {"module": "swiglu", "activation": "gelu_tanh"}}
+    for activation in ("relu", "gelu"):
+        yield {"model.feed_forward": {"module": "mlp", "activation": activation, "bias": False}}
+
+
+def ablate_mechanism():
+    """Attention to all tokens before, to the latest 64, and in linear time; with a learned table of positions."""
+    position = {"model.position": {"module": "learned", "length": 256}}
+    heads = {"heads": 6, "kv_heads": 2}
+    yield {"model.mixer": {"module": "attention", **heads}} | position
+    yield {"model.mixer": {"module": "attention", "window": 64, **heads}} | position
+    for mechanism in ("linear_attention", "performer"):
+        yield {"model.mixer": {"module": mechanism, **heads}} | position

@@ -170,7 +170,7 @@ class SentenceCorpus:
         other = generator.integers(2, size=count).astype(np.int32)
         tokens = np.empty((count, self.pairs.length), np.int32)
         for i, (start, cut) in enumerate(zip(starts, cuts)):
-            place = self._elsewhere(part, generator, start) if other[i] else start
+            place = self._elsewhere(part, generator, int(start)) if other[i] else start
             a, b = side.tokens[start : start + cut], side.tokens[place + cut : place + room]
             tokens[i] = [self.cls, *a, self.sep, *b, self.sep]
         return {

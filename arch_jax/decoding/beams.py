@@ -17,7 +17,9 @@ from arch_jax.errors import UsageError
 def beam_search(
     module: nn.Module,
     variables: Any,
-    source: Int[Array, "batch source"] | Int[np.ndarray, "batch source"] | Sequence[Sequence[int] | Int[np.ndarray, "_"]],
+    source: Int[Array, "batch source"]
+    | Int[np.ndarray, "batch source"]
+    | Sequence[Sequence[int] | Int[np.ndarray, "_"]],
     length: int,
     *,
     source_mask: Bool[Array, "batch source"] | Bool[np.ndarray, "batch source"] | None = None,
@@ -95,7 +97,8 @@ def _search(module, variables, source, source_mask, length, start, stop, beams, 
         tokens = jnp.take_along_axis(open_tokens, parent[:, :, None], axis=1).at[:, :, n].set(token)
         ended = token == stop
 
-        scores = jnp.concatenate([done_score, jnp.where(ended, normed(best, n + 1), -jnp.inf)], axis=1)
+        counts = ended & (jnp.arange(2 * beams) < beams)  # one that falls behind the beam would never have been seen
+        scores = jnp.concatenate([done_score, jnp.where(counts, normed(best, n + 1), -jnp.inf)], axis=1)
         done_score, chosen = jax.lax.top_k(scores, beams)
         both = jnp.concatenate([done_tokens, tokens], axis=1)
         done_tokens = jnp.take_along_axis(both, chosen[:, :, None], axis=1)

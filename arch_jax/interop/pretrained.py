@@ -16,10 +16,10 @@ import numpy as np
 
 from arch_jax import fields
 from arch_jax.errors import RunError, UsageError, nearest
-from arch_jax.interop.configurations import configuration_of, decoder_of
-from arch_jax.interop.decoders import tensors_of, variables_of
+from arch_jax.interop.configurations import configuration_of, module_of
 from arch_jax.interop.safetensors import INDEX, SINGLE, open_checkpoint, plain_file, write_tensors
 from arch_jax.interop.strict_json import read_object
+from arch_jax.interop.weights import fitted, tensors_of, variables_of
 
 _CONFIGURATION = "config.json"
 _SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
@@ -27,7 +27,9 @@ _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **changes: Any) -> tuple[nn.Module, dict]:
-    """A model from a folder as transformers' `save_pretrained` writes it: GPT-2 and Llama, in safetensors format.
+    """A model from a folder as transformers' `save_pretrained` writes it, in safetensors format.
+
+    GPT-2, Llama, Mistral, BERT (with the heads that the checkpoint has), T5 and Marian.
 
         module, variables = arch_jax.load_pretrained("path/to/gpt2")
         logits = module.apply(variables, tokens)
@@ -54,9 +56,10 @@ def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **chan
     settings = dict.fromkeys(("dtype", "parameter_dtype"), _dtype(dtype)) | changes
     if not (folder / _CONFIGURATION).exists():
         raise UsageError(f"{str(directory)!r} has no {_CONFIGURATION}; expected a folder that save_pretrained wrote")
-    kind, module = decoder_of(read_object(plain_file(folder, _CONFIGURATION)))
+    kind, module = module_of(read_object(plain_file(folder, _CONFIGURATION)))
+    module, tensors = fitted(kind, open_checkpoint(folder), module)
     module = fields.override(module, settings)
-    return module, variables_of(kind, open_checkpoint(folder), module)
+    return module, variables_of(kind, tensors, module)
 
 
 def save_pretrained(
@@ -69,7 +72,7 @@ def save_pretrained(
     (dropout of a Llama, rematerialisation) and the tokenizer's ids of special tokens are not in it.
 
     Args:
-      module: a `Decoder` that GPT-2 or Llama can express.
+      module: a `Decoder`, `BERT` or `EncoderDecoder` that one of transformers' model types can express.
       variables: its variables; each parameter is written in the dtype that it has.
       directory: made where it doesn't exist.
       shard_bytes: most bytes of tensors in a file; a larger checkpoint becomes several, with an index.

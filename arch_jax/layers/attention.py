@@ -150,7 +150,7 @@ class Attention(nn.Module):
         return y, state
 
     def _attend(self, q, k, v, run, position, seen, bias):
-        """The attended values; which pairs see each other, and how far apart they are, in the cheapest form there is."""
+        """The attended values; which pairs see each other, and their distances, in the cheapest form there is."""
         time, heads = q.shape[1:3]
         options = {"scale": self.scale, "softcap": self.softcap}
         relative = None if self.relative is None else adapted(self.relative, parameter_dtype=self.parameter_dtype)

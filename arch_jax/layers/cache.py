@@ -52,9 +52,7 @@ class Seen:
     visible: Bool[Array, "batch time source"]
 
 
-def empty(
-    batch: int, length: int, shapes: tuple[tuple[int, ...], ...], dtype: Any, window: int | None = None
-) -> Cache:
+def empty(batch: int, length: int, shapes: tuple[tuple[int, ...], ...], dtype: Any, window: int | None = None) -> Cache:
     """A cache with room for `length` tokens a row, of which entries of `shapes` are kept; no more than the window's."""
     ring = window is not None and window < length
     places = window if ring else length

@@ -1,4 +1,4 @@
-"""One encoder-decoder: a source is read whole, a target is written token by token, built of whatever parts are given."""
+"""One encoder-decoder: a source is read whole, a target written token by token; built of whatever parts are given."""
 
 import functools
 from typing import Any, ClassVar
@@ -104,7 +104,9 @@ class EncoderDecoder(nn.Module):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.decoder_depth is not None and self.decoder_depth < 1:
-            raise UsageError(f"decoder_depth is {self.decoder_depth}; expected at least 1, or none for as many as depth")
+            raise UsageError(
+                f"decoder_depth is {self.decoder_depth}; expected at least 1, or none for as many as depth"
+            )
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout is {self.dropout}; expected at least 0 and less than 1")
         super().__post_init__()

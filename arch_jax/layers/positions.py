@@ -1,7 +1,7 @@
 """Where a token stands: embeddings added to the input, and what attention itself makes of positions.
 
-Absolute: learned and sinusoidal vectors, added once. Rotary: queries and keys turned by their positions. Relative: a term
-added to the scores that depends on the distance (ALiBi, T5's buckets).
+Absolute: learned and sinusoidal vectors, added once. Rotary: queries and keys turned by their positions. Relative: a
+term of the scores that depends on the distance (ALiBi, T5's buckets, Shaw's vectors).
 """
 
 import dataclasses

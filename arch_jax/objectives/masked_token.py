@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -280,7 +279,7 @@ class MaskedToken(ObjectiveBase):
                 lines.append(f"  {t}: {guess!r}" + ("" if guess == truth else f" (is {truth!r})"))
         return {"text": "\n".join(lines) + "\n"}
 
-    def _decoded(self, tokenizer: Any, ids: Sequence[int]) -> str:
+    def _decoded(self, tokenizer: Any, ids: Any) -> str:
         """Text with [MASK] where the tokenizer knows no such token."""
         ids = np.asarray(ids)
         borders = [-1, *np.flatnonzero(ids >= tokenizer.vocabulary), len(ids)]

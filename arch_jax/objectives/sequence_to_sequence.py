@@ -54,7 +54,7 @@ class SequenceToSequence(ObjectiveBase):
 
     def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
         logits, updates = self.apply(variables, *self.arguments(batch), key=key)
-        nats = cross_entropy(logits, batch["labels"], label_smoothing=self.label_smoothing)
+        nats = cross_entropy(logits, jnp.asarray(batch["labels"]), label_smoothing=self.label_smoothing)
         loss = _weighted(nats, batch)
         return loss, ({"loss": loss}, updates)
 

@@ -1,6 +1,5 @@
 """Softmax attention: one call for every form, chosen by platform and shape."""
 
-import importlib.util
 from typing import NamedTuple
 
 import jax
@@ -41,11 +40,7 @@ def implementations(platform: str | None = None) -> tuple[str, ...]:
       platform: "cpu", "gpu" or "tpu"; None for the one jax runs on.
     """
     platform = platform or jax.default_backend()
-    return tuple(name for name, platforms in PLATFORMS.items() if platform in platforms and _built(name))
-
-
-def _built(name):
-    return name != "pallas" or importlib.util.find_spec("arch_jax.ops.pallas.flash") is not None
+    return tuple(name for name, platforms in PLATFORMS.items() if platform in platforms)
 
 
 def explain(
@@ -75,8 +70,8 @@ def explain(
         return Choice("xla", "the Pallas kernel takes no mask; segment ids, a window or a pattern would let it")
     if dim > KERNEL_DIM:
         return Choice("xla", f"the Pallas kernel takes heads of at most {KERNEL_DIM}, and these have {dim}")
-    if jnp.dtype(dtype).itemsize > 4:
-        return Choice("xla", f"the Pallas kernel works in float32, and the queries are {jnp.dtype(dtype)}")
+    if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
+        return Choice("xla", f"the Pallas kernel takes float32 and bfloat16, and the queries are {jnp.dtype(dtype)}")
     return Choice("pallas", f"on {platform} nothing larger than a block leaves the chip's own memory")
 
 

@@ -216,9 +216,11 @@ def low_rank_attention(
     q: Float[Array, "batch time heads dim"],
     k: Float[Array, "batch source kv_heads dim"],
     v: Float[Array, "batch source kv_heads vdim"],
-    e: Float[Array, "rank source"],
-    f: Float[Array, "rank source"],
+    e: Float[Array, "rank length"],
+    f: Float[Array, "rank length"],
     *,
+    run: Int[Array, "batch time"] | None = None,
+    position: Int[Array, "batch time"] | None = None,
     scale: float | int | None = None,
 ) -> Float[Array, "batch time heads vdim"]:
     """softmax(scale q (E k)^T) (F v): keys and values mixed along the sequence into `rank` of each.
@@ -226,14 +228,36 @@ def low_rank_attention(
     With E = F = 1 it is full attention. Not causal: every mixture holds every position.
 
     Args:
-      e, f: how the positions are mixed, for the keys and for the values.
+      e, f: how the positions are mixed, for the keys and for the values; of a shorter sequence, their first columns.
+      run, position: packed sequences, as `ops.segments` counts them: a sequence of its own for each number, 0 is
+        padding. Each run has its own mixtures, so that this form takes time and memory of the length squared.
       scale: what q (E k)^T is multiplied by; dim^-1/2 by default.
 
     Returns:
-      The attended values, in q's dtype.
+      The attended values, in q's dtype; 0 for padding.
+
+    Raises:
+      UsageError: more positions than `e` and `f` have columns, or only one of `run` and `position`. (A run that is too
+        long for them gives NaN.)
 
     Source: Linformer (arXiv 2006.04768), equation 7.
     """
+    source, length = k.shape[1], e.shape[1]
+    if run is None and source > length:
+        raise UsageError(f"low-rank attention was given {source} positions; expected at most {length}, its length")
+    if (run is None) != (position is None):
+        raise UsageError("low-rank attention was given one of run and position; expected both or none")
     precise = jnp.promote_types(k.dtype, jnp.float32)
-    mixed = lambda weights, x: jnp.einsum("rs,bshd->brhd", weights.astype(precise), x.astype(precise)).astype(x.dtype)
-    return attention(q, mixed(e, k), mixed(f, v), scale=scale)
+    e, f = e.astype(precise), f.astype(precise)
+    if run is None:
+        mixed = lambda weights, x: jnp.einsum("rs,bshd->brhd", weights[:, :source], x.astype(precise)).astype(x.dtype)
+        return attention(q, mixed(e, k), mixed(f, v), scale=scale)
+    group = q.shape[2] // k.shape[2]
+    k, v = (jnp.repeat(x.astype(precise), group, axis=2) for x in (k, v))
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    e, f = (jnp.take(x, position, axis=1, mode="fill", fill_value=jnp.nan) for x in (e, f))
+    same = ((run[:, :, None] == run[:, None, :]) & (run > 0)[:, :, None]).astype(precise)[:, None]
+    pairs_bhts = jnp.einsum("bthd,bshd->bhts", q.astype(precise), k) * scale * same
+    weights_bhtr = jax.nn.softmax(jnp.einsum("bhts,rbs->bhtr", pairs_bhts, e), axis=-1)
+    back_bhts = jnp.einsum("bhtr,rbs->bhts", weights_bhtr, f) * same
+    return jnp.einsum("bhts,bshd->bthd", back_bhts, v).astype(q.dtype)

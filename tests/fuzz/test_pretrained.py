@@ -14,7 +14,9 @@ import pytest
 
 import arch_jax
 from arch_jax.errors import ArchJaxError
-from arch_jax.interop.configurations import GPT2_FIELDS, LLAMA_FIELDS, decoder_of
+from arch_jax.interop.configurations import module_of
+from arch_jax.interop.model_types.gpt2 import GPT2_FIELDS
+from arch_jax.interop.model_types.llama import LLAMA_FIELDS
 from arch_jax.interop.safetensors import INDEX, SINGLE
 
 spec = importlib.util.spec_from_file_location("mutations", Path(__file__).parent / "mutations.py")
@@ -89,7 +91,7 @@ class Loads:
 @pytest.fixture(scope="module", params=[GPT2, LLAMA], ids=["gpt2", "llama"])
 def checkpoints(request, tmp_path_factory):
     """A checkpoint in one file, and the same one in shards."""
-    _, module = decoder_of(request.param)
+    _, module = module_of(request.param)
     variables = module.init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
     folders = {}
     for name, most in (("single", 10**9), ("sharded", 300)):

@@ -15,9 +15,12 @@ import pytest
 import arch_jax
 from arch_jax import fields
 from arch_jax.errors import ArchJaxError, RunError, UsageError
-from arch_jax.interop.configurations import GPT2_FIELDS, LLAMA_FIELDS, configuration_of, decoder_of
-from arch_jax.interop.decoders import NAMES, gpt2_variables, llama_variables, parts_of
+from arch_jax.interop.configurations import configuration_of, module_of
+from arch_jax.interop.model_types import MODEL_TYPES
+from arch_jax.interop.model_types.gpt2 import GPT2_FIELDS
+from arch_jax.interop.model_types.llama import LLAMA_FIELDS
 from arch_jax.interop.safetensors import SINGLE, open_checkpoint, write_tensors
+from arch_jax.interop.weights import parts_of, variables_of
 from arch_jax.layers.attention import Attention
 from arch_jax.layers.norms import LayerNorm, RMSNorm
 from arch_jax.layers.positions import RoPE, SinusoidalPosition
@@ -32,6 +35,22 @@ LLAMA = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+}
+T5 = {"model_type": "t5", "vocab_size": 11, "d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 2, "num_heads": 2}
+MARIAN = {
+    "model_type": "marian",
+    "vocab_size": 11,
+    "d_model": 8,
+    **{f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in (("layers", 2), ("ffn_dim", 16))},
+    **{f"{side}_attention_heads": 2 for side in ("encoder", "decoder")},
+}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -44,7 +63,7 @@ LLAMA3 = {
 
 def checkpoint(folder, data, **changes):
     """A checkpoint of the configuration, with random weights; returns the module and its variables."""
-    _, module = decoder_of(data | changes)
+    _, module = module_of(data | changes)
     variables = module.init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
     arch_jax.save_pretrained(module, variables, folder)
     return module, variables
@@ -58,7 +77,7 @@ def assert_equal(one, other):
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("shard_bytes", [10**9, 500])
 def test_there_and_back(base, scan, shard_bytes, tmp_path):
-    module = decoder_of(base)[1].clone(scan=scan)
+    module = module_of(base)[1].clone(scan=scan)
     variables = module.init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
     arch_jax.save_pretrained(module, variables, tmp_path / "new" / "folder", shard_bytes=shard_bytes)
     loaded, back = arch_jax.load_pretrained(str(tmp_path / "new" / "folder"), scan=scan)
@@ -81,7 +100,7 @@ def test_saving_replaces_a_checkpoint_and_its_shards(tmp_path):
 
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     _, variables = checkpoint(tmp_path, GPT2)
-    module, weights = decoder_of(LLAMA)[1], None
+    module, weights = module_of(LLAMA)[1], None
     weights = module.init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
     weights["params"]["final_norm"]["scale"] = weights["params"]["final_norm"]["scale"].at[2].set(jnp.nan)
     with pytest.raises(RunError, match=r"the tensor 'model.norm.weight' holds NaN"):
@@ -114,7 +133,7 @@ def test_while_files_take_their_places_there_is_no_configuration(tmp_path, monke
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    module, variables = decoder_of(GPT2)[1], None
+    module, variables = module_of(GPT2)[1], None
     variables = module.init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
     with pytest.raises(RunError, match="cannot write the checkpoint in"):
         arch_jax.save_pretrained(module, variables, tmp_path / "file" / "below")
@@ -158,7 +177,7 @@ REFUSED = {
         {"model_type": "gpt3"},
         "has model_type 'gpt3', which is not supported; the nearest is 'gpt2'",
     ),
-    "no model type": (GPT2, {"model_type": None}, "config.json has no model_type; valid are 'gpt2', 'llama'"),
+    "no model type": (GPT2, {"model_type": None}, "config.json has no model_type; valid are 'bert', 'gpt2', 'llama'"),
     "a list as model type": (GPT2, {"model_type": []}, "has model_type [], which is not supported"),
     "unknown": (GPT2, {"n_embed": 8}, "unknown field of config.json 'n_embed'; the nearest"),
     "of another model": (GPT2, {"rms_norm_eps": 1e-5}, "unknown field of config.json 'rms_norm_eps'"),
@@ -174,11 +193,7 @@ REFUSED = {
     "infinite": (GPT2, {"initializer_range": float("inf")}, "initializer_range is inf; expected a finite number"),
     "activation": (GPT2, {"activation_function": "gelu_newer"}, "is 'gelu_newer', which is not supported; the nearest"),
     "another activation": (GPT2, {"activation_function": "quick_gelu"}, "which is not supported"),
-    "scale": (
-        GPT2,
-        {"scale_attn_weights": False},
-        "scale_attn_weights is False, which is not supported; expected true",
-    ),
+    "scale": (GPT2, {"scale_attn_weights": 2}, "scale_attn_weights is 2; expected true or false"),
     "layer scale": (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True, which"),
     "cross-attention": (GPT2, {"add_cross_attention": True}, "add_cross_attention is True, which is not supported"),
     "tied": (GPT2, {"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'; expected true or false"),
@@ -197,11 +212,19 @@ REFUSED = {
     "bias": (LLAMA, {"attention_bias": 1}, "attention_bias is 1; expected true or false"),
     "partial": (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, which is not supported"),
     "rope as text": (LLAMA, {"rope_scaling": "linear"}, "rope_scaling is 'linear'; expected an object"),
-    "rope type": (
+    "rope type": (LLAMA, {"rope_scaling": {"type": "yam"}}, "rope_scaling.rope_type is 'yam', which is not supported"),
+    "yarn without factor": (LLAMA, {"rope_scaling": {"type": "yarn"}}, "rope_scaling.factor is missing; rope_type"),
+    "yarn, borders": (
         LLAMA,
-        {"rope_scaling": {"type": "yarn", "factor": 2}},
-        "rope_scaling.rope_type is 'yarn', which is not",
+        {"rope_scaling": {"type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 4}},
+        "YaRNScaling's slow is 4.0 and its fast 1.0; expected 0 < slow < fast",
     ),
+    "bert without tying": (BERT, {"tie_word_embeddings": False}, "tie_word_embeddings is False, which is not"),
+    "bert decoder": (BERT, {"is_decoder": True}, "is_decoder is True, which is not supported"),
+    "t5 feed-forward": (T5, {"feed_forward_proj": "gated-gulu"}, "'gated-gulu', which is not supported; the nearest"),
+    "marian, two widths": (MARIAN, {"decoder_ffn_dim": 7}, "encoder_ffn_dim is 16 and decoder_ffn_dim 7"),
+    "marian, pre-norm": (MARIAN, {"normalize_before": True}, "normalize_before is True, which is not supported"),
+    "mistral window": (LLAMA, {"model_type": "mistral", "sliding_window": 0}, "sliding_window is 0; expected a whole"),
     "dynamic": (LLAMA, {"rope_parameters": {"rope_type": "dynamic"}}, "rope_parameters.rope_type is 'dynamic', which"),
     "longrope": (
         LLAMA,
@@ -235,7 +258,7 @@ REFUSED = {
 def test_refused_configurations(name):
     base, changes, expected = REFUSED[name]
     with pytest.raises(UsageError) as caught:
-        decoder_of(base | changes)
+        module_of(base | changes)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -258,10 +281,10 @@ HARMLESS = {
 
 @pytest.mark.parametrize("base", [GPT2, LLAMA], ids=["gpt2", "llama"])
 def test_fields_that_change_nothing(base):
-    expected = decoder_of(base)
-    assert decoder_of(base | HARMLESS) == expected
+    expected = module_of(base)
+    assert module_of(base | HARMLESS) == expected
     for name in {"gpt2": ["n_ctx", "attn_pdrop", "summary_type"], "llama": ["attention_dropout"]}[base["model_type"]]:
-        assert decoder_of(base | {name: 0.5}) == expected
+        assert module_of(base | {name: 0.5}) == expected
 
 
 #: For each field that is used, a value unlike the default; each has to change the module.
@@ -283,7 +306,7 @@ USED = {
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in USED.items() for name in names])
 def test_every_used_field_is_used(kind, name):
     base = {"gpt2": GPT2, "llama": LLAMA}[kind]
-    assert decoder_of(base | {name: USED[kind][name]}) != decoder_of(base)
+    assert module_of(base | {name: USED[kind][name]}) != module_of(base)
 
 
 def test_no_field_is_forgotten_by_the_test_above():
@@ -295,7 +318,7 @@ def test_no_field_is_forgotten_by_the_test_above():
 
 def test_positions_in_both_layouts():
     def rope(**changes):
-        return decoder_of(LLAMA | changes)[1].mixer.rope
+        return module_of(LLAMA | changes)[1].mixer.rope
 
     assert rope() == rope(rope_theta=None, rope_scaling=None, rope_parameters={}) == RoPE(theta=10_000.0)
     assert rope(rope_theta=50) == rope(rope_parameters={"rope_type": "default", "rope_theta": 50.0}) == RoPE(theta=50.0)
@@ -312,7 +335,7 @@ def test_positions_in_both_layouts():
 @pytest.mark.parametrize("scaling", [None, LinearScaling(3.0), Llama3Scaling(8.0, 1.0, 4.0, 16)])
 def test_positions_are_written(scaling):
     module = llama(**{"mixer.rope": RoPE(theta=50.0, scaling=scaling)})
-    assert decoder_of(json.loads(json.dumps(configuration_of(module)[1])))[1] == module
+    assert module_of(json.loads(json.dumps(configuration_of(module)[1])))[1] == module
 
 
 def change_tensors(folder, change):
@@ -437,15 +460,29 @@ class Strange(nn.Module):
 
 
 def gpt2(**changes):
-    return fields.override(decoder_of(GPT2)[1], changes)
+    return fields.override(module_of(GPT2)[1], changes)
 
 
 def llama(**changes):
-    return fields.override(decoder_of(LLAMA)[1], changes)
+    return fields.override(module_of(LLAMA)[1], changes)
+
+
+def create_bert(**changes):
+    return module_of(BERT)[1].clone(**changes)
+
+
+def create_marian(**changes):
+    return module_of(MARIAN)[1].clone(**changes)
 
 
 UNSAVABLE = {
-    "window": (lambda: llama(**{"mixer.window": 4}), "'llama': mixer.window is 4; expected None"),
+    "window and bias": (lambda: llama(**{"mixer.window": 4, "mixer.bias": True}), "'llama': mixer.window is 4; expected None"),
+    "ntk": (lambda: llama(**{"mixer.rope.scaling": "ntk_scaling"}), "mixer.rope.scaling is {'module': 'ntk_scaling'"),
+    "bert with odd heads": (lambda: create_bert(following=False), "transformers has no BERT with these heads"),
+    "interleaved marian": (
+        lambda: create_marian(position=SinusoidalPosition()),
+        "position.interleaved is True; expected",
+    ),
     "softcap": (lambda: gpt2(**{"mixer.softcap": 5.0}), "'gpt2': mixer.softcap is 5.0; expected None"),
     "not causal": (lambda: gpt2(**{"mixer.causal": False}), "mixer.causal is False; expected True"),
     "hybrid": (lambda: llama().clone(mixer=(Attention(heads=4), Attention(heads=2))), "mixer is [{"),
@@ -460,7 +497,7 @@ UNSAVABLE = {
     "heads": (lambda: gpt2(**{"mixer.head_size": 6}), "mixer.head_size is 6; expected 4"),
     "bias": (lambda: gpt2(**{"mixer.bias": False}), "mixer.bias is False; expected True"),
     "width": (lambda: llama(**{"width": 10, "mixer.head_size": 4}), "heads is 4, which does not divide width (10)"),
-    "no decoder": (lambda: Strange(), "save_pretrained was given a Strange; expected a Decoder"),
+    "no decoder": (lambda: Strange(), "save_pretrained was given a Strange; expected a BERT, Decoder or"),
 }
 
 
@@ -478,10 +515,10 @@ def test_registered_models_have_a_configuration(name):
     module = arch_jax.create(name)
     kind, data = configuration_of(module)
     assert kind == ("gpt2" if name.startswith("gpt2") else "llama")
-    again = decoder_of(json.loads(json.dumps(data)))[1]
+    again = module_of(json.loads(json.dumps(data)))[1]
     assert configuration_of(again) == (kind, data)
     assert again == module or name == "gpt"  # whose layers are not scanned, and whose hidden width follows its width
-    count = sum(int(np.prod(part.shape)) * (module.depth if part.layered else 1) for part in parts_of(kind, module))
+    count = sum(int(np.prod(part.shape)) * (part.stack.depth if part.stack else 1) for part in parts_of(kind, module))
     if (published := arch_jax.models()[name].parameters) is not None:
         assert count == published
 
@@ -507,20 +544,20 @@ def test_variables_that_are_not_the_modules(tmp_path):
 
 def test_a_module_of_another_type():
     with pytest.raises(UsageError, match="which a gpt2 checkpoint has no name for"):
-        parts_of("gpt2", decoder_of(LLAMA)[1])
+        parts_of("gpt2", module_of(LLAMA)[1])
     with pytest.raises(UsageError, match="tensors of 0 layers; expected 2"):
-        gpt2_variables({}, decoder_of(GPT2)[1])
+        variables_of("gpt2", {}, module_of(GPT2)[1])
     with pytest.raises(UsageError, match="tensors of 0 layers; expected 2"):
-        llama_variables({}, decoder_of(LLAMA)[1])
+        variables_of("llama", {}, module_of(LLAMA)[1])
 
 
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", MODEL_TYPES)
 def test_no_parameter_has_two_names(kind):
-    names = NAMES[kind]
-    rows = [*names.rows, *names.layers]
-    paths = [path for row in rows for path in row.ours]
+    names = MODEL_TYPES[kind].names(module_of({"model_type": kind})[1])
+    rows = [("", row) for row in names.rows] + [(stack.ours, row) for stack in names.stacks for row in stack.rows]
+    paths = [f"{place}/{path}" for place, row in rows for path in row.ours]
     assert len(paths) == len(set(paths))
-    assert len({row.theirs for row in rows}) == len(rows)
+    assert len({row.theirs for _, row in rows}) == len(rows)
 
 
 def test_neither_import_nor_face_is_heavy():

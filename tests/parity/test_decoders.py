@@ -8,7 +8,7 @@ import pytest
 
 from arch_jax import fields
 from arch_jax.decoding import generate
-from arch_jax.interop.decoders import gpt2_variables, llama_variables
+from arch_jax.interop.weights import variables_of
 from arch_jax.models.transformer.gpt import gpt, gpt2_decoder
 from arch_jax.models.transformer.llama import llama_decoder
 from arch_jax.ops.losses import cross_entropy
@@ -46,7 +46,7 @@ def gpt2_pair(vocabulary, depth, width, heads, positions):
     theirs = randomised(transformers.GPT2LMHeadModel(config))
     changes = {"vocabulary": vocabulary, "position.length": positions}
     ours = fields.override(gpt2_decoder(depth, width, heads), changes)
-    return theirs, ours, gpt2_variables(tensors_of(theirs), ours)
+    return theirs, ours, variables_of("gpt2", tensors_of(theirs), ours)
 
 
 LLAMA_SHAPES = {
@@ -85,7 +85,7 @@ def llama_pair(changes):
         ours = ours.clone(mixer=ours.mixer.clone(rope=ours.mixer.rope.__class__(rope["rope_theta"], 1.0, scaling)))
     if config.hidden_act != "silu":
         ours = ours.clone(feed_forward=ours.feed_forward.clone(activation="gelu_tanh"))
-    return theirs, ours, llama_variables(tensors_of(theirs), ours)
+    return theirs, ours, variables_of("llama", tensors_of(theirs), ours)
 
 
 def pairs():
@@ -136,8 +136,8 @@ def test_ten_adamw_steps(pair):
         torch_optimizer.step()
         params, state, value = step(params, state, jnp.asarray(batch, jnp.int32))
         assert abs(float(value) - loss.item()) < 1e-4
-    read = gpt2_variables if "transformer.wte.weight" in theirs.state_dict() else llama_variables
-    expected = read(tensors_of(theirs), ours)["params"]
+    kind = theirs.config.model_type
+    expected = variables_of(kind, tensors_of(theirs), ours)["params"]
     worst = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - b).max()), params, expected)
     # A key's bias has no gradient (the registry says why); AdamW turns its rounding noise into full-sized steps.
     flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(worst)[0]}
@@ -170,5 +170,5 @@ def test_small_default_is_a_tied_llama():
     tokens = np.random.default_rng(0).integers(0, 61, (2, 12))
     with torch.no_grad():
         expected = theirs(torch.from_numpy(tokens)).logits.numpy()
-    logits = ours.apply(llama_variables(tensors_of(theirs), ours), jnp.asarray(tokens, jnp.int32))
+    logits = ours.apply(variables_of("llama", tensors_of(theirs), ours), jnp.asarray(tokens, jnp.int32))
     np.testing.assert_allclose(logits, expected, atol=1e-5)

@@ -1,7 +1,7 @@
 """BERT (Devlin et al. 2018, 1810.04805): a bidirectional encoder, trained to fill in masked tokens.
 
-With x_0 = LayerNorm(E[tokens] + P[positions] + S[types]), the layers of the Transformer's encoder (1706.03762), post-norm
-with GELU and biases everywhere:
+With x_0 = LayerNorm(E[tokens] + P[positions] + S[types]), the layers of the Transformer's encoder (1706.03762),
+post-norm, with GELU and biases everywhere:
 
     a = LayerNorm(x + Attention(x)),    x' = LayerNorm(a + GELU(a W_1 + b_1) W_2 + b_2)
 

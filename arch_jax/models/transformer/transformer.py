@@ -28,7 +28,14 @@ FACTS = {
     "paper": Paper("Attention Is All You Need", "Vaswani et al.", 2017, "1706.03762"),
     "inputs": pairs(64, 64),
     "architecture": "transformer",
-    "shrink": {"vocabulary": 32, "depth": 2, "width": 16, "mixer.heads": 2, "cross.heads": 2, "feed_forward.hidden": 24},
+    "shrink": {
+        "vocabulary": 32,
+        "depth": 2,
+        "width": 16,
+        "mixer.heads": 2,
+        "cross.heads": 2,
+        "feed_forward.hidden": 24,
+    },
     "reference": "transformers MarianMTModel: logits within 1e-5",
 }
 

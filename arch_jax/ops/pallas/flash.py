@@ -1,7 +1,7 @@
 """Flash attention by hand-written kernels: one call for TPU and GPU, forward and backward, on meshes too.
 
-No score outlives its tile: kept for the gradients are q, k, v, the output and the logsumexp of each row, and the tiles'
-probabilities are computed again from them (arXiv 2205.14135, section 3.1).
+No score outlives its tile: kept for the gradients are q, k, v, the output and two numbers a row (the parts of
+its logsumexp), and the tiles' probabilities are computed again from them (arXiv 2205.14135, section 3.1).
 """
 
 import contextlib
@@ -28,6 +28,7 @@ from arch_jax.ops.rows import ROWS
 __all__ = ["PLATFORMS", "Blocks", "flash_attention", "on_platform"]
 
 PLATFORMS = ("tpu", "gpu")
+Values = Float[Array, "batch time heads vdim"]
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("flash_attention_platform", default=None)
 
 
@@ -77,12 +78,15 @@ def flash_attention(
     blocks: Blocks | None = None,
     platform: str | None = None,
     interpret: Any = None,
-) -> Float[Array, "batch time heads vdim"] | tuple[Float[Array, "batch time heads vdim"], Float[Array, "batch heads time"]]:
+) -> (
+    Float[Array, "batch time heads vdim"]
+    | tuple[Float[Array, "batch time heads vdim"], Float[Array, "batch heads time"]]
+):
     """`arch_jax.ops.attention.attention` by a kernel that keeps no scores; its arguments are checked there.
 
     A query that sees nothing gives exactly 0, and passes on no gradient. Tiles that `causal`, `window` and `pattern`
     hide are skipped, forward and backward. On a mesh the batch is dealt over "data" and "fsdp" and the heads over
-    "tensor", as far as they divide; inside a `shard_map` every device takes what it is given.
+    "tensor", as far as they divide; inside a `shard_map` (with `check_vma=False`) every device takes what it is given.
 
     Args:
       q, k, v: all float32 or all bfloat16, `dim` and `vdim` at most 256; sums are float32.
@@ -193,18 +197,19 @@ def _forward(form, q, k, v, bias, slopes, query_ids, key_ids):
     rows, columns = form.blocks.forward
     inside = _laid_out(form, given, rows, columns)
     if form.platform == "tpu":
-        out, lse = tpu.forward(inside, form.rule, rows, columns, form.interpret)
+        out, *numbers = tpu.forward(inside, form.rule, rows, columns, form.interpret)
     else:
-        out, lse = gpu.forward(inside, form.rule, form.blocks, form.interpret)
-    out, lse = _taken_out(form, out, v.shape[3], form.rule.time), lse[:, :, : form.rule.time]
-    return (out, lse), (q, k, v, bias, slopes, query_ids, key_ids, out, lse)
+        out, *numbers = gpu.forward(inside, form.rule, form.blocks, form.interpret)
+    out = _taken_out(form, out, v.shape[3], form.rule.time)
+    largest, logarithm = (x[:, :, : form.rule.time] for x in numbers)
+    return (out, largest + logarithm), (q, k, v, bias, slopes, query_ids, key_ids, out, largest, logarithm)
 
 
 def _backward(form, saved, cotangents):
-    q, k, v, bias, slopes, query_ids, key_ids, out, lse = saved
+    q, k, v, bias, slopes, query_ids, key_ids, out, largest, logarithm = saved
     do, dlse = cotangents
     # exp(s - inf) is 0: a row that saw nothing passes nothing on.
-    nothing = jnp.isneginf(lse)
+    nothing = jnp.isneginf(logarithm)
     delta = jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1).transpose(0, 2, 1) - dlse
     given = {
         "q": q,
@@ -215,7 +220,8 @@ def _backward(form, saved, cotangents):
         "query_ids": query_ids,
         "key_ids": key_ids,
         "do": do,
-        "logsumexp": jnp.where(nothing, jnp.inf, lse),
+        "largest": jnp.where(nothing, jnp.inf, largest),
+        "logarithm": jnp.where(nothing, 0.0, logarithm),
         "delta": jnp.where(nothing, 0.0, delta),
     }
     rows, columns = form.blocks.backward
@@ -250,8 +256,8 @@ def _laid_out(form, given, rows, columns):
             size = x.shape[3] if form.platform == "tpu" else max(16, 1 << (x.shape[3] - 1).bit_length())
             x = _padded(x, {1: length, 3: size}, 0)
             found[name] = x.transpose(0, 2, 1, 3) if form.platform == "tpu" else x
-        elif name in ("logsumexp", "delta"):
-            found[name] = _padded(x, {2: time}, jnp.inf if name == "logsumexp" else 0.0)
+        elif name in tpu.NUMBERS:
+            found[name] = _padded(x, {2: time}, jnp.inf if name == "largest" else 0.0)
         elif name == "bias":
             found[name] = _padded(x, {2: time if x.shape[2] > 1 else 1, 3: source}, 0)
         else:

@@ -1,11 +1,11 @@
 """Flash attention for GPUs (Triton): forward, and the gradients of queries, of keys and values, and of the bias.
 
 A program owns a row of tiles (a column, for keys and values) and loops over those that its `Schedule` keeps: first the
-ones with nothing hidden, then the ones that need a mask. Arrays keep the model's layout, "batch time heads dim", since a
-GPU reads any strides equally well; head sizes are powers of two, and lengths whole blocks.
+ones with nothing hidden, then the ones that need a mask. Arrays keep the model's layout, "batch time heads dim", since
+a GPU reads any strides equally well; head sizes are powers of two, and lengths whole blocks.
 
-No GPU has run this yet: it is interpreted on a CPU against the oracle, and lowered to Triton's form; its block sizes are
-not tuned.
+No GPU has run this yet: it is interpreted on a CPU against the oracle, and lowered to Triton's form; its block sizes
+are not tuned.
 
 Sources: FlashAttention (arXiv 2205.14135), FlashAttention-2 (arXiv 2307.08691), section 3.1.
 """
@@ -23,6 +23,8 @@ from jax.experimental.pallas import triton as plgpu
 from arch_jax.ops.pallas import tile as tiles
 from arch_jax.ops.pallas.blocks import Blocks
 from arch_jax.ops.pallas.schedule import FULL, PARTIAL, Rule, Schedule, schedule
+
+NUMBERS = ("largest", "logarithm", "delta")
 
 
 class _Program:
@@ -72,7 +74,7 @@ class _Program:
         return given[name][b, pl.ds(column * self.columns, self.columns), kv_head, :]
 
     def numbers(self, given, name, b, h, row):
-        """A row of tiles' part of logsumexp or delta: (rows, 1)."""
+        """A row of tiles' part of one of `NUMBERS`: (rows, 1)."""
         return given[name][b, h, pl.ds(row * self.rows, self.rows)][:, None]
 
     def tile(self, given, n, b, h, row, column, masked: bool) -> tiles.Tile:
@@ -116,8 +118,11 @@ class _Program:
         return carried
 
 
-def forward(arrays: dict[str, Any], rule: Rule, blocks: Blocks, interpret: Any) -> tuple[Any, Any]:
-    """The attended values "batch time heads vdim" and the logsumexp, float32 "batch heads time"."""
+def forward(arrays: dict[str, Any], rule: Rule, blocks: Blocks, interpret: Any) -> tuple[Any, Any, Any]:
+    """The attended values "batch time heads vdim"; of each row the largest score and the logarithm of the sum.
+
+    The last two are float32 "batch heads time".
+    """
     rows, columns = blocks.forward
     batch, time, heads, _ = arrays["q"].shape
     program = _Program(rule, rows, columns, arrays)
@@ -131,12 +136,13 @@ def forward(arrays: dict[str, Any], rule: Rule, blocks: Blocks, interpret: Any) 
             s, _ = tiles.scores(program.tile(given, n, b, h, row, column, masked), q, k)
             return tiles.softmax_step(carried, s, v)
 
-        values, logsumexp = tiles.ending(program.loop(given, row, step, tiles.beginning(rows, program.vdim)))
+        values, *numbers = tiles.ending(program.loop(given, row, step, tiles.beginning(rows, program.vdim)))
         at = pl.ds(row * rows, rows)
         outputs[0][b, at, h, :] = values.astype(outputs[0].dtype)
-        outputs[1][b, h, at] = logsumexp[:, 0]
+        for ref, column in zip(outputs[1:], numbers):
+            ref[b, h, at] = column[:, 0]
 
-    outputs = [((batch, time, heads, program.vdim), arrays["q"].dtype), ((batch, heads, time), jnp.float32)]
+    outputs = [((batch, time, heads, program.vdim), arrays["q"].dtype), *[((batch, heads, time), jnp.float32)] * 2]
     return tuple(program.call(kernel, (time // rows, heads, batch), outputs, blocks, interpret))
 
 
@@ -149,7 +155,7 @@ def query_gradient(arrays: dict[str, Any], rule: Rule, blocks: Blocks, interpret
     def kernel(program, given, outputs):
         row, h, b = (pl.program_id(axis) for axis in range(3))
         q, do = (program.queries(given, name, b, h, row) for name in ("q", "do"))
-        numbers = [program.numbers(given, name, b, h, row) for name in ("logsumexp", "delta")]
+        numbers = [program.numbers(given, name, b, h, row) for name in NUMBERS]
 
         def step(n, column, masked, carried):
             k, v = (program.keys(given, name, b, h, column) for name in "kv")
@@ -180,7 +186,7 @@ def key_value_gradients(arrays: dict[str, Any], rule: Rule, blocks: Blocks, inte
 
             def step(n, row, masked, carried):
                 q, do = (program.queries(given, name, b, h, row) for name in ("q", "do"))
-                numbers = [program.numbers(given, name, b, h, row) for name in ("logsumexp", "delta")]
+                numbers = [program.numbers(given, name, b, h, row) for name in NUMBERS]
                 tile = program.tile(given, n, b, h, row, column, masked)
                 p, ds, _ = tiles.gradients(tile, q, k, v, do, *numbers)
                 dk, dv = carried
@@ -220,7 +226,7 @@ def bias_gradient(arrays: dict[str, Any], rule: Rule, blocks: Blocks, interpret:
             h = own_h if own_head else lax.rem(e, jnp.int32(of_heads))
             q, do = (program.queries(given, name, b, h, row) for name in ("q", "do"))
             k, v = (program.keys(given, name, b, h, column) for name in "kv")
-            numbers = [program.numbers(given, name, b, h, row) for name in ("logsumexp", "delta")]
+            numbers = [program.numbers(given, name, b, h, row) for name in NUMBERS]
             tile = program.tile(given, n, b, h, row, column, True)
             return carried + tiles.gradients(tile, q, k, v, do, *numbers)[2]
 

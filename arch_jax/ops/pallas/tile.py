@@ -151,22 +151,27 @@ def softmax_step(carried, s, v):
 
 
 def ending(carried):
-    """The attended values and the logsumexp (rows, 1): 0 and -inf for rows that have seen nothing."""
+    """The attended values, the largest score and the sum's logarithm (rows, 1): 0 and -inf for rows that saw nothing.
+
+    The logsumexp is the sum of the last two. They are kept apart, since next to scores of 1e4 and more the logarithm,
+    which is what makes the probabilities' sum 1, is lost in rounding.
+    """
     largest, total, gathered = carried
     safe = jnp.where(total == 0.0, 1.0, total)
-    return gathered / safe, jnp.where(total == 0.0, -jnp.inf, largest + jnp.log(safe))
+    return gathered / safe, largest, jnp.where(total == 0.0, -jnp.inf, jnp.log(safe))
 
 
-def gradients(tile: Tile, q, k, v, g, logsumexp, delta):
+def gradients(tile: Tile, q, k, v, g, largest, logarithm, delta):
     """The probabilities and their scores' gradients, of one tile: (p, before the cap, after it).
 
     Args:
       g: the output's gradient, (rows, vdim).
-      logsumexp: +inf for rows that see nothing, so that their probabilities are 0; broadcasts to the tile.
+      largest, logarithm: see `ending`; broadcast to the tile. `largest` is +inf for rows that see nothing, so that
+        their probabilities are 0.
       delta: sum over vdim of g times the output, less the logsumexp's gradient; broadcasts to the tile.
     """
     s, slope_of_cap = scores(tile, q, k)
-    p = jnp.exp(s - logsumexp)
+    p = jnp.exp((s - largest) - logarithm)
     dp = dot(v, g, 1, 1) if tile.turned else dot(g, v, 1, 1)
     added = p * (dp - delta)
     return p, (added if slope_of_cap is None else added * slope_of_cap), added

@@ -2,7 +2,7 @@
 
 A program walks the visits of a `Schedule` along its last, sequential grid axis: what stays the same from one visit to
 the next is not fetched again, and partial results wait in VMEM. Arrays are "batch heads time dim", lengths are whole
-blocks, and rows' numbers (logsumexp, delta) lie along the lanes, as "batch heads 1 time": as a column each would take
+blocks, and rows' numbers (`NUMBERS`) lie along the lanes, as "batch heads 1 time": as a column each would take
 128 times its size.
 
 Sources: FlashAttention (arXiv 2205.14135), FlashAttention-2 (arXiv 2307.08691), section 3.1.
@@ -19,9 +19,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from arch_jax.ops.pallas import tile as tiles
-from arch_jax.ops.pallas.schedule import FULL, PARTIAL, Rule, Schedule, schedule
+from arch_jax.ops.pallas.schedule import EMPTY, FULL, PARTIAL, Rule, Schedule, schedule
 
 LANES = 128
+NUMBERS = ("largest", "logarithm", "delta")
 TABLES = ("row", "column", "kind", "words", "slopes")
 
 
@@ -39,7 +40,7 @@ class _Walk:
     """What the four kernels have in common: blocks of every array, the tile of a visit, the call.
 
     Args:
-      arrays: q, k, v; bias, slopes, query_ids and key_ids where given; do, logsumexp, delta for gradients.
+      arrays: q, k, v; bias, slopes, query_ids and key_ids where given; do and `NUMBERS` for gradients.
       place: the grid's indices except the visit's -> (batch, head); for the grid's order see `call`.
       turned: tiles are (columns, rows).
     """
@@ -84,8 +85,7 @@ class _Walk:
                 "k": ((None, None, columns, self.dim), of_key),
                 "v": ((None, None, columns, self.vdim), of_key),
                 "do": ((None, None, rows, self.vdim), of_query),
-                "logsumexp": ((None, None, 1, rows), of_row),
-                "delta": ((None, None, 1, rows), of_row),
+                **dict.fromkeys(NUMBERS, ((None, None, 1, rows), of_row)),
             }[name]
 
         def index(*arguments):
@@ -132,14 +132,17 @@ class _Walk:
 
     def each_kind(self, given, at, step) -> None:
         """Runs `step(tile, q, k, v)` in the form that the visit's tile needs: with the rule's mask or without."""
-        for kind in (PARTIAL, FULL):
-            if kind not in self.plan.kinds:
-                continue
-            run = functools.partial(self._run, given, at, step, kind == PARTIAL)
-            if self.plan.kinds == {kind}:
-                run()
-            else:
-                pl.when(given["kind"][at[self.visit_axis]] == kind)(run)
+        kind = given["kind"][at[self.visit_axis]]
+        partial, full = (functools.partial(self._run, given, at, step, masked) for masked in (True, False))
+        # One branch of two, and not two of their own: who counts operations takes the costlier one.
+        if {PARTIAL, FULL} <= self.plan.kinds:
+            some = lambda: lax.cond(kind == FULL, full, partial)
+        else:
+            some = full if FULL in self.plan.kinds else partial
+        if EMPTY in self.plan.kinds:
+            pl.when(kind != EMPTY)(some)
+        else:
+            some()
 
     def _run(self, given, at, step, masked):
         n, head = at[self.visit_axis], self.place(*at)[1]
@@ -171,15 +174,18 @@ class _Walk:
         return first, (n == last) | (line[n] != line[jnp.minimum(n + 1, last)])
 
 
-def forward(arrays: dict[str, Any], rule: Rule, rows: int, columns: int, interpret: Any) -> tuple[Any, Any]:
-    """The attended values "batch heads time vdim" and the logsumexp, float32 "batch heads time"."""
+def forward(arrays: dict[str, Any], rule: Rule, rows: int, columns: int, interpret: Any) -> tuple[Any, Any, Any]:
+    """The attended values "batch heads time vdim"; of each row the largest score and the logarithm of the sum.
+
+    The last two are float32 "batch heads time".
+    """
     batch, heads, time, _ = arrays["q"].shape
     walk = _Walk(rule, rows, columns, arrays, lambda b, h, n: (b, h), 2)
 
     def kernel(walk, given, outputs, scratch, at):
         n = at[2]
         first, last = walk.ends(given, n)
-        out, logsumexp = outputs
+        out, *numbers = outputs
 
         @pl.when(first)
         def begin():
@@ -195,26 +201,28 @@ def forward(arrays: dict[str, Any], rule: Rule, rows: int, columns: int, interpr
 
         @pl.when(last)
         def end():
-            values, lse = tiles.ending(tuple(ref[...] for ref in scratch))
+            values, *found = tiles.ending(tuple(ref[...] for ref in scratch))
             out[...] = values.astype(out.dtype)
-            logsumexp[...] = _as_row(lse)
+            for ref, column in zip(numbers, found):
+                ref[...] = _as_row(column)
 
-    out, logsumexp = walk.call(
+    out, *numbers = walk.call(
         kernel,
         (batch, heads, len(walk.plan.row)),
         [
             ((batch, heads, time, walk.vdim), arrays["q"].dtype, "do"),
-            ((batch, heads, 1, time), jnp.float32, "logsumexp"),
+            ((batch, heads, 1, time), jnp.float32, "largest"),
+            ((batch, heads, 1, time), jnp.float32, "logarithm"),
         ],
         [pltpu.VMEM((rows, 1), jnp.float32)] * 2 + [pltpu.VMEM((rows, walk.vdim), jnp.float32)],
         interpret,
     )
-    return out, logsumexp[:, :, 0]
+    return out, *(x[:, :, 0] for x in numbers)
 
 
 def _with_rows(arrays):
     """The rows' numbers along the lanes."""
-    return arrays | {name: arrays[name][:, :, None] for name in ("logsumexp", "delta")}
+    return arrays | {name: arrays[name][:, :, None] for name in NUMBERS}
 
 
 def query_gradient(arrays: dict[str, Any], rule: Rule, rows: int, columns: int, interpret: Any) -> Any:
@@ -231,7 +239,7 @@ def query_gradient(arrays: dict[str, Any], rule: Rule, rows: int, columns: int, 
             gathered[...] = jnp.zeros_like(gathered)
 
         def step(tile, q, k, v):
-            numbers = (_as_column(given[name][...]) for name in ("logsumexp", "delta"))
+            numbers = (_as_column(given[name][...]) for name in NUMBERS)
             _, ds, _ = tiles.gradients(tile, q, k, v, given["do"][...], *numbers)
             gathered[...] += tiles.dot(ds.astype(k.dtype), k, 1, 0)
 
@@ -250,9 +258,7 @@ def query_gradient(arrays: dict[str, Any], rule: Rule, rows: int, columns: int, 
     )[0]
 
 
-def key_value_gradients(
-    arrays: dict[str, Any], rule: Rule, rows: int, columns: int, interpret: Any
-) -> tuple[Any, Any]:
+def key_value_gradients(arrays: dict[str, Any], rule: Rule, rows: int, columns: int, interpret: Any) -> tuple[Any, Any]:
     """The gradients of keys and values, "batch kv_heads source dim": summed over the heads that share them."""
     batch, kv_heads, source, dim = arrays["k"].shape
     group, vdim = arrays["q"].shape[1] // kv_heads, arrays["v"].shape[3]
@@ -270,7 +276,7 @@ def key_value_gradients(
 
         def step(tile, q, k, v):
             do = given["do"][...]
-            p, ds, _ = tiles.gradients(tile, q, k, v, do, given["logsumexp"][...], given["delta"][...])
+            p, ds, _ = tiles.gradients(tile, q, k, v, do, *(given[name][...] for name in NUMBERS))
             scratch[0][...] += tiles.dot(ds.astype(q.dtype), q, 1, 0)
             scratch[1][...] += tiles.dot(p.astype(do.dtype), do, 1, 0)
 
@@ -316,7 +322,7 @@ def bias_gradient(arrays: dict[str, Any], rule: Rule, rows: int, columns: int, i
             outputs[0][...] = jnp.zeros_like(outputs[0])
 
         def step(tile, q, k, v):
-            numbers = (_as_column(given[name][...]) for name in ("logsumexp", "delta"))
+            numbers = (_as_column(given[name][...]) for name in NUMBERS)
             added = tiles.gradients(tile, q, k, v, given["do"][...], *numbers)[2]
             outputs[0][...] += added if own_time else jnp.sum(added, axis=0, keepdims=True)
 

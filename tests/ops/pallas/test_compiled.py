@@ -1,0 +1,33 @@
+"""The kernels compile for a TPU v5e, forward and backward, by the real compiler, on a machine without one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from arch_jax.errors import RunError
+from arch_jax.study.plan.tpu_compiler import environment
+
+SCRIPT = Path(__file__).with_name("compile_for_tpu.py")
+
+
+@pytest.mark.slow
+def test_kernels_compile_for_v5e():
+    try:
+        variables = environment("v5litepod-8")
+    except RunError as problem:
+        pytest.skip(f"no kernel was compiled for a TPU: {problem}")
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT)], env=variables, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    rows = {row["case"]: row for row in map(json.loads, filter(None, result.stdout.splitlines()))}
+    print(*rows.values(), sep="\n")
+    assert len(rows) == 12 + 6 + 2 + 6 + 1
+    for name, row in rows.items():
+        # out, dq, dk with dv; and the bias's gradient
+        assert row["kernels"] == (4 if name.startswith("everything") else 3), name
+    # Nothing of 8192 x 8192, which in float32 would be 512 MiB for the two heads.
+    assert rows["causal 64 8192 float32"]["temporary_bytes"] < 64 * 2**20
