@@ -75,6 +75,8 @@ class Entry:
       architecture: names that share one are the same architecture at other sizes; it is checked for real once.
       shrink: dotted overrides that make it tiny for those checks.
       reference: the implementation it is held against, and how closely it equals it.
+      difference: the largest difference from the reference that was seen for random tiny weights, as a share of the
+        largest output; None where there is no such reference.
       reproduces: the published result that an experiment here reproduces.
       uncounted: patterns of parameters that the published count leaves out, with the reason.
       no_gradient: patterns of parameters that have no gradient by mathematics, with the reason.
@@ -91,6 +93,7 @@ class Entry:
     architecture: str = ""
     shrink: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reference: str = ""
+    difference: float | None = None
     reproduces: str = ""
     uncounted: Mapping[str, str] = dataclasses.field(default_factory=dict)
     no_gradient: Mapping[str, str] = dataclasses.field(default_factory=dict)

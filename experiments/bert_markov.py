@@ -1,6 +1,18 @@
 """BERT (Devlin et al. 2018, 1810.04805) on a Markov source: does it reach what the source's entropy allows?
 
-arch-jax train bert_markov
+    arch-jax train bert_markov
+
+The source is a random chain of 8 states with an entropy rate of 1.1329 nats a token; sequences have 32 tokens, and each
+token is chosen with probability 0.15 and masked, replaced or kept 80/10/10. Two figures are held against it:
+
+- The entropy rate h = H(x_t | x_{t-1}): each validation row's last token is masked, alone; all that is known is what
+  came before it. "last_excess" is how far the model's loss is above -log P(x_t | x_{t-1}) of the same tokens.
+- Under the corruption that it was trained on it sees both sides, so it can do better than h: a single token hidden
+  between known ones has 2h - H(x_{t+1} | x_{t-1}) = 0.624 nats, and with its neighbours corrupted too, a predictor that
+  knows chain and corruption expects 0.743. "excess" is how far the model's loss is above that predictor's on the same
+  tokens, which forward and backward messages of the chain compute (`arch_jax/data/chains.py`).
+
+Expected: 0.3 % above the entropy rate and 0.8 % above the ideal predictor (seed 0), in about 4 minutes on 2 CPU cores.
 """
 
 import arch_jax
@@ -31,7 +43,7 @@ published = (
 
 
 def config() -> arch_jax.Experiment:
-    """Two layers, 64 sequences of 32 tokens a step, each token chosen alone with probability 0.15."""
+    """107,000 parameters, 64 sequences of 32 tokens a step, each token chosen alone with probability 0.15."""
     return arch_jax.Experiment(
         model=arch_jax.create(
             "bert-base",

@@ -1,6 +1,13 @@
 """The Transformer (Vaswani et al. 2017, 1706.03762) learns to copy, or to reverse, sequences of random symbols.
 
-arch-jax train transformer_copy
+    arch-jax train transformer_copy
+    arch-jax train transformer_copy --set data.task=reverse
+
+2 + 2 layers of width 64, post-norm with sinusoidal positions as in the paper, without dropout or label smoothing; 4 to
+12 symbols of 16 kinds, drawn afresh in each step. A sequence counts if greedy decoding writes all of it.
+
+Expected: all of the 512 validation sequences, copied (seeds 0 and 1) as well as reversed (seeds 0 and 1), after 1,500
+steps, in about 1 minute on 2 CPU cores; more than 99 % of them after 1,000 steps.
 """
 
 import arch_jax
@@ -12,7 +19,7 @@ published = (
         "the task itself: what is not noise can be learned",
         tolerance=0,
         metric="exact_beam",
-        seeds=3,
+        seeds=2,
         unit="% of the sequences",
         factor=100,
         direction="at least",
@@ -34,10 +41,12 @@ def config() -> arch_jax.Experiment:
         ),
         objective=arch_jax.objective("sequence_to_sequence", beams=1),
         data=arch_jax.RandomPairs(task="copy", symbols=16, shortest=4, length=12, batch=64),
-        optimizer=arch_jax.Optimizer("adam", learning_rate=2e-3, schedule="rsqrt", warmup=200, b2=0.98, epsilon=1e-9),
-        steps=2000,
+        optimizer=arch_jax.Optimizer(
+            "adam", learning_rate=2e-3, schedule="cosine", warmup=200, final=0.02, b2=0.98, epsilon=1e-9
+        ),
+        steps=1500,
         evaluate_every=500,
-        checkpoint_every=1000,
+        checkpoint_every=500,
         log_every=10,
         steps_per_dispatch=50,
     )

@@ -152,6 +152,7 @@ def _list(options: argparse.Namespace) -> None:
             "parameters": entry.count(),
             "parameters_published": entry.parameters,
             "reference": entry.reference,
+            "difference": entry.difference,
             "reproduces": entry.reproduces,
         }
         for entry in registry.models().values()
@@ -160,7 +161,8 @@ def _list(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(rows, indent=1))
         return
-    grid = table("name", "family", "paper", ">parameters", ">published", "held against", "reproduces")
+    columns = ("name", "family", "paper", ">parameters", ">published", "held against", ">largest difference")
+    grid = table(*columns, "reproduces")
     for row in rows:
         published = row["parameters_published"]
         grid.add_row(
@@ -170,6 +172,7 @@ def _list(options: argparse.Namespace) -> None:
             f"{row['parameters']:,}",
             "-" if published is None else ("the same" if published == row["parameters"] else f"{published:,}"),
             row["reference"],
+            "-" if row["difference"] is None else f"{row['difference']:.0e}",
             row["reproduces"],
         )
     show(grid)

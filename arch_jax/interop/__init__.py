@@ -2,12 +2,13 @@
 
 module, variables = load_pretrained("path/to/a/folder")    # as transformers' save_pretrained wrote it
 save_pretrained(module, variables, "path/to/another")       # as transformers' from_pretrained reads it
+tokenizer = load_tokenizer("path/to/a/folder")              # its tokenizer.json
 """
 
 import importlib
 from typing import Any
 
-_HOME = {"load_pretrained": "pretrained", "save_pretrained": "pretrained"}
+_HOME = {"load_pretrained": "pretrained", "load_tokenizer": "tokenizer", "save_pretrained": "pretrained"}
 __all__ = sorted(_HOME)
 
 

@@ -12,6 +12,7 @@ from arch_jax.layers import cache
 from arch_jax.layers.cache import Cache
 from arch_jax.layers.dense import Dense, joint
 from arch_jax.layers.mixer import Norm, adapted
+from arch_jax.layers.patterns import Pattern
 from arch_jax.layers.positions import ALiBi, RoPE, ShawPositions
 from arch_jax.ops.attention import attention
 from arch_jax.ops.relative import relative_attention
@@ -33,6 +34,8 @@ class Attention(nn.Module):
       rope: rotary positions, or none.
       bias: whether the projections have biases.
       causal: whether a token sees only itself and what came before.
+      pattern: a sparse pattern (strided, fixed, Longformer, BigBird): which pairs see each other; none is all.
+        BigBird's depends on the length, so it neither decodes nor takes packed segments.
       window: how many of the latest tokens, itself included, a token sees; None is all.
       softcap: scores are squashed to (-softcap, softcap) by softcap * tanh(scores / softcap); None is not at all.
       scale: what the scores are multiplied by; None is head_size^-0.5.
@@ -59,6 +62,7 @@ class Attention(nn.Module):
     qk_norm: Norm | None = None
     relative: Relative | None = None
     output_bias: bool | None = None
+    pattern: Pattern | None = None
     query_gain: float = 1.0
     initial_std: float | None = 0.02
     residual_scale: float = 1.0
@@ -155,11 +159,11 @@ class Attention(nn.Module):
         options = {"scale": self.scale, "softcap": self.softcap}
         relative = None if self.relative is None else adapted(self.relative, parameter_dtype=self.parameter_dtype)
         if relative is not None:
-            relative = relative.clone(parent=self, name="relative")
+            relative = relative.clone(parent=self, name="by_distance")
         plain = seen is None and run is None
         if plain and (relative is None or isinstance(relative, ALiBi)):
             options |= {"causal": self.causal, "window": self.window, "bias": bias}
-            options |= {} if relative is None else {"alibi": relative.slopes(heads)}
+            options |= {"pattern": self.pattern, "alibi": None if relative is None else relative.slopes(heads)}
             return attention(q, k, v, **options, implementation=self.implementation)
 
         # Distances are counted in tokens that are not padding, so the window's mask and the terms are built from them.
@@ -169,6 +173,9 @@ class Attention(nn.Module):
             place = position if position.ndim == 2 else position[None]
             distance = place[:, :, None] - place[:, None, :]
             visible = jnp.ones_like(distance, bool) if self.window is None else jnp.abs(distance) < self.window
+        if self.pattern is not None:
+            place = position if position.ndim == 2 else position[None]
+            visible = visible & self.pattern.visible(place[:, :, None], place[:, :, None] - distance)
         if isinstance(relative, ShawPositions):
             if seen is None:
                 index = jnp.arange(time)
@@ -182,8 +189,8 @@ class Attention(nn.Module):
         if seen is not None:
             options |= {"mask": visible[:, None], "bias": bias}
         elif run is None:
-            options |= {"causal": self.causal, "window": self.window, "bias": bias}
+            options |= {"causal": self.causal, "window": self.window, "pattern": self.pattern, "bias": bias}
         else:
-            mask = None if self.window is None else visible[:, None]
+            mask = None if self.window is None and self.pattern is None else visible[:, None]
             options |= {"causal": self.causal, "segment_ids": run, "mask": mask, "bias": bias}
         return attention(q, k, v, **options, implementation=self.implementation)

@@ -136,11 +136,9 @@ class _FeatureAttention(_HeadsMixer):
 
     def mix(self, q, k, v, run, position, state):
         """Linear attention of the features."""
-        q, k = self.features(q, k)
         carried = None if state is None else ops.LinearState(state.s, state.z, state.last_run)
-        y, after = ops.linear_attention(
-            q, k, v, causal=self.causal, run=run, state=carried, form=self.form, chunk=self.chunk
-        )
+        settings = {"causal": self.causal, "form": self.form, "chunk": self.chunk}
+        y, after = ops.linear_attention(q, k, v, feature_map=self.features, run=run, state=carried, **settings)
         return y, None if after is None else (after.s, after.z)
 
 
@@ -199,6 +197,7 @@ class Performer(_FeatureAttention):
       seed: of the projection.
     """
 
+    chunk: int = 128
     random_features: int | None = None
     orthogonal: bool = True
     seed: int = 0

@@ -74,6 +74,13 @@ class ObjectiveBase:
         """Metrics of one validation batch as (sum, weight) pairs; "loss" among them."""
         raise TypeError(f"{type(self).__name__} must say how it is evaluated")
 
+    def score(self, variables: Any, data: Any) -> dict[str, float]:
+        """Metrics of a finished run that no sum over batches gives, such as BLEU; nothing for most.
+
+        Called once, after the last step; they stand beside the validation metrics.
+        """
+        return {}
+
     def check(self, data: Any) -> None:
         """Refuses data that the model can't take, with one sentence."""
 

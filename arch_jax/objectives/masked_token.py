@@ -223,7 +223,7 @@ class MaskedToken(ObjectiveBase):
             position.check(data.length)
 
     def score(self, variables: Any, data: Any) -> dict[str, float]:
-        """Against a source whose entropy is known (`arch_jax.Markov`); nothing for others.
+        """Against a source whose entropy is known (`arch_jax.Markov`), where each token is chosen alone; else nothing.
 
         Returns:
           "ideal_loss": nats a chosen token of the predictor that knows the source and the corruption, on the very
@@ -231,13 +231,8 @@ class MaskedToken(ObjectiveBase):
           each row's last token, the only one masked, whose least expectation is the source's entropy rate;
           "last_excess": how far that is above -log P(x_t | x_{t-1}) of the same tokens, as a share.
         """
-        if not hasattr(data, "ideal"):
+        if not hasattr(data, "ideal") or self.selection != "independent":
             return {}
-        if self.selection != "independent":
-            raise UsageError(
-                f"objective.selection is {self.selection!r}, for which this source's ideal predictor is not known; set "
-                "objective.selection=independent"
-            )
         predict = jax.jit(lambda batch, seen: self.model.apply(variables, *self.arguments({**batch, "tokens": seen})))
         found: dict[str, list] = {name: [] for name in ("model", "ideal", "last", "known")}
         for batch in data.validation():

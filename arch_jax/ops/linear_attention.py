@@ -7,6 +7,7 @@ memory grow with the length, not with its square, and what a causal layer carrie
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from arch_jax.ops.attention import attention
 
 __all__ = ["FORMS", "LinearState", "elu_features", "initial_state", "linear_attention", "low_rank_attention"]
 
+FeatureMap = Callable[[Array, Array], tuple[Array, Array]]
 FORMS = ("auto", "parallel", "chunked", "recurrent")
 
 
@@ -52,25 +54,28 @@ def initial_state(batch: int, heads: int, features: int, vdim: int, dtype: Any =
 
 
 def linear_attention(
-    q: Float[Array, "batch time heads features"],
-    k: Float[Array, "batch source kv_heads features"],
+    q: Float[Array, "batch time heads dim"],
+    k: Float[Array, "batch source kv_heads dim"],
     v: Float[Array, "batch source kv_heads vdim"],
     *,
+    feature_map: FeatureMap | None = None,
     causal: bool = True,
     run: Int[Array, "batch time"] | None = None,
     state: LinearState | None = None,
     form: str = "auto",
     chunk: int = 64,
 ) -> tuple[Float[Array, "batch time heads vdim"], LinearState | None]:
-    """sum_j (q_i . k_j) v_j / sum_j (q_i . k_j) over the j that i sees, of features q and k.
+    """sum_j phi(q_i) . phi(k_j) v_j / sum_j phi(q_i) . phi(k_j) over the j that i sees.
 
     All forms give the same: "parallel" has all pairs at once, O(time^2); "chunked" has those within a chunk and a state
     between chunks, O(time chunk); "recurrent" goes token by token. Query head h reads kv head
     `h // (heads // kv_heads)`. Where the denominator is 0 the output is 0.
 
     Args:
-      q, k: features of queries and keys, none negative.
+      q, k: queries and keys, or their features (none negative) where no `feature_map` is given.
       v: values.
+      feature_map: (q, k) -> (phi(q), phi(k)), over the last axis of arrays of any rank. The chunked form calls it for
+        each chunk, and again for the gradient, so that features wider than the heads are never kept.
       causal: whether i sees the j <= i only; else all, and there is no state ("recurrent" is then "chunked").
       run: only equal numbers see each other; 0 is padding, the others never decrease along a row (`ops.segments`).
       state: what the tokens before left behind; the run that it belongs to goes on where `run` has its number.
@@ -87,7 +92,7 @@ def linear_attention(
 
     Source: Transformers are RNNs (arXiv 2006.16236), equations 4, 5 (not causal) and 8 to 12, 16 to 20 (causal).
     """
-    (batch, time, heads, features), (source, kv_heads, vdim) = q.shape, v.shape[1:]
+    (batch, time, heads, dim), (source, kv_heads, vdim) = q.shape, v.shape[1:]
     if form not in FORMS:
         raise unknown("form of linear attention", form, FORMS)
     if chunk < 1:
@@ -107,15 +112,19 @@ def linear_attention(
     if form == "auto":
         form = "recurrent" if time == 1 else "parallel" if time <= chunk else "chunked"
     precise = jnp.promote_types(q.dtype, jnp.float32)
-    q_bkgtf = q.astype(precise).reshape(batch, time, kv_heads, heads // kv_heads, features).transpose(0, 2, 3, 1, 4)
+    q_bkgtf = q.astype(precise).reshape(batch, time, kv_heads, heads // kv_heads, dim).transpose(0, 2, 3, 1, 4)
     k_bktf, v_bktd = (x.astype(precise).transpose(0, 2, 1, 3) for x in (k, v))
+    features = dim if feature_map is None else jax.eval_shape(feature_map, q_bkgtf, k_bktf)[1].shape[-1]
+    if feature_map is not None and not (causal and form == "chunked"):
+        q_bkgtf, k_bktf = feature_map(q_bkgtf, k_bktf)
+        feature_map = None
     if causal:
         begin = initial_state(batch, kv_heads, features, vdim, precise) if state is None else state
         begin = begin._replace(s=begin.s.astype(precise), z=begin.z.astype(precise))
         runs = jnp.ones((batch, time), jnp.int32) if run is None else run.astype(begin.last_run.dtype)
         if state is not None and run is None:
             runs = jnp.maximum(runs, begin.last_run[:, None])  # what is not told goes on
-        above, below, end = _CAUSAL[form](q_bkgtf, k_bktf, v_bktd, runs, begin, chunk)
+        above, below, end = _CAUSAL[form](q_bkgtf, k_bktf, v_bktd, runs, begin, chunk, feature_map)
         if state is not None:
             end = end._replace(s=end.s.astype(state.s.dtype), z=end.z.astype(state.z.dtype))
     else:
@@ -125,7 +134,7 @@ def linear_attention(
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, vdim).astype(v.dtype), end
 
 
-def _parallel(q, k, v, run, state, chunk=None):
+def _parallel(q, k, v, run, state, chunk=None, feature_map=None):
     """Numerators "batch kv group time vdim", denominators "batch kv group time", and the state behind."""
     time = q.shape[3]
     i = jnp.arange(time)
@@ -142,8 +151,8 @@ def _parallel(q, k, v, run, state, chunk=None):
     return above, below, LinearState(s, state.z * stays + jnp.sum(k, axis=2), last)
 
 
-def _chunked(q, k, v, run, state, chunk):
-    """As `_parallel`: a chunk at a time, the state in between."""
+def _chunked(q, k, v, run, state, chunk, feature_map=None):
+    """As `_parallel`, of what `feature_map` makes of q and k: a chunk at a time, the state in between."""
     time = q.shape[3]
     chunk = min(chunk, max(time, 1))
     missing = -time % chunk  # filled with padding, which leaves the state alone
@@ -155,7 +164,9 @@ def _chunked(q, k, v, run, state, chunk):
     # checkpoint: the gradient keeps the state before each chunk, and computes the pairs within it again.
     @jax.checkpoint
     def one(state, part):
-        above, below, state = _parallel(*part, state)
+        q, k, v, run = part
+        q, k = (q, k) if feature_map is None else feature_map(q, k)
+        above, below, state = _parallel(q, k, v, run, state)
         return state, (above, below)
 
     state, (above, below) = lax.scan(one, state, (cut(q, 3), cut(k, 2), cut(v, 2), cut(run, 1)))
@@ -163,7 +174,7 @@ def _chunked(q, k, v, run, state, chunk):
     return join(above), join(below), state
 
 
-def _recurrent(q, k, v, run, state, chunk=None):
+def _recurrent(q, k, v, run, state, chunk=None, feature_map=None):
     """As `_parallel`: a token at a time."""
 
     def one(state, token):

@@ -228,11 +228,12 @@ class _Run:
         bad = next((name for name, value in validation.items() if not math.isfinite(value)), None)
         if bad is not None:
             raise Diverged(self._not_finite(step, f"validation {bad}", validation[bad]))
-        line = {"step": step} | {f"validation/{name}": value for name, value in validation.items()}
-        if self.shows:  # all processes give their parts; what follows the first does alone
-            variables = self.placement.shown(variables)
-        if not self.leading:
+        variables = self.placement.shown(variables) if self.shows or step >= self.experiment.steps else variables
+        if not self.leading:  # all processes gave their parts; what follows the first does alone
             return validation, []
+        if step >= self.experiment.steps:
+            validation = validation | self.experiment.task.score(variables, self.corpus)
+        line = {"step": step} | {f"validation/{name}": value for name, value in validation.items()}
         known = again and any(row == line for row in reversed(read_metrics(self.directory.path)))
         if not known:
             self.directory.append_metrics([line])

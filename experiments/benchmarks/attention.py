@@ -63,14 +63,15 @@ def softmax(**settings) -> Callable:
 def elu(form: str, causal: bool = True) -> Callable:
     """Linear attention with features elu + 1."""
     phi = linear.elu_features
-    return lambda q, k, v: linear.linear_attention(phi(q), phi(k), v, form=form, causal=causal)[0]
+    pair = lambda q, k: (phi(q), phi(k))
+    return lambda q, k, v: linear.linear_attention(q, k, v, feature_map=pair, form=form, causal=causal)[0]
 
 
 def performer(q, k, v):
     """FAVOR+ with d ln d features."""
     w, shared = orthogonal_projection(round(DIM * math.log(DIM)), DIM), DIM**-0.25
-    q, k = positive_features(q * shared, w, query=True), positive_features(k * shared, w)
-    return linear.linear_attention(q, k, v)[0]
+    pair = lambda q, k: (positive_features(q * shared, w, query=True), positive_features(k * shared, w))
+    return linear.linear_attention(q, k, v, feature_map=pair, chunk=128)[0]
 
 
 def linformer(q, k, v):

@@ -1,4 +1,4 @@
-"""Memory of attention alone, forward and backward, on one TPU v5e chip: our kernel, dense and blocked XLA.
+"""Memory on one TPU v5e chip: our attention kernel, dense and blocked XLA; alone, and in a GPT-2 training step.
 
 ARCH_JAX_LIBTPU=FOLDER python experiments/benchmarks/flash_tpu.py
 
@@ -31,6 +31,8 @@ from jax.sharding import SingleDeviceSharding
 
 from arch_jax.ops.attention import attention
 from arch_jax.ops.pallas.flash import flash_attention
+from arch_jax.study.plan.plan import subject
+from arch_jax.study.plan.tpu_compiler import acting_as, train_step
 
 HEADS, DIM = 12, 64
 FORMS = {
@@ -40,18 +42,29 @@ FORMS = {
 }
 
 
-def memory(form, batch: int, time: int, device) -> tuple[str, str]:
+def memory(lower, *arguments) -> tuple[str, str]:
     """Mebibytes of arguments and of temporaries; where it does not fit, what the compiler says of it."""
-    sharding = SingleDeviceSharding(device)
-    q = jax.ShapeDtypeStruct((batch, time, HEADS, DIM), jnp.bfloat16, sharding=sharding)
-    out_and_gradients = lambda q, k, v, do: (lambda out, back: (out, *back(do)))(*jax.vjp(form, q, k, v))
-    with mock.patch("jax.default_backend", return_value="tpu"):  # what is chosen by platform is chosen for a TPU
-        lowered = jax.jit(out_and_gradients).lower(q, q, q, q)
+    with acting_as("tpu"), mock.patch("jax.default_backend", return_value="tpu"):  # what is chosen by platform
+        lowered = lower(*arguments)
     try:
         found = lowered.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as problem:
         return "", "does not fit: " + " ".join(str(problem).split())[:120]
     return tuple(f"{n / 2**20:.1f}" for n in (found.argument_size_in_bytes, found.temp_size_in_bytes))
+
+
+def alone(form, batch: int, time: int, device):
+    """Attention's output and gradients, lowered."""
+    q = jax.ShapeDtypeStruct((batch, time, HEADS, DIM), jnp.bfloat16, sharding=SingleDeviceSharding(device))
+    out_and_gradients = lambda q, k, v, do: (lambda out, back: (out, *back(do)))(*jax.vjp(form, q, k, v))
+    return jax.jit(out_and_gradients).lower(q, q, q, q)
+
+
+def in_training(implementation: str, device):
+    """GPT-2 124M's training step (AdamW, 8 x 1024 tokens, computed in bfloat16), lowered."""
+    changes = {"batch": 8, "length": 1024, "dtype": "bfloat16", "mixer.implementation": implementation}
+    of = subject("gpt2", changes)
+    return train_step(of.experiment, of.batch, [device])[0]()
 
 
 def main() -> None:
@@ -64,8 +77,12 @@ def main() -> None:
     ]
     for batch, time in ((8, 1024), (1, 8192)):
         for name, form in FORMS.items():
-            arguments, temporaries = memory(form, batch, time, device)
+            arguments, temporaries = memory(alone, form, batch, time, device)
             lines.append(f"{f'{batch} x {time}':16}{name:8}{arguments:>15}{temporaries:>17}")
+    lines.append("# GPT-2 124M, training step, 8 x 1024 tokens, bfloat16, AdamW")
+    for name, implementation in (("kernel", "pallas"), ("dense", "reference"), ("xla", "xla")):
+        arguments, temporaries = memory(in_training, implementation, device)
+        lines.append(f"{'8 x 1024':16}{name:8}{arguments:>15}{temporaries:>17}")
     publish("flash-tpu-compiled", "\n".join(lines))
 
 

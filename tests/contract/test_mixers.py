@@ -30,6 +30,11 @@ VARIANTS = {
         {"heads": 2, "window": 3, "softcap": 2.0, "rope": {"module": "rope", "fraction": 0.5}},
         {"heads": 2, "implementation": "reference"},
         {"heads": 2, "causal": False},
+        {"heads": 2, "relative": "alibi", "window": 4},
+        {"heads": 4, "kv_heads": 2, "relative": {"module": "relative_buckets", "buckets": 6, "longest": 5}},
+        {"heads": 2, "relative": {"module": "shaw", "longest": 2}, "qk_norm": "rms_norm", "output_bias": True},
+        {"heads": 2, "pattern": {"module": "strided", "stride": 3}},
+        {"heads": 2, "pattern": {"module": "longformer", "window": 2, "global_tokens": 1}, "scale": 1.0},
     ],
     "linear_attention": [
         {"heads": 2},

@@ -476,7 +476,10 @@ def create_marian(**changes):
 
 
 UNSAVABLE = {
-    "window and bias": (lambda: llama(**{"mixer.window": 4, "mixer.bias": True}), "'llama': mixer.window is 4; expected None"),
+    "window and bias": (
+        lambda: llama(**{"mixer.window": 4, "mixer.bias": True}),
+        "'llama': mixer.window is 4; expected None",
+    ),
     "ntk": (lambda: llama(**{"mixer.rope.scaling": "ntk_scaling"}), "mixer.rope.scaling is {'module': 'ntk_scaling'"),
     "bert with odd heads": (lambda: create_bert(following=False), "transformers has no BERT with these heads"),
     "interleaved marian": (

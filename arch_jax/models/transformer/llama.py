@@ -14,6 +14,7 @@ from arch_jax.layers.decoder import Decoder
 from arch_jax.layers.feed_forward import SwiGLU
 from arch_jax.layers.norms import RMSNorm
 from arch_jax.layers.positions import RoPE
+from arch_jax.ops.rope_scaling import Llama3Scaling
 from arch_jax.registry import Paper, register
 
 LLAMA2_PAPER = Paper("Llama 2: Open Foundation and Fine-Tuned Chat Models", "Touvron et al.", 2023, "2307.09288")
@@ -32,6 +33,7 @@ FACTS = {
         "feed_forward.hidden": 24,
     },
     "reference": "transformers LlamaForCausalLM: logits within 1e-5",
+    "difference": 4e-7,
 }
 
 
@@ -44,16 +46,19 @@ def llama_decoder(
     hidden: int,
     theta: float = 10_000.0,
     epsilon: float = 1e-5,
+    stretched: float | None = None,
+    tied: bool = False,
 ) -> Decoder:
-    """A Llama of any size."""
+    """A Llama of any size; `stretched` is how many times 8,192 tokens its context became (Llama 3.1 and later)."""
+    scaling = None if stretched is None else Llama3Scaling(stretched, 1.0, 4.0, 8192)
     return Decoder(
         vocabulary=vocabulary,
         depth=depth,
         width=width,
-        mixer=Attention(heads=heads, kv_heads=kv_heads, rope=RoPE(theta=theta)),
+        mixer=Attention(heads=heads, kv_heads=kv_heads, rope=RoPE(theta=theta, scaling=scaling)),
         feed_forward=SwiGLU(hidden=hidden),
         norm=RMSNorm(epsilon=epsilon),
-        tied=False,
+        tied=tied,
         scale_residual=False,
     )
 
@@ -86,3 +91,35 @@ def llama3_8b() -> Decoder:
 def llama3_70b() -> Decoder:
     """Llama 3 70B: 80 layers, width 8192, 8 key-value heads."""
     return llama_decoder(128_256, 80, 8192, heads=64, kv_heads=8, hidden=28_672, theta=500_000.0)
+
+
+@register("llama3.1-8b", parameters=8_030_261_248, paper=LLAMA3_PAPER, **FACTS)
+def llama3_1_8b() -> Decoder:
+    """Llama 3.1 8B: Llama 3 8B with a context of 128 k."""
+    return llama_decoder(128_256, 32, 4096, heads=32, kv_heads=8, hidden=14_336, theta=500_000.0, stretched=8.0)
+
+
+@register("llama3.1-70b", parameters=70_553_706_496, paper=LLAMA3_PAPER, **FACTS)
+def llama3_1_70b() -> Decoder:
+    """Llama 3.1 70B: Llama 3 70B with a context of 128 k."""
+    return llama_decoder(128_256, 80, 8192, heads=64, kv_heads=8, hidden=28_672, theta=500_000.0, stretched=8.0)
+
+
+@register("llama3.1-405b", parameters=405_853_388_800, paper=LLAMA3_PAPER, **FACTS)
+def llama3_1_405b() -> Decoder:
+    """Llama 3.1 405B: 126 layers, width 16,384, 128 heads, 8 key-value heads."""
+    return llama_decoder(128_256, 126, 16_384, heads=128, kv_heads=8, hidden=53_248, theta=500_000.0, stretched=8.0)
+
+
+@register("llama3.2-1b", parameters=1_235_814_400, paper=LLAMA3_PAPER, **FACTS)
+def llama3_2_1b() -> Decoder:
+    """Llama 3.2 1B: 16 layers, width 2048, 32 heads, 8 key-value heads, tied embeddings."""
+    settings = {"theta": 500_000.0, "stretched": 32.0, "tied": True}
+    return llama_decoder(128_256, 16, 2048, heads=32, kv_heads=8, hidden=8192, **settings)
+
+
+@register("llama3.2-3b", parameters=3_212_749_824, paper=LLAMA3_PAPER, **FACTS)
+def llama3_2_3b() -> Decoder:
+    """Llama 3.2 3B: 28 layers, width 3072, 24 heads, 8 key-value heads, tied embeddings."""
+    settings = {"theta": 500_000.0, "stretched": 32.0, "tied": True}
+    return llama_decoder(128_256, 28, 3072, heads=24, kv_heads=8, hidden=8192, **settings)

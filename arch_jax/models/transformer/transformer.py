@@ -36,7 +36,8 @@ FACTS = {
         "cross.heads": 2,
         "feed_forward.hidden": 24,
     },
-    "reference": "transformers MarianMTModel: logits within 1e-5",
+    "reference": "transformers MarianMTModel: logits within 1e-5, beam search token by token",
+    "difference": 3e-7,
 }
 
 

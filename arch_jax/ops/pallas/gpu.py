@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
 from arch_jax.ops.pallas import tile as tiles
 from arch_jax.ops.pallas.blocks import Blocks
@@ -51,6 +50,8 @@ class _Program:
         Args:
           outputs: (shape, dtype) of each output.
         """
+        from jax.experimental.pallas import triton as plgpu  # here, so that the TPU's kernel does without Triton
+
         names = list(self.arrays)
 
         def body(*refs):
@@ -195,7 +196,7 @@ def key_value_gradients(arrays: dict[str, Any], rule: Rule, blocks: Blocks, inte
             return program.loop(given, column, step, carried)
 
         carried = jnp.zeros((columns, dim), jnp.float32), jnp.zeros((columns, vdim), jnp.float32)
-        carried = lax.fori_loop(0, group, head, carried) if group > 1 else head(0, carried)
+        carried = lax.fori_loop(jnp.int32(0), jnp.int32(group), head, carried) if group > 1 else head(0, carried)
         at = pl.ds(column * columns, columns)
         outputs[0][b, at, kv_head, :] = (carried[0] * rule.scale).astype(outputs[0].dtype)
         outputs[1][b, at, kv_head, :] = carried[1].astype(outputs[1].dtype)
@@ -230,7 +231,7 @@ def bias_gradient(arrays: dict[str, Any], rule: Rule, blocks: Blocks, interpret:
             tile = program.tile(given, n, b, h, row, column, True)
             return carried + tiles.gradients(tile, q, k, v, do, *numbers)[2]
 
-        total = lax.fori_loop(0, count, one, jnp.zeros((rows, columns), jnp.float32))
+        total = lax.fori_loop(jnp.int32(0), jnp.int32(count), one, jnp.zeros((rows, columns), jnp.float32))
         key = pl.ds(column * columns, columns)
         if own_time:
             outputs[0][own_b, own_h, pl.ds(row * rows, rows), key] = total

@@ -18,12 +18,32 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from arch_jax.errors import UsageError
 from arch_jax.ops.pallas import tile as tiles
 from arch_jax.ops.pallas.schedule import EMPTY, FULL, PARTIAL, Rule, Schedule, schedule
 
 LANES = 128
 NUMBERS = ("largest", "logarithm", "delta")
-TABLES = ("row", "column", "kind", "words", "slopes")
+TABLES = ("visit", "words", "slopes")
+#: Numbers that the tables may hold: a chip keeps them in scalar memory, of which v5e's compiler gives 1 MiB.
+SCALARS = 240_000
+
+
+def _packed(plan: Schedule) -> np.ndarray:
+    """Row, column and kind of each visit in one int32: room for 32,768 by 16,384 tiles."""
+    return plan.row << 16 | plan.column << 2 | plan.kind
+
+
+def _row(visit):
+    return lax.shift_right_logical(visit, jnp.int32(16))
+
+
+def _column(visit):
+    return lax.shift_right_logical(visit, jnp.int32(2)) & 0x3FFF
+
+
+def _kind(visit):
+    return visit & 3
 
 
 def _as_row(x):
@@ -41,13 +61,14 @@ class _Walk:
 
     Args:
       arrays: q, k, v; bias, slopes, query_ids and key_ids where given; do and `NUMBERS` for gradients.
-      place: the grid's indices except the visit's -> (batch, head); for the grid's order see `call`.
+      place: the grid's indices, of which the third is the visit's -> (batch, head).
+      interpret: as `pallas_call` has it.
       turned: tiles are (columns, rows).
     """
 
-    def __init__(self, rule: Rule, rows: int, columns: int, arrays: dict[str, Any], place, visit_axis, turned=False):
+    def __init__(self, rule: Rule, rows: int, columns: int, arrays: dict[str, Any], place, interpret, turned=False):
         self.rule, self.rows, self.columns, self.turned = rule, rows, columns, turned
-        self.place, self.visit_axis = place, visit_axis
+        self.place, self.visit_axis, self.interpret = place, 2, interpret
         self.heads, self.kv_heads = arrays["q"].shape[1], arrays["k"].shape[1]
         self.dim, self.vdim = arrays["q"].shape[3], arrays["v"].shape[3]
         self.plan: Schedule = schedule(rule, rows, columns, by_column=turned)
@@ -59,15 +80,21 @@ class _Walk:
         if words is not None:
             self.arrays["words"] = jnp.asarray(words.reshape(-1))
         self.words = 0 if words is None else words.shape[1]
-        for name in ("row", "column", "kind"):
-            self.arrays[name] = jnp.asarray(getattr(self.plan, name))
+        self.arrays["visit"] = jnp.asarray(_packed(self.plan))
+        scalars = len(self.plan.row) * (1 + self.words)
+        if scalars > SCALARS and not interpret:
+            raise UsageError(
+                f"blocks of {rows} x {columns} make {len(self.plan.row)} tiles to visit, whose tables of {scalars} "
+                f"numbers don't fit a TPU's scalar memory; expected at most {SCALARS}, as with blocks=Blocks("
+                f"{2 * rows}, {2 * columns})"
+            )
 
     def spec(self, name: str, shape: tuple[int, ...]) -> pl.BlockSpec:
         """Which block of an array a visit reads or writes."""
         group = self.heads // self.kv_heads
         rows, columns = self.rows, self.columns
         of_query = lambda b, h, r, c: (b, h, r, 0)
-        of_key = lambda b, h, r, c: (b, lax.div(h, group) if group > 1 else h, c, 0)
+        of_key = lambda b, h, r, c: (b, lax.div(h, jnp.int32(group)) if group > 1 else h, c, 0)
         of_row = lambda b, h, r, c: (b, h, 0, r)
         if name == "bias":
             full = [n > 1 for n in shape[:3]]
@@ -89,20 +116,19 @@ class _Walk:
             }[name]
 
         def index(*arguments):
-            at, (row, column) = arguments[: self.grid_axes], arguments[self.grid_axes :][:2]
-            n = at[self.visit_axis]
-            return where(*self.place(*at), row[n], column[n])
+            at, visits = arguments[: self.grid_axes], arguments[self.grid_axes]
+            visit = visits[at[self.visit_axis]]
+            return where(*self.place(*at), _row(visit), _column(visit))
 
         return pl.BlockSpec(block, index)
 
-    def call(self, kernel, inner, outputs, scratch, interpret) -> Any:
-        """Runs `kernel(walk, refs, outputs, scratch, at)` over the grid `inner`, of which one axis is the visits.
+    def call(self, kernel, grid, outputs, scratch) -> Any:
+        """Runs `kernel(walk, refs, outputs, scratch, at)` over the grid, of which the third axis is the visits.
 
         Args:
-          inner: the grid.
           outputs: (shape, dtype, block's spec or the name of an array that it is like), of each output.
         """
-        self.grid_axes = len(inner)
+        self.grid_axes = len(grid)
         tables = [name for name in TABLES if name in self.arrays]
         blocks = [name for name in self.arrays if name not in TABLES]
         specs = [spec if isinstance(spec, pl.BlockSpec) else self.spec(spec, shape) for shape, _, spec in outputs]
@@ -110,14 +136,14 @@ class _Walk:
         def body(*refs):
             names = [*tables, *blocks]
             given, rest = dict(zip(names, refs)), refs[len(names) :]
-            at = tuple(pl.program_id(axis) for axis in range(len(inner)))
+            at = tuple(pl.program_id(axis) for axis in range(len(grid)))
             kernel(self, given, rest[: len(outputs)], rest[len(outputs) :], at)
 
         return pl.pallas_call(
             body,
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=len(tables),
-                grid=inner,
+                grid=grid,
                 in_specs=[self.spec(name, self.arrays[name].shape) for name in blocks],
                 out_specs=specs,
                 scratch_shapes=scratch,
@@ -125,14 +151,14 @@ class _Walk:
             out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in outputs],
             # Partial results wait from visit to visit, and over what is innermost.
             compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel", *["arbitrary"] * (len(inner) - 2))
+                dimension_semantics=("parallel", "parallel", *["arbitrary"] * (len(grid) - 2))
             ),
-            interpret=interpret,
+            interpret=self.interpret,
         )(*(self.arrays[name] for name in (*tables, *blocks)))
 
     def each_kind(self, given, at, step) -> None:
         """Runs `step(tile, q, k, v)` in the form that the visit's tile needs: with the rule's mask or without."""
-        kind = given["kind"][at[self.visit_axis]]
+        kind = _kind(given["visit"][at[self.visit_axis]])
         partial, full = (functools.partial(self._run, given, at, step, masked) for masked in (True, False))
         # One branch of two, and not two of their own: who counts operations takes the costlier one.
         if {PARTIAL, FULL} <= self.plan.kinds:
@@ -155,8 +181,8 @@ class _Walk:
             self.rule,
             self.rows,
             self.columns,
-            given["row"][n],
-            given["column"][n],
+            _row(given["visit"][n]),
+            _column(given["visit"][n]),
             bias=bias,
             slope=given["slopes"][head] if "slopes" in given else None,
             query_ids=read("query_ids"),
@@ -169,9 +195,9 @@ class _Walk:
 
     def ends(self, given, n):
         """Whether a visit is the first, and the last, of its line."""
-        line, last = given["column" if self.turned else "row"], len(self.plan.row) - 1
-        first = (n == 0) | (line[n] != line[jnp.maximum(n - 1, 0)])
-        return first, (n == last) | (line[n] != line[jnp.minimum(n + 1, last)])
+        line, last = _column if self.turned else _row, len(self.plan.row) - 1
+        before, here, after = (line(given["visit"][at]) for at in (jnp.maximum(n - 1, 0), n, jnp.minimum(n + 1, last)))
+        return (n == 0) | (here != before), (n == last) | (here != after)
 
 
 def forward(arrays: dict[str, Any], rule: Rule, rows: int, columns: int, interpret: Any) -> tuple[Any, Any, Any]:
@@ -180,7 +206,7 @@ def forward(arrays: dict[str, Any], rule: Rule, rows: int, columns: int, interpr
     The last two are float32 "batch heads time".
     """
     batch, heads, time, _ = arrays["q"].shape
-    walk = _Walk(rule, rows, columns, arrays, lambda b, h, n: (b, h), 2)
+    walk = _Walk(rule, rows, columns, arrays, lambda b, h, n: (b, h), interpret)
 
     def kernel(walk, given, outputs, scratch, at):
         n = at[2]
@@ -215,7 +241,6 @@ def forward(arrays: dict[str, Any], rule: Rule, rows: int, columns: int, interpr
             ((batch, heads, 1, time), jnp.float32, "logarithm"),
         ],
         [pltpu.VMEM((rows, 1), jnp.float32)] * 2 + [pltpu.VMEM((rows, walk.vdim), jnp.float32)],
-        interpret,
     )
     return out, *(x[:, :, 0] for x in numbers)
 
@@ -228,7 +253,7 @@ def _with_rows(arrays):
 def query_gradient(arrays: dict[str, Any], rule: Rule, rows: int, columns: int, interpret: Any) -> Any:
     """The gradient of the queries, "batch heads time dim"."""
     batch, heads, time, dim = arrays["q"].shape
-    walk = _Walk(rule, rows, columns, _with_rows(arrays), lambda b, h, n: (b, h), 2)
+    walk = _Walk(rule, rows, columns, _with_rows(arrays), lambda b, h, n: (b, h), interpret)
 
     def kernel(walk, given, outputs, scratch, at):
         first, last = walk.ends(given, at[2])
@@ -254,7 +279,6 @@ def query_gradient(arrays: dict[str, Any], rule: Rule, rows: int, columns: int, 
         (batch, heads, len(walk.plan.row)),
         [((batch, heads, time, dim), arrays["q"].dtype, "q")],
         [pltpu.VMEM((rows, dim), jnp.float32)],
-        interpret,
     )[0]
 
 
@@ -264,7 +288,7 @@ def key_value_gradients(arrays: dict[str, Any], rule: Rule, rows: int, columns: 
     group, vdim = arrays["q"].shape[1] // kv_heads, arrays["v"].shape[3]
     # The heads of a group are innermost: their keys and values are fetched once, and dk and dv wait for all of them.
     place = lambda b, kv_head, n, g: (b, kv_head * group + g)
-    walk = _Walk(rule, rows, columns, _with_rows(arrays), place, 2, turned=True)
+    walk = _Walk(rule, rows, columns, _with_rows(arrays), place, interpret, turned=True)
 
     def kernel(walk, given, outputs, scratch, at):
         first, last = walk.ends(given, at[2])
@@ -296,7 +320,6 @@ def key_value_gradients(arrays: dict[str, Any], rule: Rule, rows: int, columns: 
                 ((batch, kv_heads, source, vdim), arrays["v"].dtype, "v"),
             ],
             [pltpu.VMEM((columns, dim), jnp.float32), pltpu.VMEM((columns, vdim), jnp.float32)],
-            interpret,
         )
     )
 
@@ -314,7 +337,7 @@ def bias_gradient(arrays: dict[str, Any], rule: Rule, rows: int, columns: int, i
         b if own_batch else lax.div(e, jnp.int32(of_heads)),
         h if own_head else lax.rem(e, jnp.int32(of_heads)),
     )
-    walk = _Walk(rule, rows, columns, _with_rows(arrays), place, 2)
+    walk = _Walk(rule, rows, columns, _with_rows(arrays), place, interpret)
 
     def kernel(walk, given, outputs, scratch, at):
         @pl.when(at[3] == 0)
@@ -332,18 +355,17 @@ def bias_gradient(arrays: dict[str, Any], rule: Rule, rows: int, columns: int, i
     lead = bias.shape[:2]
     if own_time:
         shape = (*lead, time, source)
-        spec = pl.BlockSpec((None, None, rows, columns), lambda b, h, n, e, row, column, *_: (b, h, row[n], column[n]))
+        where = lambda b, h, n, e, visits, *_: (b, h, _row(visits[n]), _column(visits[n]))
+        spec = pl.BlockSpec((None, None, rows, columns), where)
     else:  # a row of sums for each row of tiles
         shape = (*lead, parts, 1, source)
-        spec = pl.BlockSpec(
-            (None, None, None, 1, columns), lambda b, h, n, e, row, column, *_: (b, h, row[n], 0, column[n])
-        )
+        where = lambda b, h, n, e, visits, *_: (b, h, _row(visits[n]), 0, _column(visits[n]))
+        spec = pl.BlockSpec((None, None, None, 1, columns), where)
     found = walk.call(
         kernel,
         (*lead, len(walk.plan.row), of_batch * of_heads),
         [(shape, jnp.float32, spec)],
         [],
-        interpret,
     )[0]
     # Tiles that no visit wrote hold anything at all.
     written = np.repeat(walk.plan.tiles, columns, axis=1)

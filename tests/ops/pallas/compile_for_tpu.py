@@ -27,6 +27,7 @@ def cases() -> dict[str, dict]:
                 found[f"causal {dim} {time} {dtype}"] = plain
             more = {"causal": True, "softcap": 3.0, "segments": True, "alibi": True, "bias": True}
             found[f"everything {dim} {dtype}"] = {"shape": (2, 1000, 2, dim), "kv_heads": 1, "dtype": dtype, **more}
+    found["large"] = {"shape": (8, 4096, 8, 64), "kv_heads": 8, "dtype": "bfloat16"}
     for dim in (20, 80):
         small = {"shape": (1, 77, 2, dim), "kv_heads": 2, "dtype": "float32", "window": 9}
         found[f"small {dim}"] = small

@@ -188,3 +188,9 @@ def test_wrong_usage_is_named():
     wide = jnp.zeros((1, 8, 1, 300))
     with pytest.raises(UsageError, match="the head size is 300; expected at most 256"):
         flash_attention(wide, wide, wide, scale=1.0)
+    long = jax.ShapeDtypeStruct((1, 65536, 1, 64), jnp.bfloat16)
+    form = functools.partial(flash_attention, scale=1.0, causal=True, pattern=Strided(), platform="tpu")
+    assert jax.eval_shape(form, long, long, long).shape == long.shape
+    longer = jax.ShapeDtypeStruct((1, 131072, 1, 64), jnp.bfloat16)
+    with pytest.raises(UsageError, match=r"524800 numbers don't fit .* as with blocks=Blocks\(256, 256\)"):
+        jax.eval_shape(form, longer, longer, longer)

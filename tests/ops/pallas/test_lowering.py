@@ -55,3 +55,11 @@ def test_forward_and_backward_are_lowered(name, platform):
 def test_everything_together_is_lowered(platform, bias):
     more = {"causal": True, "window": 90, "softcap": 3.0, "segments": True, "alibi": True}
     assert kernels(platform, (2, 300, 4, 64), 2, jnp.float32, bias=bias, **more) == 4
+
+
+@pytest.mark.parametrize("platform", TARGETS)
+def test_wider_defaults_change_nothing(platform):
+    """Where Python's integers become int64 and floats float64, indices and sums stay of 32 bits."""
+    with jax.enable_x64(True):
+        more = {"causal": True, "softcap": 3.0, "segments": True, "alibi": True, "pattern": Fixed(50)}
+        assert kernels(platform, (2, 300, 4, 64), 2, jnp.float32, bias=(1, 1, 300, 300), **more) == 4

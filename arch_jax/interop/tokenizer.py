@@ -1,0 +1,48 @@
+"""The tokenizer of a checkpoint, as the `tokenizers` library reads it."""
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from arch_jax.errors import RunError, UsageError
+from arch_jax.interop.safetensors import plain_file
+from arch_jax.interop.strict_json import read_object
+
+if TYPE_CHECKING:
+    import tokenizers
+
+FILE = "tokenizer.json"
+
+
+def load_tokenizer(directory: str | PathLike) -> "tokenizers.Tokenizer":
+    """The tokenizer in a folder as transformers' `save_pretrained` writes it.
+
+        tokenizer = arch_jax.load_tokenizer("path/to/bert")
+        tokens = tokenizer.encode("a sentence", "another one")      # .ids, .type_ids, .attention_mask
+        text = tokenizer.decode(tokens.ids)
+
+    Byte-pair encoding, WordPiece and unigram models alike, with the special tokens that their post-processor adds.
+
+    Args:
+      directory: holds tokenizer.json; nothing is downloaded.
+
+    Raises:
+      UsageError: no such folder, or it has no tokenizer.json (older checkpoints have vocab files only: transformers'
+        `AutoTokenizer.from_pretrained(...).save_pretrained(...)` writes one).
+      RunError: the file is damaged or can't be read.
+    """
+    import tokenizers
+
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise UsageError(f"{str(folder)!r} is not a folder; expected one on this machine with {FILE}")
+    if not (folder / FILE).exists():
+        others = sorted(p.name for p in folder.iterdir() if p.suffix in (".txt", ".model", ".bpe") or "vocab" in p.name)
+        beside = f"; it has {others[0]!r}, from which transformers' AutoTokenizer writes one" if others else ""
+        raise UsageError(f"{str(folder)!r} has no {FILE}{beside}")
+    path = plain_file(folder, FILE)
+    read_object(path)  # bounded, and told apart from what the library would call anything
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise RunError(f"{FILE} in {str(folder)!r} is not a tokenizer ({error})") from error
