@@ -5,19 +5,19 @@ On a CPU, XLA's convolution loses its threads inside a loop, and the train progr
 platforms XLA's own is taken.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from arch_jax.errors import unknown
+from arch_jax.ops.platform import platform
 
 __all__ = ["IMPLEMENTATIONS", "choose", "convolve", "convolve_reference"]
 
 
-def choose(platform: str | None = None) -> str:
-    """Which implementation "auto" is on a platform ("cpu", "gpu", "tpu"; None for the one that JAX runs on)."""
-    return "patches" if (platform or jax.default_backend()) == "cpu" else "xla"
+def choose(on: str | None = None) -> str:
+    """Which implementation "auto" is on a platform ("cpu", "gpu", "tpu"; None for the one that is compiled for)."""
+    return "patches" if (on or platform()) == "cpu" else "xla"
 
 
 def convolve(

@@ -26,8 +26,9 @@ from jax.experimental import topologies
 from arch_jax import registry
 from arch_jax.experiment import Experiment
 from arch_jax.objectives import objective
+from arch_jax.ops.platform import acting_as
 from arch_jax.optimizer import Optimizer
-from arch_jax.study.plan.tpu_compiler import acting_as, train_step
+from arch_jax.study.plan.tpu_compiler import train_step
 
 
 def compile_step(entry: registry.Entry, devices: list) -> dict:

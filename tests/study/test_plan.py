@@ -11,7 +11,8 @@ import pytest
 
 from arch_jax.errors import RunError, UsageError
 from arch_jax.experiment import load
-from arch_jax.ops import convolution
+from arch_jax.ops import attention, convolution
+from arch_jax.ops.platform import acting_as
 from arch_jax.study.plan import costing, tpu_compiler
 from arch_jax.study.plan.chips import TARGETS, Target, target
 from arch_jax.study.plan.costing import Memory, Step
@@ -203,10 +204,12 @@ def test_a_compiler_that_dies(monkeypatch):
 
 
 def test_operations_are_chosen_for_the_target():
-    with tpu_compiler.acting_as("tpu"):
+    with acting_as("tpu"):
         assert convolution.choose() == "xla"
+        assert attention.choose(64, 64) == "pallas"
     assert convolution.choose("cpu") == "patches"
     assert convolution.choose() == "patches"
+    assert attention.choose(64, 64) == "xla"
 
 
 def test_what_is_lowered_is_the_train_program():

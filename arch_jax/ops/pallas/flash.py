@@ -4,12 +4,9 @@ No score outlives its tile: kept for the gradients are q, k, v, the output and t
 its logsumexp), and the tiles' probabilities are computed again from them (arXiv 2205.14135, section 3.1).
 """
 
-import contextlib
-import contextvars
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -23,31 +20,13 @@ from arch_jax.ops.pallas.blocks import Blocks, choose_blocks
 from arch_jax.ops.pallas.schedule import Rule
 from arch_jax.ops.pallas.tile import rounded_up
 from arch_jax.ops.patterns import Pattern
+from arch_jax.ops.platform import named_platform
 from arch_jax.ops.rows import ROWS
 
-__all__ = ["PLATFORMS", "Blocks", "flash_attention", "on_platform"]
+__all__ = ["PLATFORMS", "Blocks", "flash_attention"]
 
 PLATFORMS = ("tpu", "gpu")
 Values = Float[Array, "batch time heads vdim"]
-_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("flash_attention_platform", default=None)
-
-
-@contextlib.contextmanager
-def on_platform(platform: str) -> Iterator[None]:
-    """What is traced inside takes the kernel of "tpu" or "gpu", to be compiled there, wherever JAX runs now.
-
-    For lowering ahead of time. What jit has traced before is not traced again.
-
-    Raises:
-      UsageError: another platform's name.
-    """
-    if platform not in PLATFORMS:
-        raise unknown("platform of a Pallas kernel", platform, PLATFORMS)
-    token = _forced.set(platform)
-    try:
-        yield
-    finally:
-        _forced.reset(token)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +77,7 @@ def flash_attention(
       pattern: which pairs are seen at all, beside `causal` and the rest.
       logsumexp: also give log(sum(exp(scores))) over what is visible, in float32; -inf where that is nothing.
       blocks: sizes of the tiles; from a table by default.
-      platform: "tpu" or "gpu", the kernel that is taken; by default what `on_platform` says, else the one JAX runs on,
+      platform: "tpu" or "gpu", the kernel that is taken; by default what `ops.platform.acting_as` says, else the one JAX runs on,
         and the TPU's, interpreted, on a CPU.
       interpret: True runs the kernel by XLA operations anywhere, slowly; an `InterpretParams` of
         `jax.experimental.pallas.tpu` simulates a TPU's memories. Default: only where JAX runs on a CPU and no platform
@@ -110,7 +89,7 @@ def flash_attention(
     Raises:
       UsageError: other dtypes, a head size above 256, block sizes that the platform can't take, an unknown platform.
     """
-    named = platform if platform is not None else _forced.get()
+    named = platform if platform is not None else named_platform()
     if named is not None and named not in PLATFORMS:
         raise unknown("platform of a Pallas kernel", named, PLATFORMS)
     here = jax.default_backend()

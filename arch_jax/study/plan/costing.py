@@ -17,10 +17,11 @@ from jax.sharding import Mesh
 from arch_jax import registry
 from arch_jax.errors import RunError, UsageError
 from arch_jax.flops import count_flops
+from arch_jax.ops.platform import acting_as
 from arch_jax.study.plan.chips import Target
 from arch_jax.study.plan.liveness import peak_bytes
 from arch_jax.study.plan.subject import Subject
-from arch_jax.study.plan.tpu_compiler import acting_as, environment, local_bytes
+from arch_jax.study.plan.tpu_compiler import environment, local_bytes
 from arch_jax.train.sharding import patterns, state_shardings
 from arch_jax.train.state import initial_state
 from arch_jax.train.step import make_step

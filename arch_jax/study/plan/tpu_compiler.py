@@ -8,7 +8,6 @@ libtpu must be known before JAX is imported and must stay out of a process that 
 """
 
 import contextlib
-import functools
 import importlib.util
 import json
 import os
@@ -26,7 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from arch_jax.errors import ArchJaxError, RunError, UsageError
 from arch_jax.experiment import Experiment, import_file
 from arch_jax.flops import count_flops
-from arch_jax.ops import convolution
+from arch_jax.ops.platform import acting_as
 from arch_jax.registry import count
 from arch_jax.study.plan.hlo import collectives, refusal
 from arch_jax.train.mesh import ROWS, Placement
@@ -63,17 +62,6 @@ def environment(accelerator: str) -> dict[str, str]:
     }
     # Flags for another platform's compiler would be refused by this one.
     return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | own
-
-
-@contextlib.contextmanager
-def acting_as(platform: str) -> Iterator[None]:
-    """JAX runs on the CPU here: what an operation chooses by platform is told that it will be another."""
-    chosen = convolution.choose
-    convolution.choose = functools.partial(chosen, platform)
-    try:
-        yield
-    finally:
-        convolution.choose = chosen
 
 
 def local_bytes(tree: Any) -> int:

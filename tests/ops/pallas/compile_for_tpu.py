@@ -13,8 +13,9 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from arch_jax.ops.pallas.flash import flash_attention, on_platform
+from arch_jax.ops.pallas.flash import flash_attention
 from arch_jax.ops.patterns import BigBird, Fixed, Longformer, Strided
+from arch_jax.ops.platform import acting_as
 
 
 def cases() -> dict[str, dict]:
@@ -61,7 +62,7 @@ def compile_one(devices, shape, kv_heads, dtype, bias=False, segments=False, ali
         return jnp.sum(flash_attention(**arrays, **constants, scale=dim**-0.5, **given).astype(jnp.float32))
 
     step = jax.jit(jax.value_and_grad(loss))
-    with on_platform("tpu"):
+    with acting_as("tpu"):
         if mesh is None:
             return step.lower(arrays, constants).compile()
         with jax.set_mesh(mesh):

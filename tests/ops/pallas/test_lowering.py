@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from arch_jax.ops.pallas.flash import flash_attention, on_platform
+from arch_jax.ops.pallas.flash import flash_attention
 from arch_jax.ops.patterns import BigBird, Fixed, Longformer, Strided
+from arch_jax.ops.platform import acting_as
 
 S = jax.ShapeDtypeStruct
 TARGETS = {"tpu": ("tpu", "tpu_custom_call"), "gpu": ("cuda", "__gpu$xla.gpu.triton")}
@@ -25,7 +26,7 @@ def kernels(platform, shape, kv_heads, dtype, bias=None, segments=False, alibi=F
     def loss(arrays, constants):
         return jnp.sum(flash_attention(**arrays, **constants, scale=dim**-0.5, **given).astype(jnp.float32))
 
-    with on_platform(platform):
+    with acting_as(platform):
         traced = jax.jit(jax.value_and_grad(loss)).trace(arrays, constants)
     target, call = TARGETS[platform]
     text = traced.lower(lowering_platforms=(target,)).as_text()
