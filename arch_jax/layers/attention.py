@@ -45,7 +45,7 @@ class Attention(nn.Module):
       query_gain: factor on the initial weights of the queries: T5 has head_size^-0.5 there, and a scale of 1.
       initial_std: standard deviation of the initial weights; None is that of fan-in scaling.
       residual_scale: factor on the initial weights of the output, set by a decoder that scales them with its depth.
-      implementation: of `ops.attention`: "auto", "reference" or "xla".
+      implementation: of `ops.attention`: "auto", "reference", "xla", "pallas" or "cudnn".
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """

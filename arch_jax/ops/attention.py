@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from arch_jax.errors import UsageError, unknown
+from arch_jax.ops import platform as current
 from arch_jax.ops.attention_blocked import blocked_attention
 from arch_jax.ops.attention_sparse import sparse_attention
 from arch_jax.ops.patterns import Pattern
@@ -37,9 +38,9 @@ def implementations(platform: str | None = None) -> tuple[str, ...]:
     """The names that `attention(implementation=...)` takes on a platform, beside "auto".
 
     Args:
-      platform: "cpu", "gpu" or "tpu"; None for the one jax runs on.
+      platform: "cpu", "gpu" or "tpu"; None for the one that is compiled for.
     """
-    platform = platform or jax.default_backend()
+    platform = platform or current.platform()
     return tuple(name for name, platforms in PLATFORMS.items() if platform in platforms)
 
 
@@ -55,15 +56,17 @@ def explain(
     """What `attention(implementation="auto")` picks for `time` queries over `source` keys, and why.
 
     Args:
-      platform: "cpu", "gpu" or "tpu"; None for the one jax runs on.
+      platform: "cpu", "gpu" or "tpu"; None for the one that is compiled for.
       dim: the larger of the sizes of a head's keys and values.
       dtype: of the queries.
       mask: whether an array says which pairs are visible.
     """
-    platform = platform or jax.default_backend()
+    platform = platform or current.platform()
     if time == 0 or source == 0:
         # Nothing to cut into blocks, and an empty sum has no maximum to subtract.
         return Choice("reference", "there are no queries or no keys, so that there is nothing to cut into blocks")
+    if platform == "gpu":
+        return Choice("xla", "on gpu no kernel of ours has been measured yet; ask for pallas or cudnn by name")
     if "pallas" not in implementations(platform):
         return Choice("xla", f"on {platform} it is the fast form: blocks that XLA fuses")
     if mask:
@@ -253,7 +256,7 @@ def _cudnn(q, k, v, *, mask, bias, causal, window, segment_ids, scale, missing):
 def _check_name(implementation):
     if implementation != "auto" and implementation not in PLATFORMS:
         raise unknown("implementation of attention", implementation, (*PLATFORMS, "auto"))
-    platform = jax.default_backend()
+    platform = current.platform()
     if implementation != "auto" and implementation not in implementations(platform):
         raise UsageError(
             f"implementation of attention {implementation!r} does not exist on {platform}, only on "

@@ -35,6 +35,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from arch_jax.ops.platform import platform
+
 # What an invisible pair's score gets: far below any score, and yet finite, so that a row without any visible key
 # gives numbers (which are then multiplied by 0) and not NaN. Less in magnitude than float32's largest by 1e8, so sums
 # of two such terms do not overflow.
@@ -67,7 +69,7 @@ def blocked_attention(
     """
     time = q.shape[1]
     if block is None:
-        block = (ROWS if time < 8 * ROWS else 2 * ROWS) if jax.default_backend() == "cpu" else 512
+        block = (ROWS if time < 8 * ROWS else 2 * ROWS) if platform() == "cpu" else 512
     static = {"causal": causal, "window": window, "softcap": softcap, "scale": scale}
     form = functools.partial(_blocked, **static, logsumexp=logsumexp, block=block)
     # checkpoint: the gradient starts from q, k, v and the additive terms again and keeps nothing else. Saved slices of
@@ -81,7 +83,7 @@ def _blocked(q, k, v, mask, bias, alibi, query_ids, key_ids, *, causal, window, 
     group = heads // kv_heads
     out_dtype = q.dtype
     precision = jnp.promote_types(q.dtype, jnp.float32)
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         q, k, v = (x.astype(precision) for x in (q, k, v))  # CPUs multiply float32 faster than bfloat16
     # The query heads that share a kv head become rows of one matrix: larger products, and k and v are not repeated.
     q_bkgtd = (q * jnp.asarray(scale, q.dtype)).reshape(batch, time, kv_heads, group, dim).transpose(0, 2, 3, 1, 4)

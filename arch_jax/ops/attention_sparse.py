@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from arch_jax.ops.attention_blocked import _attend, _attend_with_logsumexp, _grouped, _term
+from arch_jax.ops.platform import platform
 
 GROUPS = 5  # at most so many loops
 TILE = {"cpu": 64}  # positions in a tile, of queries and of keys
@@ -111,9 +112,9 @@ def sparse_attention(
     batch, time, heads, _ = q.shape
     source, kv_heads, vdim = v.shape[1:]
     group, out_dtype = heads // kv_heads, q.dtype
-    tile = tile_size(pattern.granularity, TILE.get(jax.default_backend(), TILE_ELSEWHERE))
+    tile = tile_size(pattern.granularity, TILE.get(platform(), TILE_ELSEWHERE))
     plan = Plan(pattern, time, source, tile, causal, window, softcap, logsumexp)
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         q, k, v = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (q, k, v))
     # Tiles first: a loop reads and writes whole ones.
     q = _tiled(q * jnp.asarray(scale, q.dtype), 1, tile)  # "rows batch tile heads dim"

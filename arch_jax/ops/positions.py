@@ -19,9 +19,7 @@ __all__ = [
 ]
 
 
-def rope_frequencies(
-    dim: int, theta: float | int = 10_000.0, scaling: Callable | None = None
-) -> Float[Array, "half"]:
+def rope_frequencies(dim: int, theta: float | int = 10_000.0, scaling: Callable | None = None) -> Float[Array, "half"]:
     """RoPE's angular frequencies theta^(-2i/dim), i = 0 ... dim/2 - 1 (RoFormer, arXiv 2104.09864, section 3.2.2).
 
     Args:

@@ -21,7 +21,6 @@ os.environ.update(
 )
 sys.path.extend(filter(None, [os.environ.get("ARCH_JAX_LIBTPU")]))
 
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +44,7 @@ FORMS = {
 
 def memory(lower, *arguments) -> tuple[str, str]:
     """Mebibytes of arguments and of temporaries; where it does not fit, what the compiler says of it."""
-    with acting_as("tpu"), mock.patch("jax.default_backend", return_value="tpu"):  # what is chosen by platform
+    with acting_as("tpu"):
         lowered = lower(*arguments)
     try:
         found = lowered.compile().memory_analysis()

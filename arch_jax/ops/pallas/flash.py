@@ -77,8 +77,8 @@ def flash_attention(
       pattern: which pairs are seen at all, beside `causal` and the rest.
       logsumexp: also give log(sum(exp(scores))) over what is visible, in float32; -inf where that is nothing.
       blocks: sizes of the tiles; from a table by default.
-      platform: "tpu" or "gpu", the kernel that is taken; by default what `ops.platform.acting_as` says, else the one JAX runs on,
-        and the TPU's, interpreted, on a CPU.
+      platform: "tpu" or "gpu", the kernel that is taken; by default what `ops.platform.acting_as` says, else the one
+        JAX runs on, and the TPU's, interpreted, on a CPU.
       interpret: True runs the kernel by XLA operations anywhere, slowly; an `InterpretParams` of
         `jax.experimental.pallas.tpu` simulates a TPU's memories. Default: only where JAX runs on a CPU and no platform
         is named.
