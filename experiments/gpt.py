@@ -65,10 +65,13 @@ def ablate_feed_forward():
 
 
 def ablate_mechanism():
-    """Attention to all tokens before, to the latest 64, and in linear time; with a learned table of positions."""
+    """Attention to all before, to the latest 64, sparse, in linear time, and latent; with a learned table."""
     position = {"model.position": {"module": "learned", "length": 256}}
     heads = {"heads": 6, "kv_heads": 2}
     yield {"model.mixer": {"module": "attention", **heads}} | position
     yield {"model.mixer": {"module": "attention", "window": 64, **heads}} | position
+    for pattern in ({"module": "strided", "stride": 16}, {"module": "longformer", "window": 64, "global_tokens": 4}):
+        yield {"model.mixer": {"module": "attention", "pattern": pattern, **heads}} | position
     for mechanism in ("linear_attention", "performer"):
         yield {"model.mixer": {"module": mechanism, **heads}} | position
+    yield {"model.mixer": {"module": "latent_attention", "heads": 6, "kv_rank": 64}} | position

@@ -4,8 +4,8 @@ r"""A small Transformer (Vaswani et al. 2017, 1706.03762) translates captions of
 
 Multi30k (Elliott et al. 2016, 1605.00459): 29,000 pairs, a joint byte-pair vocabulary of 4,000, and for a CPU 2 + 2
 layers of width 192, with the paper's post-norm, sinusoidal positions, shared embeddings, dropout and label smoothing.
-BLEU is sacrebleu's (13a, cased), of beam search (4 beams, length penalty 0.6) over the 1,000 sentences of the 2016 Flickr
-test; it needs the extra `arch-jax[translation]`.
+BLEU is sacrebleu's (13a, cased), of beam search (4 beams, length penalty 0.6) over the 1,000 sentences of the 2016
+Flickr test; it needs the extra `arch-jax[translation]`.
 
 Expected: 32.9 BLEU and 2.061 nats a token on the validation part (seed 0), in about 20 minutes on 2 CPU cores.
 

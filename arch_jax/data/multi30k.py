@@ -10,19 +10,17 @@ import dataclasses
 import gzip
 import hashlib
 import io
-import pathlib
 from typing import Literal
 
 import numpy as np
 
-from arch_jax.data import bpe, directories
+from arch_jax.data import bpe, known_files
 from arch_jax.data.batches import check_whole
 from arch_jax.data.pairs import PairCorpus, Pairs, shuffled
-from arch_jax.errors import RunError, UsageError, unknown
+from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import component
 
 URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"
-TIMEOUT_SECONDS = 30
 #: SHA-256 of each file of each part.
 HASHES: dict[str, dict[str, str]] = {
     "train": {
@@ -40,7 +38,7 @@ HASHES: dict[str, dict[str, str]] = {
 }
 DIRECTIONS = ("en-de", "de-en")
 
-# Larger than any of the files (0.6 MB; 2.1 MB unpacked), smaller than what could hurt.
+# Larger than any of the files is unpacked (2.1 MB), smaller than what could hurt.
 _LARGEST_FILE = 2**23
 
 
@@ -149,52 +147,9 @@ def sentences(part: str, language: str) -> list[str]:
         raise unknown("part of Multi30k", part, HASHES)
     if language not in HASHES[part]:
         raise unknown("language of Multi30k", language, HASHES[part])
-    content = _content(f"{part}.{language}.gz", HASHES[part][language])
-    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-        text = file.read(_LARGEST_FILE).decode()
+    file = f"{part}.{language}.gz"
+    instead = "the data 'random_pairs'"
+    content = known_files.content(f"multi30k/{file}", URL + file, HASHES[part][language], instead=instead)
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as unpacked:
+        text = unpacked.read(_LARGEST_FILE).decode()
     return [line.strip() for line in text.rstrip("\n").split("\n")]
-
-
-def _content(name: str, expected: str) -> bytes:
-    """The file's bytes, which have the known hash; downloaded where it is missing."""
-    path = directories.find(f"multi30k/{name}")
-    if path is None:
-        path = directories.writable_directory() / "multi30k" / name
-        with directories.locked(path):
-            if not path.exists():  # else another process downloaded it while this one waited
-                directories.write_atomically(path, _download(path, expected))
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_LARGEST_FILE)
-    except OSError as error:
-        raise RunError(f"cannot read {str(path)!r}: {error.strerror or error}; expected a readable file") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise RunError(
-            f"{str(path)!r} is not the file known by that name (its SHA-256 is {found[:12]}..., expected "
-            f"{expected[:12]}...); delete it to have it downloaded again, or put there the file from {URL}{name}"
-        )
-    return content
-
-
-def _download(path: pathlib.Path, expected: str) -> bytes:
-    import http.client
-    import urllib.request
-
-    url = URL + path.name
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
-            content = response.read(_LARGEST_FILE)
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise RunError(
-            f"cannot download {path.name} ({reason}); put {url} by hand at {str(path)!r}, or use the data "
-            f"'random_pairs', which needs no download"
-        ) from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise RunError(
-            f"what {url} gave is not the file known by that name (its SHA-256 is {found[:12]}..., expected "
-            f"{expected[:12]}...); put the right file by hand at {str(path)!r}"
-        )
-    return content

@@ -4,19 +4,17 @@ The files are pickles of Python 2. The SHA-256 of each is compared first; then `
 """
 
 import hashlib
-import pathlib
 from typing import NamedTuple
 
 import numpy as np
 
-from arch_jax.data import directories
+from arch_jax.data import known_files
 from arch_jax.data.old_pickles import unpickle
-from arch_jax.errors import RunError, unknown
+from arch_jax.errors import unknown
 
 __all__ = ["HASHES", "URL", "Citations", "citations"]
 
 URL = "https://raw.githubusercontent.com/kimiyoung/planetoid/master/data/"
-TIMEOUT_SECONDS = 30
 #: SHA-256 of each file of each data set.
 HASHES: dict[str, dict[str, str]] = {
     "cora": {
@@ -40,9 +38,6 @@ HASHES: dict[str, dict[str, str]] = {
         "test.index": "2af990671580b6b2df5d158d1038f8292e30c9cd821b5453f399659b25b723d4",
     },
 }
-
-# Larger than any of the files (0.6 MB), smaller than what could hurt.
-_LARGEST_FILE = 2**22
 
 
 class Citations(NamedTuple):
@@ -111,52 +106,4 @@ def citations(name: str) -> Citations:
 def _content(file: str) -> bytes:
     """The file's bytes, which have the known hash; downloaded where it is missing."""
     _, name, part = file.split(".", 2)
-    path = directories.find(f"planetoid/{file}")
-    if path is not None:
-        return _checked(path, _found(path), HASHES[name][part])
-    path = directories.writable_directory() / "planetoid" / file
-    with directories.locked(path):
-        if not path.exists():  # else another process downloaded it while this one waited
-            directories.write_atomically(path, _download(path, HASHES[name][part]))
-    return _checked(path, _found(path), HASHES[name][part])
-
-
-def _found(path: pathlib.Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(_LARGEST_FILE)
-    except OSError as error:
-        raise RunError(f"cannot read {str(path)!r}: {error.strerror or error}; expected a readable file") from error
-
-
-def _checked(path: pathlib.Path, content: bytes, expected: str) -> bytes:
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise RunError(
-            f"{str(path)!r} is not the file known by that name (its SHA-256 is {found[:12]}..., expected "
-            f"{expected[:12]}...); delete it to have it downloaded again, or put there the file from {URL}{path.name}"
-        )
-    return content
-
-
-def _download(path: pathlib.Path, expected: str) -> bytes:
-    import http.client
-    import urllib.request
-
-    url = URL + path.name
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
-            content = response.read(_LARGEST_FILE)
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise RunError(
-            f"cannot download {path.name} ({reason}); put {url} by hand at {str(path)!r}, or use source 'karate', "
-            f"which needs no download"
-        ) from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise RunError(
-            f"what {url} gave is not the file known by that name (its SHA-256 is {found[:12]}..., expected "
-            f"{expected[:12]}...); put the right file by hand at {str(path)!r}"
-        )
-    return content
+    return known_files.content(f"planetoid/{file}", URL + file, HASHES[name][part], instead="source 'karate'")

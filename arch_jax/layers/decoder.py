@@ -8,13 +8,12 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.layers.attention import Attention
 from arch_jax.layers.block import Block, Placement, Stack, unrolled_variables
 from arch_jax.layers.dense import Dense, Embedding
 from arch_jax.layers.feed_forward import SwiGLU
-from arch_jax.layers.mixer import FeedForward, Mixer, Norm, Position, adapted
+from arch_jax.layers.mixer import FeedForward, Mixer, Norm, Position, adapted, check_sizes
 from arch_jax.layers.norms import RMSNorm
 from arch_jax.ops.segments import runs_and_positions
 
@@ -101,11 +100,7 @@ class Decoder(nn.Module):
     parameter_dtype: DType = jnp.float32
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "depth", "width"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout is {self.dropout}; expected at least 0 and less than 1")
+        check_sizes(self)
         super().__post_init__()
 
     @property

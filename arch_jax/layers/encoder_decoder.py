@@ -16,7 +16,7 @@ from arch_jax.layers.cross_attention import CrossAttention
 from arch_jax.layers.decoder import SHARDINGS
 from arch_jax.layers.dense import Dense, Embedding
 from arch_jax.layers.feed_forward import MLP
-from arch_jax.layers.mixer import Cross, FeedForward, Mixer, Norm, Position, adapted
+from arch_jax.layers.mixer import Cross, FeedForward, Mixer, Norm, Position, adapted, check_sizes
 from arch_jax.layers.norms import LayerNorm
 from arch_jax.layers.positions import RelativeBuckets
 
@@ -100,15 +100,11 @@ class EncoderDecoder(nn.Module):
     parameter_dtype: DType = jnp.float32
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "depth", "width"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; expected at least 1")
+        check_sizes(self)
         if self.decoder_depth is not None and self.decoder_depth < 1:
             raise UsageError(
                 f"decoder_depth is {self.decoder_depth}; expected at least 1, or none for as many as depth"
             )
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout is {self.dropout}; expected at least 0 and less than 1")
         super().__post_init__()
 
     def setup(self) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import flax.linen as nn
 
+from arch_jax.errors import UsageError
 from arch_jax.fields import Kind, settings
 
 Mixer = Annotated[nn.Module, Kind("mixer")]
@@ -35,6 +36,19 @@ def unbound(value: Any) -> Any:
         return value
     parts = {field.name: unbound(vars(value)[field.name]) for field in settings(value)}
     return type(value)(**parts, parent=None, name=None)
+
+
+def check_sizes(module: nn.Module, sizes: tuple[str, ...] = ("vocabulary", "depth", "width")) -> None:
+    """Refuses a model whose sizes, or whose share of dropout, are out of range.
+
+    Raises:
+      UsageError: one of `sizes` is below 1, or `dropout` not in [0, 1).
+    """
+    for name in sizes:
+        if getattr(module, name) < 1:
+            raise UsageError(f"{name} is {getattr(module, name)}; expected at least 1")
+    if not 0 <= module.dropout < 1:
+        raise UsageError(f"dropout is {module.dropout}; expected at least 0 and less than 1")
 
 
 def adapted(module: nn.Module, **values: Any) -> nn.Module:

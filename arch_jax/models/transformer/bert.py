@@ -27,7 +27,7 @@ from arch_jax.layers.block import Block, Stack, unrolled_variables
 from arch_jax.layers.decoder import SHARDINGS
 from arch_jax.layers.dense import Dense, Embedding
 from arch_jax.layers.feed_forward import MLP, activation
-from arch_jax.layers.mixer import FeedForward, Mixer, Norm, Position, adapted
+from arch_jax.layers.mixer import FeedForward, Mixer, Norm, Position, adapted, check_sizes
 from arch_jax.layers.norms import LayerNorm
 from arch_jax.layers.positions import LearnedPosition
 from arch_jax.registry import Paper, register
@@ -85,15 +85,11 @@ class BERT(nn.Module):
     parameter_dtype: DType = jnp.float32
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "depth", "width"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; expected at least 1")
+        check_sizes(self)
         if self.classes is not None and self.classes < 1:
             raise UsageError(f"classes is {self.classes}; expected at least 1, or none for no classifier")
         if not self.pooler and (self.following or self.classes is not None):
             raise UsageError("pooler is false, but following and classes read what it gives; expected pooler=true")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout is {self.dropout}; expected at least 0 and less than 1")
         super().__post_init__()
 
     @nn.compact
