@@ -217,6 +217,7 @@ class Experiment:
         Raises:
           UsageError: unknown field (nearest names), or a value of the wrong type (what was expected).
         """
+        import_components()  # a part may be named that nothing else has asked for
         changes = dict(changes)
         model, task = changes.get("model"), changes.get("objective")
         if isinstance(model, str) and model in registry.models():

@@ -3,7 +3,12 @@
     arch-jax train t5_span
 
 The paper's pre-training task (section 3.3.4) at a size for a CPU: 15 % of the bytes in spans of 3 on average, T5 v1.1's
-architecture (relative buckets, GeGLU, no scaling of the scores), on the documentation that comes with CPython.
+architecture (relative buckets, GeGLU, no scaling of the scores) and Adafactor, on the documentation that comes with
+CPython.
+
+Expected: 1.742 nats a token of the target on the validation text (seed 0), sentinels counted in, in about 4 minutes on
+2 CPU cores. Who knows the sentinels and the bytes' frequencies, and nothing of the text, has 2.307. That is too short a
+run to spell: greedy decoding still writes mostly spaces between the sentinels.
 """
 
 import arch_jax
