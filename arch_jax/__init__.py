@@ -22,6 +22,7 @@ _HOME = {
     "Paper": "registry",
     "Published": "experiment",
     "RandomPairs": "data",
+    "Repeats": "data",
     "Ring": "data",
     "RunError": "errors",
     "SentencePairs": "data",

@@ -247,7 +247,18 @@ def import_components() -> None:
     for package in ("arch_jax.layers", "arch_jax.objectives"):
         for found in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
             importlib.import_module(found.name)
-    for name in ("text", "images", "nodes", "points", "markov", "multi30k", "random_pairs", "sentences", "spans"):
+    for name in (
+        "text",
+        "images",
+        "nodes",
+        "points",
+        "markov",
+        "multi30k",
+        "random_pairs",
+        "repeats",
+        "sentences",
+        "spans",
+    ):
         importlib.import_module(f"arch_jax.data.{name}")
 
 

@@ -117,7 +117,7 @@ def test_overridden_by_names():
     it = plain()
     assert it.overridden({"model": "gpt2"}).model == arch_jax.create("gpt2")
     assert it.overridden({"objective": "next_token"}) == it
-    with pytest.raises(UsageError, match="unknown objective 'next_tokn'; the nearest is 'next_token'"):
+    with pytest.raises(UsageError, match="unknown objective 'next_tokn'; the nearest are 'next_token'"):
         it.overridden({"objective": "next_tokn"})
     with pytest.raises(UsageError, match="unknown field 'stps'; the nearest is 'steps'"):
         it.overridden({"stps": 1})

@@ -13,6 +13,7 @@ _HOME = {
     "Multi30k": "multi30k",
     "Nodes": "nodes",
     "RandomPairs": "random_pairs",
+    "Repeats": "repeats",
     "Ring": "points",
     "SentencePairs": "sentences",
     "Spans": "spans",

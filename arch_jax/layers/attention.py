@@ -70,6 +70,11 @@ class Attention(nn.Module):
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
 
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise UsageError(f"window is {self.window}; expected at least 1 token, which sees only itself, or none")
+        super().__post_init__()
+
     def sizes(self, width: int) -> tuple[int, int, int]:
         """(heads, kv_heads, head_size) for inputs of `width`.
 
