@@ -65,6 +65,8 @@ def beam_search(
     if source_mask is None or not isinstance(source, jax.Array | np.ndarray):
         source, ids = pad_prompts(source, vocabulary)
         source_mask = None if ids is None else ids > 0
+    if getattr(module, "position", None) is not None:
+        module.position.check(max(length, source.shape[1]))
     penalty = float(length_penalty) if beams > 1 else 0.0
     mask = None if source_mask is None else jnp.asarray(source_mask)
     stop = -1 if stop is None else stop  # no token is -1
