@@ -68,7 +68,7 @@ class _HeadsMixer(nn.Module):
 
     def mix(self, q, k, v, run, position, state):
         """The heads' outputs "batch time heads head_size", and (s, z) where a state is carried."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must say how it mixes queries, keys and values")
 
     @nn.compact
     def __call__(
@@ -115,11 +115,11 @@ class _FeatureAttention(_HeadsMixer):
 
     def feature_size(self, head_size: int) -> int:
         """How many features there are of a head."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must say how many features it has")
 
     def features(self, q, k):
         """phi of the queries and of the keys."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must say what its features are")
 
     def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> LinearAttentionState:
         """The state before the first token; it has the same size for every `length`.
