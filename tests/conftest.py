@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("arch_jax", "beartype.beartype")
@@ -13,6 +14,24 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+TESTS = Path(__file__).parent
+#: Where programs are tiny and run once or twice, so that nearly all of the time is the compiler's.
+TINY = {"contract", "interop", "layers", "objectives", "ops", "test_beam_search.py", "test_decoding.py"}
+
+
+@pytest.fixture(autouse=True)
+def compiled_quickly(request):
+    """Tiny programs without LLVM's optimizations, in 0.6 of the time; whole runs, studies and parity with them."""
+    if request.path.relative_to(TESTS).parts[0] not in TINY:
+        yield
+        return
+    import jax  # here: what is set above must be there first
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def pytest_collection_modifyitems(items):

@@ -6,9 +6,10 @@ from typing import Any, Literal
 import flax.linen as nn
 import flax.struct
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from arch_jax.layers.mixer import Cross, FeedForward, Mixer, Norm, unbound
+from arch_jax.layers.mixer import Cross, FeedForward, Mixer, Norm, Place, unbound
 
 #: Where norms stand in a residual block; see `Block`.
 Placement = Literal["pre", "post", "sandwich"]
@@ -63,14 +64,16 @@ class Block(nn.Module):
         state: Any = None,
         train: bool = False,
         context: Context | None = None,
+        place: Place | None = None,
     ) -> tuple[Float[Array, "batch time width"], Any]:
         """The sequence after the block, and the state after it: the mixer's, or with `cross` a pair of that and the
-        memory's keys and values."""
+        memory's keys and values. `place` is where the block stands, for a mixer that starts from it."""
         dropout = nn.Dropout(self.dropout, deterministic=not train)
         context = Context() if context is None else context
         mixed, remembered = state if self.cross is not None and state is not None else (state, None)
-        shared = () if context.bias is None else (context.bias,)
-        x, mixed = self._residual("mixer", x, lambda y: self.mixer(y, segment_ids, mixed, train, *shared), dropout)
+        shared = {} if context.bias is None else {"bias": context.bias}
+        shared |= {"place": place} if getattr(self.mixer, "placed", False) else {}
+        x, mixed = self._residual("mixer", x, lambda y: self.mixer(y, segment_ids, mixed, train, **shared), dropout)
         if self.cross is not None:
             attend = lambda y: self.cross(y, context.memory, context.memory_mask, remembered)
             x, remembered = self._residual("cross", x, attend, dropout)
@@ -95,10 +98,12 @@ class Pattern(nn.Module):
 
     Attributes:
       blocks: in order; one for most models, several for hybrids.
+      turns: how often the pattern is repeated.
       train: whether dropout is active. A field, not an argument: `nn.scan` drops keywords and traces arguments.
     """
 
     blocks: tuple[nn.Module, ...]
+    turns: int
     train: bool = False
 
     @nn.compact
@@ -107,9 +112,11 @@ class Pattern(nn.Module):
         x: Float[Array, "batch time width"],
         segment_ids: Int[Array, "batch time"] | None = None,
         context: Context | None = None,
+        turn: Any = 0,
     ):
         for i, block in enumerate(self.blocks):
-            x, _ = unbound(block).clone(parent=self, name=f"block_{i}")(x, segment_ids, None, self.train, context)
+            block = unbound(block).clone(parent=self, name=f"block_{i}")
+            x, _ = block(x, segment_ids, None, self.train, context, (turn, self.turns))
         return x, None
 
 
@@ -147,16 +154,18 @@ class Stack(nn.Module):
         context: Context | None = None,
     ) -> tuple[Float[Array, "batch time width"], tuple | None]:
         blocks = unbound(self.blocks)
+        count = -(-self.depth // len(blocks))
         if self.scans and state is None:
             pattern = nn.remat(Pattern, prevent_cse=False) if self.remat else Pattern
             turns = nn.scan(
                 pattern,
                 variable_axes={True: 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=nn.broadcast,
-                length=self.depth // len(blocks),
+                in_axes=(nn.broadcast, nn.broadcast, 0),
+                length=count,
             )
-            x, _ = turns(blocks, train, parent=self, name="layers")(x, segment_ids, context)
+            layers = turns(blocks, count, train, parent=self, name="layers")
+            x, _ = layers(x, segment_ids, context, jnp.arange(count))
             return x, None
         layers = [unbound(blocks[i % len(blocks)]) for i in range(self.depth)]
         if self.scans:  # a scan over layers would copy every cache at every token
@@ -167,17 +176,20 @@ class Stack(nn.Module):
             steps = [block.clone(parent=self, name=f"layer_{i}") for i, block in enumerate(layers)]
         new = []
         for i, step in enumerate(steps):
+            place = (i // len(blocks), count)
             if self.remat and state is None:
-                x, after = _remat(step, x, segment_ids, train, context), None
+                x, after = _remat(step, x, segment_ids, train, context, place), None
             else:
-                x, after = step(x, segment_ids, None if state is None else state[i], train, context)
+                x, after = step(x, segment_ids, None if state is None else state[i], train, context, place)
             new.append(after)
         return x, None if state is None else tuple(new)
 
 
-def _remat(block: nn.Module, x: Array, segment_ids: Array | None, train: bool, context: Context | None) -> Array:
+def _remat(
+    block: nn.Module, x: Array, segment_ids: Array | None, train: bool, context: Context | None, place: Place
+) -> Array:
     """One unrolled block whose activations are computed again in the backward pass."""
-    return nn.remat(lambda b, x, c: b(x, segment_ids, None, train, c)[0])(block, x, context)
+    return nn.remat(lambda b, x, c: b(x, segment_ids, None, train, c, place)[0])(block, x, context)
 
 
 def unrolled_variables(variables: Any, pattern: int) -> Any:

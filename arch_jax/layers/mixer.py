@@ -7,7 +7,9 @@ Segment id 0 is padding: its output is 0 and it leaves the state untouched. A ch
 each row's last segment id and position, so that a sequence may be fed in any chunks.
 
 A mixer (or feed-forward) may have a field `residual_scale`: a factor on the initial weights of its output, which a
-decoder sets when it scales them with its depth.
+decoder sets when it scales them with its depth. A mixer whose initial parameters depend on the layer has the class
+attribute `placed = True` and takes one argument more, `place`: (number of the layer, how many there are). In a pattern
+of several mixers that is the number of the turn.
 """
 
 from typing import Annotated, Any
@@ -16,6 +18,9 @@ import flax.linen as nn
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import Kind, settings
+
+#: Where a layer stands: (its number from 0, how many there are). The number is traced where layers are scanned.
+Place = tuple[Any, int]
 
 Mixer = Annotated[nn.Module, Kind("mixer")]
 FeedForward = Annotated[nn.Module, Kind("feed_forward")]

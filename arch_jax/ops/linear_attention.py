@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError, unknown
 from arch_jax.ops.attention import attention
+from arch_jax.ops.matrix_recurrence import FORMS, MatrixState, Parts, recurrence
+from arch_jax.ops.recurrence import check_chunk
 
 __all__ = ["FORMS", "LinearState", "elu_features", "initial_state", "linear_attention", "low_rank_attention"]
 
 FeatureMap = Callable[[Array, Array], tuple[Array, Array]]
-FORMS = ("auto", "parallel", "chunked", "recurrent")
 
 
 class LinearState(NamedTuple):
@@ -95,8 +95,7 @@ def linear_attention(
     (batch, time, heads, dim), (source, kv_heads, vdim) = q.shape, v.shape[1:]
     if form not in FORMS:
         raise unknown("form of linear attention", form, FORMS)
-    if chunk < 1:
-        raise UsageError(f"chunk of linear attention is {chunk}; expected at least 1 token, such as 64")
+    check_chunk(chunk, "linear attention")
     if kv_heads < 1 or heads % kv_heads:
         near = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - kv_heads))
         raise UsageError(
@@ -109,118 +108,46 @@ def linear_attention(
             f"linear attention compares positions, but there are {time} queries and {source} keys; expected as many, "
             "or causal=False without runs"
         )
-    if form == "auto":
-        form = "recurrent" if time == 1 else "parallel" if time <= chunk else "chunked"
     precise = jnp.promote_types(q.dtype, jnp.float32)
     q_bkgtf = q.astype(precise).reshape(batch, time, kv_heads, heads // kv_heads, dim).transpose(0, 2, 3, 1, 4)
     k_bktf, v_bktd = (x.astype(precise).transpose(0, 2, 1, 3) for x in (k, v))
-    features = dim if feature_map is None else jax.eval_shape(feature_map, q_bkgtf, k_bktf)[1].shape[-1]
-    if feature_map is not None and not (causal and form == "chunked"):
-        q_bkgtf, k_bktf = feature_map(q_bkgtf, k_bktf)
-        feature_map = None
+    # The denominator is the sum of a value that is 1 everywhere.
+    v_bktd = jnp.concatenate([v_bktd, jnp.ones_like(v_bktd[..., :1])], axis=-1)
     if causal:
-        begin = initial_state(batch, kv_heads, features, vdim, precise) if state is None else state
-        begin = begin._replace(s=begin.s.astype(precise), z=begin.z.astype(precise))
-        runs = jnp.ones((batch, time), jnp.int32) if run is None else run.astype(begin.last_run.dtype)
-        if state is not None and run is None:
-            runs = jnp.maximum(runs, begin.last_run[:, None])  # what is not told goes on
-        above, below, end = _CAUSAL[form](q_bkgtf, k_bktf, v_bktd, runs, begin, chunk, feature_map)
+        carried = None
         if state is not None:
-            end = end._replace(s=end.s.astype(state.s.dtype), z=end.z.astype(state.z.dtype))
+            carried = MatrixState(jnp.concatenate([state.s, state.z[..., None]], axis=-1), state.last_run)
+        parts = Parts(q_bkgtf, k_bktf[:, :, None], v_bktd[:, :, None])
+        sums, end = recurrence(parts, run, carried, form, chunk, feature_map)
+        end = LinearState(end.s[..., :-1], end.s[..., -1], end.last_run)
     else:
         end = None
-        above, below = _bidirectional(q_bkgtf, k_bktf, v_bktd, run, form, chunk)
-    out = above / jnp.where(below == 0, 1, below)[..., None]
+        if feature_map is not None:
+            q_bkgtf, k_bktf = feature_map(q_bkgtf, k_bktf)
+        sums = _bidirectional(q_bkgtf, k_bktf, v_bktd, run, form, chunk)
+    above, below = sums[..., :-1], sums[..., -1:]
+    out = above / jnp.where(below == 0, 1, below)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, vdim).astype(v.dtype), end
 
 
-def _parallel(q, k, v, run, state, chunk=None, feature_map=None):
-    """Numerators "batch kv group time vdim", denominators "batch kv group time", and the state behind."""
-    time = q.shape[3]
-    i = jnp.arange(time)
-    visible = (i[:, None] >= i) & (run[:, :, None] == run[:, None, :]) & (run > 0)[:, :, None]
-    a = jnp.einsum("bkgtf,bksf->bkgts", q, k) * visible[:, None, None].astype(q.dtype)
-    goes_on = ((run == state.last_run[:, None]) & (run > 0)).astype(q.dtype)[:, None, None]
-    before = q * goes_on[..., None]
-    above = jnp.einsum("bkgts,bksd->bkgtd", a, v) + jnp.einsum("bkgtf,bkfd->bkgtd", before, state.s)
-    below = jnp.sum(a, axis=-1) + jnp.einsum("bkgtf,bkf->bkgt", before, state.z)
-    last = jnp.maximum(state.last_run, jnp.max(run, axis=1, initial=0))
-    stays = (last == state.last_run).astype(q.dtype)[:, None, None]
-    k = k * ((run == last[:, None]) & (run > 0)).astype(k.dtype)[:, None, :, None]
-    s = state.s * stays[..., None] + jnp.einsum("bktf,bktd->bkfd", k, v)
-    return above, below, LinearState(s, state.z * stays + jnp.sum(k, axis=2), last)
-
-
-def _chunked(q, k, v, run, state, chunk, feature_map=None):
-    """As `_parallel`, of what `feature_map` makes of q and k: a chunk at a time, the state in between."""
-    time = q.shape[3]
-    chunk = min(chunk, max(time, 1))
-    missing = -time % chunk  # filled with padding, which leaves the state alone
-
-    def cut(x, axis):
-        x = jnp.pad(x, [(0, missing if n == axis else 0) for n in range(x.ndim)])
-        return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, chunk, *x.shape[axis + 1 :]), axis, 0)
-
-    # checkpoint: the gradient keeps the state before each chunk, and computes the pairs within it again.
-    @jax.checkpoint
-    def one(state, part):
-        q, k, v, run = part
-        q, k = (q, k) if feature_map is None else feature_map(q, k)
-        above, below, state = _parallel(q, k, v, run, state)
-        return state, (above, below)
-
-    state, (above, below) = lax.scan(one, state, (cut(q, 3), cut(k, 2), cut(v, 2), cut(run, 1)))
-    join = lambda x: jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], -1, *x.shape[5:])[:, :, :, :time]
-    return join(above), join(below), state
-
-
-def _recurrent(q, k, v, run, state, chunk=None, feature_map=None):
-    """As `_parallel`: a token at a time."""
-
-    def one(state, token):
-        q, k, v, run = token  # "batch kv group features", "batch kv features", "batch kv vdim", "batch"
-        real = run > 0
-        resets = (real & (run != state.last_run))[:, None, None]
-        s, z = jnp.where(resets[..., None], 0, state.s), jnp.where(resets, 0, state.z)
-        k = jnp.where(real[:, None, None], k, 0)
-        s, z = s + k[..., None] * v[..., None, :], z + k
-        q = jnp.where(real[:, None, None, None], q, 0)
-        out = jnp.einsum("bkgf,bkfd->bkgd", q, s), jnp.einsum("bkgf,bkf->bkg", q, z)
-        return LinearState(s, z, jnp.where(real, run, state.last_run)), out
-
-    along = (jnp.moveaxis(q, 3, 0), jnp.moveaxis(k, 2, 0), jnp.moveaxis(v, 2, 0), run.T)
-    if q.shape[3] == 1:  # decoding: a loop of one would only be in the way
-        state, out = one(state, jax.tree.map(lambda x: x[0], along))
-        return *(x[:, :, :, None] for x in out), state
-    state, (above, below) = lax.scan(one, state, along)
-    return jnp.moveaxis(above, 0, 3), jnp.moveaxis(below, 0, 3), state
-
-
-_CAUSAL = {"parallel": _parallel, "chunked": _chunked, "recurrent": _recurrent}
-
-
 def _bidirectional(q, k, v, run, form, chunk):
-    """Numerators and denominators where everything of the same run is seen."""
-    if form == "parallel":
+    """Sums "batch kv group time vdim" where everything of the same run is seen."""
+    if form == "parallel" or (form == "auto" and q.shape[3] <= chunk):
         a = jnp.einsum("bkgtf,bksf->bkgts", q, k)
         if run is not None:
             same = (run[:, :, None] == run[:, None, :]) & (run > 0)[:, :, None]
             a = a * same[:, None, None].astype(a.dtype)
-        return jnp.einsum("bkgts,bksd->bkgtd", a, v), jnp.sum(a, axis=-1)
+        return jnp.einsum("bkgts,bksd->bkgtd", a, v)
     if run is None:
-        s, z = jnp.einsum("bksf,bksd->bkfd", k, v), jnp.sum(k, axis=2)
-        return jnp.einsum("bkgtf,bkfd->bkgtd", q, s), jnp.einsum("bkgtf,bkf->bkgt", q, z)
+        return jnp.einsum("bkgtf,bkfd->bkgtd", q, jnp.einsum("bksf,bksd->bkfd", k, v))
     # What lies behind, and what lies ahead: the second is the first of the row read from its end. Both hold the token.
-    batch, kv_heads, _, features = k.shape
-    begin = initial_state(batch, kv_heads, features, v.shape[-1], q.dtype)
-    run = run.astype(begin.last_run.dtype)
     back = functools.partial(jnp.flip, axis=-2)
     reverse = jnp.where(run > 0, jnp.max(run, axis=1, keepdims=True, initial=0) + 1 - run, 0)
-    above, below, _ = _chunked(q, k, v, run, begin, chunk)
-    above_ahead, below_ahead, _ = _chunked(back(q), back(k), back(v), jnp.flip(reverse, axis=1), begin, chunk)
+    parts = Parts(q, k[:, :, None], v[:, :, None])
+    behind, _ = recurrence(parts, run, None, "chunked", chunk)
+    ahead, _ = recurrence(Parts(*map(back, parts[:3])), jnp.flip(reverse, axis=1), None, "chunked", chunk)
     own = jnp.einsum("bkgtf,bktf->bkgt", q, k) * (run > 0).astype(q.dtype)[:, None, None]
-    above = above + back(above_ahead) - own[..., None] * v[:, :, None]
-    return above, below + jnp.flip(below_ahead, axis=-1) - own
+    return behind + back(ahead) - own[..., None] * v[:, :, None]
 
 
 def low_rank_attention(

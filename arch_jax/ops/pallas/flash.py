@@ -6,22 +6,21 @@ its logsumexp), and the tiles' probabilities are computed again from them (arXiv
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError, unknown
 from arch_jax.ops.pallas import gpu, tpu
 from arch_jax.ops.pallas.blocks import Blocks, choose_blocks
+from arch_jax.ops.pallas.mesh import Mesh
 from arch_jax.ops.pallas.schedule import Rule
 from arch_jax.ops.pallas.tile import rounded_up
 from arch_jax.ops.patterns import Pattern
 from arch_jax.ops.platform import named_platform
-from arch_jax.ops.rows import ROWS
 
 __all__ = ["PLATFORMS", "Blocks", "flash_attention"]
 
@@ -128,42 +127,25 @@ def flash_attention(
 
 
 def _over_mesh(attend, arrays):
-    """Runs `attend` on each device's part of the ambient mesh: jit can't cut a kernel into parts by itself."""
-    mesh = jax.sharding.get_abstract_mesh()
-    free = [name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind != AxisType.Manual]
-    if all(mesh.shape[name] == 1 for name in free):
+    """Runs `attend` on each device's part of the ambient mesh."""
+    mesh = Mesh()
+    if mesh.alone:
         return attend(*arrays)
     q, k, bias = arrays[0], arrays[1], arrays[3]
-    rows = tuple(name for name in ROWS if name in free and mesh.shape[name] > 1)
-    if q.shape[0] % math.prod(mesh.shape[name] for name in rows):
-        rows = ()
-    over = mesh.shape["tensor"] if "tensor" in free else 1
-    heads = "tensor" if over > 1 and q.shape[2] % over == 0 and (k.shape[2] == 1 or k.shape[2] % over == 0) else None
+    batch = mesh.rows(q.shape[0])
+    heads = mesh.tensor(q.shape[2], *([] if k.shape[2] == 1 else [k.shape[2]]))
     kv_heads = heads if k.shape[2] > 1 else None
-    batch = rows or None
-    cut = lambda axis, *names: names[axis] if bias.shape[axis] > 1 else None
+    cut = lambda axis, name: name if bias.shape[axis] > 1 else None
     specs = (
         PartitionSpec(batch, None, heads),
         PartitionSpec(batch, None, kv_heads),
         PartitionSpec(batch, None, kv_heads),
-        None if bias is None else PartitionSpec(cut(0, batch, heads), cut(1, batch, heads)),
+        None if bias is None else PartitionSpec(cut(0, batch), cut(1, heads)),
         PartitionSpec(heads),
         PartitionSpec(batch),
         PartitionSpec(batch),
     )
-    given = [(x, spec) for x, spec in zip(arrays, specs) if x is not None]
-
-    def on_device(*parts):
-        parts = iter(parts)
-        return attend(*(None if x is None else next(parts) for x in arrays))
-
-    return jax.shard_map(
-        on_device,
-        in_specs=tuple(spec for _, spec in given),
-        out_specs=(PartitionSpec(batch, None, heads), PartitionSpec(batch, heads)),
-        axis_names=set(free),
-        check_vma=False,  # a kernel's output doesn't say over which axes it varies
-    )(*(x for x, _ in given))
+    return mesh.run(attend, arrays, specs, (PartitionSpec(batch, None, heads), PartitionSpec(batch, heads)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
