@@ -1,0 +1,51 @@
+"""Induction heads (Olsson et al. 2022, 2209.11895): a small Llama learns to say a random stretch a second time.
+
+    arch-jax train induction
+
+16 different symbols of 32 kinds, then the same again from any place on; what counts is the second time, whose symbols
+follow from the first. No look at a fixed distance will do, so two layers are needed: one whose heads look at the token
+before, and one that looks for what followed the present token earlier.
+
+Expected: at least 99 % of the symbols of the 512 validation sequences after 600 steps (seeds 0 and 1), in a minute on 2
+CPU cores. The sample shows it: the prompt is a stretch and the first symbol of it again, and the rest follows.
+
+Initial weights of fan-in size matter: with GPT-2's 0.02 at this width, the same model stands at 13 % after 1,500 steps.
+"""
+
+import arch_jax
+
+published = (
+    # Not from the paper, which shows curves of larger models: what a model with induction heads must reach.
+    arch_jax.Published(
+        99,
+        "the task itself: every symbol follows from the first time",
+        tolerance=0,
+        metric="accuracy",
+        seeds=2,
+        unit="% of the symbols",
+        factor=100,
+        direction="at least",
+    ),
+)
+
+
+def config() -> arch_jax.Experiment:
+    """100,000 parameters, 64 sequences of 31 tokens a step."""
+    fan_in = {"mixer.heads": 4, "mixer.initial_std": None, "feed_forward.initial_std": None, "initial_std": 0.125}
+    return arch_jax.Experiment(
+        model=arch_jax.create("gpt", vocabulary=32, depth=2, width=64, **fan_in),
+        objective=arch_jax.objective("next_token", prompt="5(:1@+,<%/)9*3$-5", show_length=15, temperature=0.0),
+        data=arch_jax.Repeats(symbols=32, stretch=16, batch=64),
+        optimizer=arch_jax.Optimizer("adamw", learning_rate=3e-3, warmup=50, weight_decay=0.01, b2=0.98),
+        steps=600,
+        evaluate_every=200,
+        checkpoint_every=200,
+        log_every=10,
+        steps_per_dispatch=50,
+    )
+
+
+def ablate_depth():
+    """One layer cannot look for what followed: its heads know the tokens themselves, not those before them."""
+    for depth in (2, 1):
+        yield {"model.depth": depth}
