@@ -19,6 +19,7 @@ from arch_jax.interop.strict_json import shown
 from arch_jax.layers.attention import Attention
 from arch_jax.layers.cross_attention import CrossAttention
 from arch_jax.layers.feed_forward import MLP, SwiGLU
+from arch_jax.layers.mamba import Mamba
 from arch_jax.layers.mixer import unbound
 
 
@@ -40,7 +41,9 @@ def module_of(data: Mapping[str, Any]) -> tuple[str, nn.Module]:
 
 #: Settings of ours that change nothing in the outputs of given weights.
 _TRAINING = {"dropout", "dtype", "implementation", "initial_std", "multiple", "parameter_dtype", "query_gain", "remat"}
-_TRAINING |= {"residual_scale", "scale_residual", "scan"}
+_TRAINING |= {"embedding_std", "input_bias", "residual_scale", "scale_residual", "scan"}
+#: The forms of a recurrence, and where the step sizes and decays of state spaces start.
+_TRAINING |= {"A_max", "A_min", "chunk", "form", "step_floor", "step_initial", "step_max", "step_min", "step_scale"}
 #: Parts whose settings a configuration is written from.
 _PARTS = ("mixer", "cross", "feed_forward", "norm", "position", "relative")
 
@@ -108,6 +111,8 @@ def _settings(module: Any) -> dict[str, Any]:
         sizes = mixer.sizes(module.width)
         data["mixer"] |= dict(zip(("heads", "kv_heads", "head_size"), sizes))
         data["mixer"]["output_bias"] = mixer.bias if mixer.output_bias is None else mixer.output_bias
+    if isinstance(data["mixer"], dict) and isinstance(mixer, Mamba):
+        data["mixer"]["step_rank"] = mixer.rank(module.width)
     if isinstance(getattr(module, "cross", None), CrossAttention):
         data["cross"]["head_size"] = module.cross.size(module.width)
     if "decoder_depth" in data:

@@ -5,6 +5,7 @@ are stacked over layers where layers are scanned. One table of names for each mo
 """
 
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -42,7 +43,9 @@ class Part(NamedTuple):
         """The shape of their tensor."""
         shape = (*self.shapes[0][:-1], sum(shape[-1] for shape in self.shapes))
         shape = shape[::-1] if self.row.transposed else shape
-        return (1, *shape) if self.row.axis else shape
+        for axis in sorted(self.row.axes):
+            shape = (*shape[:axis], 1, *shape[axis:])
+        return shape
 
     def theirs(self, layer: int) -> str:
         """The name of their tensor."""
@@ -51,14 +54,14 @@ class Part(NamedTuple):
     def split(self, tensor: np.ndarray) -> list[np.ndarray]:
         """Their tensor as ours."""
         ends = np.cumsum([shape[-1] for shape in self.shapes])[:-1]
-        tensor = tensor[0] if self.row.axis else tensor
+        tensor = np.squeeze(tensor, self.row.axes)
         return np.split(tensor.T if self.row.transposed else tensor, ends, axis=-1)
 
     def join(self, arrays: list[np.ndarray]) -> np.ndarray:
         """Our parameters as their tensor."""
         joint = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
         joint = joint.T if self.row.transposed else joint
-        return joint[None] if self.row.axis else joint
+        return np.expand_dims(joint, self.row.axes)
 
 
 @functools.lru_cache(maxsize=64)
@@ -77,19 +80,20 @@ def parts_of(kind: str, module: nn.Module) -> list[Part]:
       UsageError: the module has parameters that the model type has no names for.
     """
     # All layers are alike, so one is enough; what changes no shape is left out, so that more modules share the answer.
-    alike = {"depth": 1, "scan": False, "remat": False, "dropout": 0.0, "dtype": jnp.float32}
+    names, parts = MODEL_TYPES[kind].names(module), []
+    blocks = max(stack.blocks for stack in names.stacks)
+    alike = {"depth": blocks, "scan": False, "remat": False, "dropout": 0.0, "dtype": jnp.float32}
     alike |= {"parameter_dtype": jnp.float32, "initial_std": 0.02}
     alike |= {"decoder_depth": None} if isinstance(module, EncoderDecoder) else {}
     shapes = dict(_shapes(unbound(module).clone(parent=None, **alike)))
-    names, parts = MODEL_TYPES[kind].names(module), []
     for stack, rows in ((None, names.rows), *((stack, stack.rows) for stack in names.stacks)):
-        prefix = "" if stack is None else f"{stack.ours}/layer_0/"
         for row in rows:
+            prefix = "" if stack is None else f"{stack.ours}/layer_{row.block}/"
             paths = [prefix + path for path in row.ours]
             if all(path in shapes for path in paths):
                 parts.append(Part(row, tuple(shapes.pop(path) for path in paths), stack))
     if shapes:
-        path = next(iter(shapes)).replace("layer_0", "layer_i")
+        path = re.sub(r"layer_[0-9]+", "layer_i", next(iter(shapes)))
         raise UsageError(f"the module has the parameter {path!r}, which a {kind} checkpoint has no name for")
     return parts
 
@@ -181,7 +185,8 @@ def _paths(part: Part, module: Any, layer: int) -> list[str]:
     """Where the parameters of a part lie, as `Stack` keeps them: on a leading axis where it scans, else apart."""
     if part.stack is None:
         return list(part.row.ours)
-    place = "layers/block_0" if module.scan else f"layer_{layer}"
+    block = part.row.block
+    place = f"layers/block_{block}" if module.scan else f"layer_{layer * part.stack.blocks + block}"
     return [f"{part.stack.ours}/{place}/{path}" for path in part.row.ours]
 
 

@@ -1,6 +1,7 @@
 """One decoder for language: tokens in, logits of the next token out, built of whatever parts it is given."""
 
 import functools
+import math
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ from arch_jax.ops.segments import runs_and_positions
 #: Megatron-LM (1909.08053, section 3): heads and hidden units are dealt over "tensor" by columns of what goes into a
 #: part and by rows of what leaves it, the vocabulary by rows of the table; "fsdp" takes the other dimension.
 SHARDINGS = (
-    (r"mixer/(query|key|value)/kernel$", ("fsdp", "tensor")),
+    (r"mixer/(query|key|value|gate|up|output_gate)/kernel$", ("fsdp", "tensor")),
     (r"mixer/(query|key|value)/bias$", ("tensor",)),
     (r"mixer/output/kernel$", ("tensor", "fsdp")),
     (r"feed_forward/(gate|up)/kernel$", ("fsdp", "tensor")),
@@ -62,16 +63,20 @@ class Decoder(nn.Module):
       depth: how many blocks.
       width: size of the residual stream.
       mixer: the sequence mixer, or a tuple of them: layer i takes number i modulo the tuple's length.
-      feed_forward: the position-wise part of each block, or none.
+      feed_forward: the position-wise part of each block, or none; or a tuple of such: layer i takes number i modulo
+        the tuple's length, whatever its mixer.
       norm: of each part, and at the end unless the placement is "post".
       placement: where the norms stand: "pre", "post" or "sandwich"; see `layers.block.Block`.
       position: added to the embeddings; none where the mixer knows positions (RoPE, recurrences).
       scale_embedding: whether the embeddings are multiplied by sqrt(width) (Vaswani et al. 2017, section 3.4; Gemma).
+      embedding_norm: whether the norm stands behind the embeddings too (RWKV, 2305.13048, appendix F; BLOOM).
+      embedding_std: standard deviation of the initial embedding where it is not `initial_std`.
       logit_softcap: logits are squashed to (-c, c) by c * tanh(logits / c) (Gemma 2, 2408.00118); none is not at all.
       tied: whether the output layer is the embedding table (Press & Wolf 2017, 1608.05859).
       dropout: share dropped of the embeddings and of each part's output, in training.
       initial_std: standard deviation of the initial embedding and output layer.
-      scale_residual: whether the weights that write to the residual stream start smaller by 1/sqrt(2 depth) (GPT-2).
+      scale_residual: whether the weights that write to the residual stream start smaller by 1/sqrt(2 depth) (GPT-2),
+        or 1/sqrt(depth) in blocks without feed-forward part (Mamba).
       scan: whether equal layers are scanned: compile time that does not grow with depth.
       remat: whether activations are computed again in the backward pass, which saves memory.
       dtype: of the computation; softmax, norms' statistics and losses are at least float32.
@@ -84,7 +89,7 @@ class Decoder(nn.Module):
     depth: int
     width: int
     mixer: Mixer | tuple[Mixer, ...] = Attention()
-    feed_forward: FeedForward | None = SwiGLU()
+    feed_forward: FeedForward | tuple[FeedForward | None, ...] | None = SwiGLU()
     norm: Norm = RMSNorm()
     position: Position | None = None
     tied: bool = True
@@ -96,6 +101,8 @@ class Decoder(nn.Module):
     placement: Placement = "pre"
     scale_embedding: bool = False
     logit_softcap: float | None = None
+    embedding_norm: bool = False
+    embedding_std: float | None = None
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
 
@@ -108,16 +115,24 @@ class Decoder(nn.Module):
         """The repeating pattern of mixers."""
         return self.mixer if isinstance(self.mixer, tuple) else (self.mixer,)
 
+    @property
+    def feed_forwards(self) -> tuple[nn.Module | None, ...]:
+        """The repeating pattern of position-wise parts."""
+        return self.feed_forward if isinstance(self.feed_forward, tuple) else (self.feed_forward,)
+
+    @property
+    def turn(self) -> int:
+        """After how many layers both patterns begin again."""
+        return math.lcm(len(self.mixers), len(self.feed_forwards))
+
     def setup(self) -> None:
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
-        scale = (2 * self.depth) ** -0.5 if self.scale_residual else 1.0
-        part = functools.partial(adapted, residual_scale=scale, **dtypes)
-        feed_forward = None if self.feed_forward is None else part(self.feed_forward)
-        blocks = tuple(
-            Block(part(mixer), part(self.norm), feed_forward, self.dropout, self.placement, parent=None)
-            for mixer in self.mixers
-        )
-        self.embedding = Embedding(self.vocabulary, self.width, self.initial_std, **dtypes)
+        part = functools.partial(adapted, **dtypes)
+        blocks = tuple(self._block(i, part) for i in range(self.turn))
+        std = self.initial_std if self.embedding_std is None else self.embedding_std
+        self.embedding = Embedding(self.vocabulary, self.width, std, **dtypes)
+        if self.embedding_norm:
+            self.first_norm = part(self.norm)
         if self.position is not None:
             self.position_embedding = adapted(self.position, **dtypes)
         self.embedding_dropout = nn.Dropout(self.dropout)
@@ -126,6 +141,15 @@ class Decoder(nn.Module):
             self.final_norm = part(self.norm)
         if not self.tied:
             self.logits = Dense(self.vocabulary, False, self.initial_std, **dtypes)
+
+    def _block(self, i, part):
+        """Block i of a turn. What writes to the residual stream is scaled by how many such parts a stack of it has."""
+        mixer, feed_forward = self.mixers[i % len(self.mixers)], self.feed_forwards[i % len(self.feed_forwards)]
+        parts = self.depth * (1 if feed_forward is None else 2)
+        scale = parts**-0.5 if self.scale_residual else 1.0
+        mixer = part(mixer, residual_scale=scale)
+        feed_forward = None if feed_forward is None else part(feed_forward, residual_scale=scale)
+        return Block(mixer, part(self.norm), feed_forward, self.dropout, self.placement, parent=None)
 
     def initial_state(self, batch: int, length: int, dtype: DType | None = None) -> DecoderState:
         """The state before the first token, with room for `length` tokens a row.
@@ -172,6 +196,8 @@ class Decoder(nn.Module):
             positions = jnp.arange(tokens.shape[1])
         if self.position is not None:
             x = x + self.position_embedding(positions, self.width)
+        if self.embedding_norm:
+            x = self.first_norm(x)
         x = self.embedding_dropout(x, deterministic=not train)
         x, layers = self.stack(x, segment_ids, None if state is None else state.layers, train)
         x = x if self.placement == "post" else self.final_norm(x)
@@ -187,11 +213,11 @@ class Decoder(nn.Module):
 
         Slicing the stacked parameters once, outside the loop over tokens, saves a copy of all of them at each token.
         """
-        if not (self.scan and self.depth % len(self.mixers) == 0):
+        if not (self.scan and self.depth % self.turn == 0):
             return self, variables
         apart = {}
         for kind, tree in variables.items():
             apart[kind] = dict(tree)
             if "stack" in tree:
-                apart[kind]["stack"] = unrolled_variables({kind: tree["stack"]}, len(self.mixers))[kind]
+                apart[kind]["stack"] = unrolled_variables({kind: tree["stack"]}, self.turn)[kind]
         return self.clone(scan=False), apart

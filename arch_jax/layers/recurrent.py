@@ -1,16 +1,35 @@
-"""Recurrences as sequence mixers: a state of fixed size takes the place of a cache."""
+"""Recurrences as sequence mixers: a state of fixed size takes the place of a cache. Elman's network and the LSTM."""
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
-from arch_jax.errors import UsageError
+from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense
+from arch_jax.ops.recurrence import resets
+from arch_jax.ops.segments import runs_and_positions
+
+
+@flax.struct.dataclass
+class RNNState:
+    """What a recurrence without cells (Elman's network, the GRU) carries from token to token.
+
+    Attributes:
+      h: its output at the last token, "batch hidden".
+      last_id: the last segment id, "batch".
+    """
+
+    # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
+    h: Any
+    last_id: Any
 
 
 @flax.struct.dataclass
@@ -23,97 +42,115 @@ class LSTMState:
       last_id: the last segment id, "batch".
     """
 
-    # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
     h: Any
     c: Any
     last_id: Any
 
 
-@component("lstm", kind="mixer")
-class LSTM(nn.Module):
-    """Long short-term memory (Hochreiter & Schmidhuber 1997) with forget gates (Gers et al. 2000).
+def check_state(state: Any, kind: type, batch: int, mixer: str) -> None:
+    """Refuses a state that is not a mixer's own, or of another batch.
 
-        i, f, g, o = x_t W + h_{t-1} U + b
-        c_t = sigmoid(f) * c_{t-1} + sigmoid(i) * tanh(g)
-        h_t = sigmoid(o) * tanh(c_t),        y_t = h_t
+    Args:
+      state: has `last_id`, "batch"; None passes.
+      kind: the class of the mixer's states.
+      batch: rows of the sequence.
+      mixer: its name.
 
-    without peepholes, as in `torch.nn.LSTM` (whose two biases add up to b). h_0 and c_0 are 0. Where `hidden` is not
-    the width there is a matrix more, y_t = h_t V, since the residual stream has the width; where it is, none is added,
-    so that the layer is the published one.
+    Raises:
+      UsageError: see above.
+    """
+    if state is None:
+        return
+    if type(state) is not kind:
+        raise UsageError(f"{mixer} was given a {type(state).__name__} as its state; expected a {kind.__name__}")
+    if state.last_id.shape[:1] != (batch,):
+        raise UsageError(
+            f"the state of {mixer} has {state.last_id.shape[0]} rows; expected {batch}, as many as the sequence has"
+        )
+
+
+class RecurrentMixer(nn.Module):
+    """What the recurrences share whose every step waits for the one before.
+
+    x_t W is computed for all times at once; h_{t-1} U has to wait its turn. Where `hidden` is not the width there is a
+    matrix more, y_t = h_t V, since the residual stream has the width; where it is, none is added, so that the layer is
+    the published one. A subclass names its `gates`, which lie side by side in W and U, and says what `cell` does.
 
     Attributes:
-      hidden: cells; None is as many as the width.
-      forget_bias: what the forget gates' share of b starts from: 1 remembers at first (Jozefowicz et al. 2015).
+      hidden: units; None is as many as the width.
       residual_scale: factor on the initial V, set by a decoder that scales such weights with its depth.
-      dtype: of the computation; gates, h and c are at least float32.
+      dtype: of the computation; gates and h are at least float32.
       parameter_dtype: of the parameters.
     """
 
     hidden: int | None = None
-    forget_bias: float = 1.0
     residual_scale: float = 1.0
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
+
+    gates: ClassVar[int] = 1
+    state_class: ClassVar[type] = RNNState
 
     def __post_init__(self) -> None:
         if self.hidden is not None and self.hidden < 1:
             raise UsageError(f"hidden is {self.hidden}; expected at least 1 cell, or none for as many as the width")
         super().__post_init__()
 
-    def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> LSTMState:
+    def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> Any:
         """The state before the first token; it has the same size for every `length`."""
         zeros = jnp.zeros((batch, self.hidden or width), jnp.promote_types(dtype, jnp.float32))
-        return LSTMState(h=zeros, c=zeros, last_id=jnp.zeros((batch,), jnp.int32))
+        carried = {"c": zeros} if self.state_class is LSTMState else {}
+        return self.state_class(h=zeros, **carried, last_id=jnp.zeros((batch,), jnp.int32))
+
+    def recurrent_initial(self) -> Callable:
+        """The draw for U."""
+        return orthogonal_gates
+
+    def cell(self, heard: Array, u: Array) -> tuple[Callable, Any, Array, Array, Any]:
+        """What `recurrent_loop` is given: (step, its parameters, U, what is added to h U, what else a token brings)."""
+        raise TypeError(f"{type(self).__name__} must say what one step does")
+
+    def biases(self, starts: dict[str, float], hidden: int) -> list[Array]:
+        """One a gate, in at least float32; `starts` maps names to initial values."""
+        precise = jnp.promote_types(self.dtype, jnp.float32)
+        draw = nn.initializers.constant
+        return [
+            self.param(name, draw(start), (hidden,), self.parameter_dtype).astype(precise)
+            for name, start in starts.items()
+        ]
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "batch time width"],
         segment_ids: Int[Array, "batch time"] | None = None,
-        state: LSTMState | None = None,
+        state: Any = None,
         train: bool = False,
-    ) -> tuple[Float[Array, "batch time width"], LSTMState | None]:
+    ) -> tuple[Float[Array, "batch time width"], Any]:
         batch, time, width = x.shape
+        check_state(state, self.state_class, batch, type(self).__name__)
         hidden = self.hidden or width
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         lecun = nn.initializers.lecun_normal()
-        # What the inputs say to the gates, for all times in one product; only the recurrent one has to wait its turn.
-        heard = Dense(4 * hidden, False, initial=lecun, **dtypes, parent=self, name="input")(x)
-        recurrent = Dense(4 * hidden, False, initial=_orthogonal_gates, **dtypes, parent=self, name="recurrent")
-        u, _ = recurrent.weights(hidden)
+        heard = Dense(self.gates * hidden, False, initial=lecun, **dtypes, parent=self, name="input")(x)
+        initial = self.recurrent_initial()
+        recurrent = Dense(self.gates * hidden, False, initial=initial, **dtypes, parent=self, name="recurrent")
         precise = jnp.promote_types(self.dtype, jnp.float32)
-        starts = {"i": 0.0, "f": self.forget_bias, "g": 0.0, "o": 0.0}
-        biases = [
-            self.param(f"bias_{gate}", nn.initializers.constant(start), (hidden,), self.parameter_dtype)
-            for gate, start in starts.items()
-        ]
-        b = jnp.concatenate(biases).astype(precise)
-
-        def step(carry, now):
-            h, c, last = carry
-            heard, id = now
-            if id is not None:
-                keep = ((id == last) | (id == 0))[:, None]
-                h, c = jnp.where(keep, h, 0), jnp.where(keep, c, 0)
-            gates = heard.astype(precise) + (h.astype(self.dtype) @ u).astype(precise) + b
-            i, f, g, o = jnp.split(gates, 4, axis=-1)
-            new_c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
-            new_h = nn.sigmoid(o) * jnp.tanh(new_c)
-            if id is None:
-                return (new_h, new_c, last), new_h
-            real = (id != 0)[:, None]
-            carry = (jnp.where(real, new_h, h), jnp.where(real, new_c, c), jnp.where(id == 0, last, id))
-            return carry, jnp.where(real, new_h, 0)
+        step, parameters, u, added, rest = self.cell(heard.astype(precise), recurrent.weights(hidden)[0])
 
         begin = self.initial_state(batch, time, width, precise) if state is None else state
-        ids = segment_ids
-        if ids is None and state is not None:
-            ids = jnp.ones((batch, time), begin.last_id.dtype)
-        elif ids is not None:
-            ids = ids.astype(begin.last_id.dtype)
-        carry = (begin.h.astype(precise), begin.c.astype(precise), begin.last_id)
-        along = (heard.swapaxes(0, 1), None if ids is None else ids.T)
-        (h, c, last), out = jax.lax.scan(step, carry, along)
+        carry = tuple(getattr(begin, name).astype(precise) for name in ("h", "c") if hasattr(begin, name))
+        if carry[0].shape != (batch, hidden):
+            raise UsageError(f"the state has h of shape {carry[0].shape}; expected {(batch, hidden)}: batch, hidden")
+        masks, last_id = None, begin.last_id
+        if state is not None or segment_ids is not None:
+            ids = jnp.ones((batch, time), jnp.int32) if segment_ids is None else segment_ids
+            # The number of the run that goes on, and where in it the last token stood, make no difference here.
+            run, position, after = runs_and_positions(ids, begin.last_id, *jnp.ones((2, batch), jnp.int32))
+            last_id = after[0]
+            masks = tuple(mask.T[:, :, None] for mask in resets(run, position))
+        along = jax.tree.map(lambda a: a.swapaxes(0, 1), (added, rest))
+        carry, out = recurrent_loop(step, u, parameters, carry, *along, masks)
 
         y = out.swapaxes(0, 1).astype(self.dtype)
         if hidden != width:
@@ -121,11 +158,164 @@ class LSTM(nn.Module):
             y = Dense(width, False, initial=scaled, **dtypes, parent=self, name="output")(y)
         if state is None:
             return y, None
-        return y, LSTMState(h=h.astype(begin.h.dtype), c=c.astype(begin.c.dtype), last_id=last)
+        after = {name: new.astype(getattr(begin, name).dtype) for name, new in zip(("h", "c"), carry)}
+        return y, self.state_class(**after, last_id=last_id)
 
 
-def _orthogonal_gates(key: Array, shape: tuple[int, int], dtype: DType) -> Array:
+@component("rnn", kind="mixer")
+class RNN(RecurrentMixer):
+    """Elman's simple recurrent network (1990), with y_t = h_t:
+
+        h_t = f(x_t W + h_{t-1} U + b)
+
+    as in `torch.nn.RNN` (whose two biases add up to b). h_0 is 0. With f = relu, U = 1 and b = 0 it starts as an
+    accumulator, whose gradient neither grows nor vanishes (the IRNN of Le et al. 2015, 1504.00941).
+
+    Attributes:
+      hidden: units; None is as many as the width. Where it is not the width, a matrix V follows.
+      residual_scale: factor on the initial V, set by a decoder that scales such weights with its depth.
+      dtype: of the computation; h is at least float32.
+      parameter_dtype: of the parameters.
+      activation: f: "tanh" or "relu".
+      initial: what U starts from: "orthogonal" (Saxe et al. 2014, 1312.6120) or "identity" (1504.00941).
+      scale: factor on the initial U: below 1 forgets sooner (1504.00941, section 4.4: 0.01).
+    """
+
+    activation: str = "tanh"
+    initial: str = "orthogonal"
+    scale: float = 1.0
+
+    def recurrent_initial(self) -> Callable:
+        """Orthogonal, or the identity."""
+        draws = {"orthogonal": orthogonal_gates, "identity": lambda key, shape, dtype: jnp.eye(*shape, dtype=dtype)}
+        if self.initial not in draws:
+            raise unknown("initial recurrent matrix", self.initial, draws)
+        return lambda *arguments: draws[self.initial](*arguments) * self.scale
+
+    def cell(self, heard, u):
+        if self.activation not in _RNN_STEPS:
+            raise unknown("activation of rnn", self.activation, _RNN_STEPS)
+        (b,) = self.biases({"bias": 0.0}, heard.shape[-1])
+        return _RNN_STEPS[self.activation], None, u, heard + b, None
+
+
+@component("lstm", kind="mixer")
+class LSTM(RecurrentMixer):
+    """Long short-term memory (Hochreiter & Schmidhuber 1997) with forget gates (Gers et al. 2000), with y_t = h_t:
+
+        i, f, g, o = x_t W + h_{t-1} U + b
+        c_t = sigmoid(f) * c_{t-1} + sigmoid(i) * tanh(g)
+        h_t = sigmoid(o) * tanh(c_t)
+
+    as in `torch.nn.LSTM` (whose two biases add up to b). h_0 and c_0 are 0. With peepholes (Gers et al. 2002, "Learning
+    precise timing with LSTM recurrent networks", section 3) the gates see the cells too: i and f have p * c_{t-1}
+    added, o has p * c_t, with p_i, p_f, p_o of one number a cell that start at 0.
+
+    Attributes:
+      hidden: cells; None is as many as the width. Where it is not the width, a matrix V follows.
+      residual_scale: factor on the initial V, set by a decoder that scales such weights with its depth.
+      dtype: of the computation; gates, h and c are at least float32.
+      parameter_dtype: of the parameters.
+      forget_bias: what the forget gates' share of b starts from: 1 remembers at first (Jozefowicz et al. 2015).
+      peepholes: whether there are any.
+    """
+
+    forget_bias: float = 1.0
+    peepholes: bool = False
+
+    gates: ClassVar[int] = 4
+    state_class: ClassVar[type] = LSTMState
+
+    def cell(self, heard, u):
+        hidden = u.shape[0]
+        starts = {"bias_i": 0.0, "bias_f": self.forget_bias, "bias_g": 0.0, "bias_o": 0.0}
+        b = jnp.concatenate(self.biases(starts, hidden))
+        peepholes = None
+        if self.peepholes:
+            peepholes = self.biases(dict.fromkeys(("peephole_i", "peephole_f", "peephole_o"), 0.0), hidden)
+        return _lstm_step, peepholes, u, heard + b, None
+
+
+def _lstm_step(peepholes, carry, gates, _):
+    _, c = carry
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
+    if peepholes is not None:
+        i, f = i + peepholes[0] * c, f + peepholes[1] * c
+    c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
+    if peepholes is not None:
+        o = o + peepholes[2] * c
+    return nn.sigmoid(o) * jnp.tanh(c), c
+
+
+_RNN_STEPS = {
+    "tanh": lambda _, carry, heard, __: (jnp.tanh(heard),),
+    "relu": lambda _, carry, heard, __: (nn.relu(heard),),
+}
+
+
+def orthogonal_gates(key: Array, shape: tuple[int, int], dtype: DType) -> Array:
     """An orthogonal matrix for each gate, side by side (Saxe et al. 2014, 1312.6120): h keeps its norm at first."""
-    hidden = shape[0]
+    hidden, width = shape
     one = lambda k: nn.initializers.orthogonal()(k, (hidden, hidden), jnp.float32)
-    return jnp.concatenate(jax.vmap(one)(jax.random.split(key, 4)), axis=1).astype(dtype)
+    return jnp.concatenate(jax.vmap(one)(jax.random.split(key, width // hidden)), axis=1).astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def recurrent_loop(step, u, parameters, carry, added, rest, masks):
+    """A loop over time with one product a step, h_{t-1} U, whose gradient in U is one product after the loop.
+
+    Automatic differentiation adds up U's gradient step by step, which reads and writes a matrix of U's size at each.
+
+    Args:
+      step: (parameters, carry, added_t + h U, rest_t) -> carry; a function of the module, not a closure.
+      u: U, "hidden gates".
+      parameters: a tree of what each step is given alike.
+      carry: a tuple of arrays "batch hidden", h first.
+      added: "time batch gates".
+      rest: a tree of arrays "time batch ...".
+      masks: (starts, real) "time batch 1": where the carry becomes 0 before the step, and where it changes at all;
+        None for nowhere and everywhere.
+
+    Returns:
+      (the carry after the last step, h of every step: "time batch hidden", 0 where nothing is real). Reverse-mode
+      derivatives only.
+    """
+    carry, (out, _) = _scan(step, u, parameters, carry, added, rest, masks)
+    return carry, out
+
+
+def _scan(step, u, parameters, carry, added, rest, masks):
+    def body(carry, now):
+        added, rest, mask = now
+        if mask is not None:
+            carry = tuple(jnp.where(mask[0], 0, part) for part in carry)
+        h = carry[0]
+        new = step(parameters, carry, added + (h.astype(u.dtype) @ u).astype(added.dtype), rest)
+        if mask is None:
+            return new, (new[0], None)
+        new = tuple(jnp.where(mask[1], now, old) for now, old in zip(new, carry))
+        return new, (jnp.where(mask[1], new[0], 0), h)
+
+    return lax.scan(body, carry, (added, rest, masks))
+
+
+def _loop_forward(step, u, parameters, carry, added, rest, masks):
+    # U is a constant here: what arrives at `added` is all that its gradient needs beside h.
+    def loop(*arguments):
+        after, (out, seen) = _scan(step, u, *arguments, masks)
+        return (after, out), seen
+
+    after, pull, seen = jax.vjp(loop, parameters, carry, added, rest, has_aux=True)
+    if seen is None:
+        seen = jnp.concatenate([carry[0][None], after[1]])[:-1]
+    return after, (pull, seen, u)
+
+
+def _loop_backward(step, saved, cotangents):
+    pull, seen, u = saved
+    parameters, carry, added, rest = pull(cotangents)
+    d_u = jnp.einsum("tbh,tbg->hg", seen.astype(u.dtype), added.astype(u.dtype), preferred_element_type=added.dtype)
+    return d_u.astype(u.dtype), parameters, carry, added, rest, None
+
+
+recurrent_loop.defvjp(_loop_forward, _loop_backward)

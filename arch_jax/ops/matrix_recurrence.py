@@ -224,9 +224,11 @@ def _parallel(parts, run, state, chunk=None, feature_map=None):
     if decay is None:
         between, before, behind, kept = (x.astype(v.dtype) for x in (visible, goes_on, to_the_end, stays))
     else:
-        # Sums of d: exp of a difference is the decay in between; what is not seen is hidden before the exponential.
-        total = jnp.cumsum(decay, axis=-1)
-        end = total[..., -1:] if time else jnp.zeros_like(total, shape=(*total.shape[:-1], 1))
+        # Sums of d since the run began: exp of a difference is the decay in between. As a product with what is visible
+        # they owe nothing to other runs, not even a rounding error in the gradient; a cumulative sum would.
+        total = jnp.einsum("bts,bgms->bgmt", visible[:, 0, 0].astype(v.dtype), decay, precision=lax.Precision.HIGHEST)
+        end = jnp.sum(decay * to_the_end, axis=-1, keepdims=True)
+        # What is not seen is hidden before the exponential.
         hidden = lambda seen, x: jnp.exp(jnp.where(seen, x, -jnp.inf))
         between = hidden(visible, total[..., :, None] - total[..., None, :])
         before, behind = hidden(goes_on, total), hidden(to_the_end, end - total)

@@ -181,7 +181,7 @@ def _names(module: EncoderDecoder) -> Names:
             Row(embedding, ("embedding/embedding",)),
             Row(tables[0], ("source_embedding/embedding",)),
             Row("lm_head.weight", ("logits/kernel",), transposed=True),
-            Row("final_logits_bias", ("logits_bias",), axis=True),
+            Row("final_logits_bias", ("logits_bias",), axes=(0,)),
         ),
         stacks=tuple(_stack(side, module) for side in sides),
         buffers=_POSITIONS,

@@ -19,13 +19,15 @@ class Row(NamedTuple):
       theirs: its name; {} stands for the layer's number.
       ours: paths under the parameters (of a layer); several lie side by side on the last axis.
       transposed: whether theirs is the transpose of ours.
-      axis: whether theirs has one more axis, of 1, in front.
+      axes: where theirs has more axes, of 1.
+      block: which one it belongs to of the residual blocks that make a layer of theirs.
     """
 
     theirs: str
     ours: tuple[str, ...]
     transposed: bool = False
-    axis: bool = False
+    axes: tuple[int, ...] = ()
+    block: int = 0
 
 
 class Layers(NamedTuple):
@@ -36,12 +38,14 @@ class Layers(NamedTuple):
       depth: how many layers it has.
       pattern: what finds the number of a layer in a name of theirs.
       rows: of one layer.
+      blocks: how many residual blocks of ours are one layer of theirs.
     """
 
     ours: str
     depth: int
     pattern: re.Pattern
     rows: tuple[Row, ...]
+    blocks: int = 1
 
 
 class Names(NamedTuple):

@@ -225,6 +225,7 @@ class LeNet5(nn.Module):
     parameters=60_000,
     inputs=images(32, 1),
     reference="the same network in torch: logits within 1e-5",
+    difference=1.1e-6,
     reproduces="handwritten digits (lenet_digits), Fashion-MNIST (lenet_fashion)",
 )
 def lenet5() -> LeNet5:
@@ -239,6 +240,7 @@ def lenet5() -> LeNet5:
     paper=Paper("Batch Normalization: Accelerating Deep Network Training", "Ioffe & Szegedy", 2015, "1502.03167"),
     inputs=images(32, 1),
     reference="the same network in torch: logits and moving averages after a training step within 1e-5",
+    difference=1.4e-6,
 )
 def lenet5_batch_norm() -> LeNet5:
     """LeNet-5 in today's form: batch norm, ReLU, max-pooling, every map joined to every other, linear output."""

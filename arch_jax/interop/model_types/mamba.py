@@ -1,0 +1,193 @@
+"""Mamba (`model_type` "mamba")."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from arch_jax.errors import UsageError
+from arch_jax.interop.configuration_fields import (
+    Field,
+    choice,
+    flag,
+    number,
+    only,
+    positive,
+    read_fields,
+    whole,
+    whole_or_none,
+)
+from arch_jax.interop.model_types.model_type import Layers, ModelType, Names, Row, dense, norm
+from arch_jax.interop.strict_json import shown
+from arch_jax.layers.decoder import Decoder
+from arch_jax.layers.mamba import Mamba
+from arch_jax.layers.norms import RMSNorm
+
+
+def _rank(name: str, value: Any) -> int | None:
+    """A rank, or "auto" for a sixteenth of the width."""
+    if value == "auto":
+        return None
+    if isinstance(value, str):
+        raise UsageError(f"{name} is {shown(value)}; expected a whole number of at least 1, or 'auto'")
+    return whole(name, value)
+
+
+def _taps(name: str, value: Any) -> int:
+    """The size of the short convolution, which is unrolled."""
+    if whole(name, value) > _MOST_TAPS:
+        raise UsageError(f"{name} is {shown(value)}; expected at most {_MOST_TAPS}")
+    return value
+
+
+_MOST_TAPS = 256
+#: Fields that Mamba and Mamba-2 share.
+COMMON_FIELDS = {
+    "num_hidden_layers": Field(whole, 32),
+    "layer_norm_epsilon": Field(number, 1e-5),
+    "expand": Field(whole, 2),
+    "conv_kernel": Field(_taps, 4),
+    "use_bias": Field(flag, False),
+    "use_conv_bias": Field(flag, True),
+    "hidden_act": Field(choice({"silu": "silu", "swish": "silu"}), "silu"),
+    "initializer_range": Field(number, 0.1),
+    "time_step_min": Field(positive, 0.001),
+    "time_step_max": Field(positive, 0.1),
+    "time_step_floor": Field(positive, 1e-4),
+    "rescale_prenorm_residual": Field(flag, False),
+    "rms_norm": Field(only(True), True),
+}
+FIELDS = COMMON_FIELDS | {
+    "vocab_size": Field(whole, 50_280),
+    "hidden_size": Field(whole, 768),
+    "state_size": Field(whole, 16),
+    "intermediate_size": Field(whole_or_none),
+    "time_step_rank": Field(_rank, "auto"),
+    "time_step_scale": Field(positive, 1.0),
+    "time_step_init_scheme": Field(choice({"random": "random", "constant": "constant"}), "random"),
+    "tie_word_embeddings": Field(flag, True),
+    "ssm_cfg": Field(only({}, None), {}),
+}
+#: The residual stream has the dtype of the computation, which is float32 where nothing else is asked for; the others
+#: choose among implementations of the same sums.
+HARMLESS = ("residual_in_fp32", "fused_add_norm", "pad_vocab_size_multiple", "use_mambapy", "use_associative_scan")
+_ALIASES = {"d_model": "hidden_size", "n_layer": "num_hidden_layers", "d_inner": "intermediate_size"}
+
+
+def check_steps(c: Mapping[str, Any]) -> None:
+    """Refuses a range of initial step sizes that is none."""
+    if c["time_step_min"] > c["time_step_max"]:
+        raise UsageError(
+            f"time_step_min is {c['time_step_min']}; expected at most time_step_max, which is {c['time_step_max']}"
+        )
+
+
+def _read(data: Mapping[str, Any]) -> Decoder:
+    c = read_fields(data, FIELDS, HARMLESS, _ALIASES)
+    check_steps(c)
+    width, inner = c["hidden_size"], c["expand"] * c["hidden_size"]
+    whole("expand * hidden_size", inner)
+    if c["intermediate_size"] not in (None, inner):
+        raise UsageError(f"intermediate_size is {c['intermediate_size']}; expected {inner}, expand times hidden_size")
+    return Decoder(
+        vocabulary=c["vocab_size"],
+        depth=c["num_hidden_layers"],
+        width=width,
+        mixer=Mamba(
+            expand=c["expand"],
+            state=c["state_size"],
+            convolution=c["conv_kernel"],
+            step_rank=None if c["time_step_rank"] == math.ceil(width / 16) else c["time_step_rank"],
+            bias=c["use_bias"],
+            convolution_bias=c["use_conv_bias"],
+            step_min=c["time_step_min"],
+            step_max=c["time_step_max"],
+            step_floor=c["time_step_floor"],
+            step_scale=c["time_step_scale"],
+            step_initial=c["time_step_init_scheme"],
+        ),
+        feed_forward=None,
+        norm=RMSNorm(epsilon=c["layer_norm_epsilon"]),
+        tied=c["tie_word_embeddings"],
+        initial_std=c["initializer_range"],
+        scale_residual=c["rescale_prenorm_residual"],
+    )
+
+
+def _write(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
+    mixer = module.mixer[0] if isinstance(module.mixer, tuple) else module.mixer
+    mixer = mixer if isinstance(mixer, Mamba) else Mamba()
+    return {
+        "architectures": ["MambaForCausalLM"],
+        "state_size": mixer.state,
+        "intermediate_size": mixer.expand * module.width,
+        "time_step_rank": mixer.rank(module.width),
+        "time_step_scale": mixer.step_scale,
+        "time_step_init_scheme": mixer.step_initial,
+        "use_mambapy": False,
+    } | common_configuration(m, module, mixer)
+
+
+def common_configuration(m: Mapping[str, Any], module: Decoder, mixer: Any) -> dict[str, Any]:
+    """Of Mamba and Mamba-2."""
+    return {
+        "hidden_size": m["width"],
+        "num_hidden_layers": m["depth"],
+        "layer_norm_epsilon": m["norm"].get("epsilon", 1e-5),
+        "expand": mixer.expand,
+        "conv_kernel": mixer.convolution,
+        "use_bias": mixer.bias,
+        "use_conv_bias": mixer.convolution_bias,
+        "hidden_act": "silu",
+        "initializer_range": module.initial_std,
+        "time_step_min": mixer.step_min,
+        "time_step_max": mixer.step_max,
+        "time_step_floor": mixer.step_floor,
+        "rescale_prenorm_residual": module.scale_residual,
+        "residual_in_fp32": True,
+    }
+
+
+def _names(module: Decoder) -> Names:
+    mixer = "backbone.layers.{}.mixer."
+    return names(
+        module,
+        *dense(f"{mixer}in_proj", "mixer/input", "mixer/gate"),
+        *dense(f"{mixer}x_proj", "mixer/ssm/delta_low", "mixer/ssm/B", "mixer/ssm/C"),
+        Row(f"{mixer}dt_proj.weight", ("mixer/ssm/delta/kernel",), transposed=True),
+        Row(f"{mixer}dt_proj.bias", ("mixer/ssm/delta_bias",)),
+        Row(f"{mixer}A_log", ("mixer/ssm/A_log",)),
+        Row(f"{mixer}D", ("mixer/ssm/D",)),
+    )
+
+
+def names(module: Decoder, *rows: Row) -> Names:
+    """The tensors that Mamba and Mamba-2 share, and `rows` of a layer beside them."""
+    layer = "backbone.layers.{}."
+    mixer = f"{layer}mixer."
+    shared = (
+        *norm(f"{layer}norm", "mixer_norm"),
+        Row(f"{mixer}conv1d.weight", ("mixer/convolution/kernel",), transposed=True, axis=1),
+        Row(f"{mixer}conv1d.bias", ("mixer/convolution/bias",)),
+        *dense(f"{mixer}out_proj", "mixer/output"),
+    )
+    return Names(
+        prefix="backbone.",
+        embedding="backbone.embeddings.weight",
+        rows=(
+            Row("backbone.embeddings.weight", ("embedding/embedding",)),
+            *norm("backbone.norm_f", "final_norm"),
+            Row("lm_head.weight", ("logits/kernel",), transposed=True),
+        ),
+        stacks=(Layers("stack", module.depth, re.compile(r"(?:backbone\.)?layers\.([0-9]{1,9})\."), (*rows, *shared)),),
+        buffers=re.compile(r"(?!)"),  # there are none
+        copies={"lm_head.weight": "backbone.embeddings.weight"},
+    )
+
+
+def renamed(name: str) -> str:
+    """A tensor's present name: the authors' own checkpoints have "embedding"."""
+    return re.sub(r"^(backbone\.)?embedding\.weight$", r"\1embeddings.weight", name)
+
+
+MAMBA_TYPE = ModelType(Decoder, _read, _write, _names, renamed=renamed)

@@ -1,0 +1,119 @@
+"""Mamba-2 (`model_type` "mamba2")."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from arch_jax.errors import UsageError
+from arch_jax.interop.configuration_fields import Field, flag, read_fields, whole
+from arch_jax.interop.model_types.mamba import (
+    COMMON_FIELDS,
+    HARMLESS,
+    check_steps,
+    common_configuration,
+    names,
+    renamed,
+)
+from arch_jax.interop.model_types.model_type import ModelType, Names, Row, dense, divides
+from arch_jax.interop.strict_json import shown
+from arch_jax.layers.decoder import Decoder
+from arch_jax.layers.mamba2 import Mamba2
+from arch_jax.layers.norms import RMSNorm
+
+#: How transformers writes infinity, for which JSON has no number.
+_INFINITY = {"__float__": "Infinity"}
+
+
+def _limit(name: str, value: Any) -> tuple[float, float] | None:
+    """Two numbers that step sizes are clipped to; None where they clip nothing."""
+    items = value if isinstance(value, list | tuple) and len(value) == 2 else (None, None)
+    least, most = (math.inf if item == _INFINITY else item for item in items)
+    numbers = all(type(item) in (int, float) for item in (least, most))
+    if not numbers or not 0 <= least < most or not math.isfinite(least):
+        raise UsageError(f"{name} is {shown(value)}; expected two numbers, 0 <= least < most, such as [0.0, 0.5]")
+    return None if (least, most) == (0, math.inf) else (float(least), float(most))
+
+
+FIELDS = COMMON_FIELDS | {
+    "vocab_size": Field(whole, 32_768),
+    "hidden_size": Field(whole, 4096),
+    "num_hidden_layers": Field(whole, 64),
+    "state_size": Field(whole, 128),
+    "num_heads": Field(whole, 128),
+    "head_dim": Field(whole, 64),
+    "n_groups": Field(whole, 8),
+    "chunk_size": Field(whole, 256),
+    "time_step_limit": Field(_limit, [0.0, _INFINITY]),
+    "tie_word_embeddings": Field(flag, False),
+}
+#: What transformers reads and doesn't use, beside those of Mamba: it has always normalised after the gate.
+_UNUSED = ("norm_before_gate", "time_step_rank", "time_step_scale", "time_step_init_scheme", "intermediate_size")
+
+
+def _read(data: Mapping[str, Any]) -> Decoder:
+    c = read_fields(data, FIELDS, (*HARMLESS, *_UNUSED))
+    check_steps(c)
+    inner = c["expand"] * c["hidden_size"]
+    whole("expand * hidden_size", inner)
+    if c["num_heads"] * c["head_dim"] != inner:
+        raise UsageError(
+            f"num_heads is {c['num_heads']} and head_dim {c['head_dim']}; expected a product of {inner}, expand times "
+            "hidden_size"
+        )
+    divides("n_groups", c["n_groups"], "num_heads", c["num_heads"])
+    whole("n_groups * state_size", c["n_groups"] * c["state_size"])
+    return Decoder(
+        vocabulary=c["vocab_size"],
+        depth=c["num_hidden_layers"],
+        width=c["hidden_size"],
+        mixer=Mamba2(
+            expand=c["expand"],
+            head_size=c["head_dim"],
+            state=c["state_size"],
+            groups=c["n_groups"],
+            convolution=c["conv_kernel"],
+            bias=c["use_bias"],
+            convolution_bias=c["use_conv_bias"],
+            epsilon=c["layer_norm_epsilon"],
+            step_min=c["time_step_min"],
+            step_max=c["time_step_max"],
+            step_floor=c["time_step_floor"],
+            step_limit=c["time_step_limit"],
+        ),
+        feed_forward=None,
+        norm=RMSNorm(epsilon=c["layer_norm_epsilon"]),
+        tied=c["tie_word_embeddings"],
+        initial_std=c["initializer_range"],
+        scale_residual=c["rescale_prenorm_residual"],
+    )
+
+
+def _write(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
+    mixer = module.mixer[0] if isinstance(module.mixer, tuple) else module.mixer
+    mixer = mixer if isinstance(mixer, Mamba2) else Mamba2()
+    least, most = mixer.step_limit or (0.0, math.inf)
+    return {
+        "architectures": ["Mamba2ForCausalLM"],
+        "state_size": mixer.state,
+        "num_heads": max(1, mixer.expand * module.width // mixer.head_size),
+        "head_dim": mixer.head_size,
+        "n_groups": mixer.groups,
+        "chunk_size": 256,
+        "time_step_limit": [least, _INFINITY if math.isinf(most) else most],
+    } | common_configuration(m, module, mixer)
+
+
+def _names(module: Decoder) -> Names:
+    mixer = "backbone.layers.{}.mixer."
+    parts = ("gate", "input", "B", "C", "delta")
+    return names(
+        module,
+        *dense(f"{mixer}in_proj", *(f"mixer/{part}" for part in parts)),
+        Row(f"{mixer}dt_bias", ("mixer/delta_bias",)),
+        Row(f"{mixer}A_log", ("mixer/A_log",)),
+        Row(f"{mixer}D", ("mixer/D",)),
+        Row(f"{mixer}norm.weight", ("mixer/norm/scale",)),
+    )
+
+
+MAMBA2_TYPE = ModelType(Decoder, _read, _write, _names, renamed=renamed)

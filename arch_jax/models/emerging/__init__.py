@@ -1,0 +1,1 @@
+"""Recurrences of fixed state that stand where attention stood: retention, delta networks, xLSTM, RWKV."""

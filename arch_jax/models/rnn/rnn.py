@@ -1,0 +1,36 @@
+"""RNN: Elman's simple recurrent network, stacked as a language model.
+
+Elman (1990), "Finding structure in time", with the hyperbolic tangent of what `torch.nn.RNN` calls an RNN:
+
+    h_t = tanh(x_t W + h_{t-1} U + b)
+
+What stands around the layers is what stands around those of `lstm`.
+"""
+
+from arch_jax.inputs import tokens
+from arch_jax.layers.decoder import Decoder
+from arch_jax.layers.recurrent import RNN
+from arch_jax.registry import Paper, register
+
+
+@register(
+    "rnn",
+    family="rnn",
+    objective="next_token",
+    paper=Paper("Finding structure in time", "Elman", 1990, url="https://doi.org/10.1207/s15516709cog1402_1"),
+    inputs=tokens(256),
+    shrink={"vocabulary": 32, "depth": 2, "width": 16},
+    reference="torch.nn.RNN: outputs and gradients within 1e-5",
+    difference=4.8e-7,
+)
+def rnn() -> Decoder:
+    """Two layers of 608 units over bytes, about as many parameters as `lstm`."""
+    return Decoder(
+        vocabulary=256,
+        depth=2,
+        width=608,
+        mixer=RNN(),
+        feed_forward=None,
+        tied=True,
+        scan=False,  # two layers compile as fast apart
+    )

@@ -1,0 +1,1 @@
+"""State space models: linear recurrences that are computed as convolutions or scans."""
