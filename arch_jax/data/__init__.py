@@ -7,14 +7,19 @@ nothing.
 import importlib
 
 _HOME = {
+    "CopyMemory": "recall_tasks",
     "Graph": "graphs",
     "Images": "images",
+    "InductionHeads": "recall_tasks",
     "Markov": "markov",
     "Multi30k": "multi30k",
+    "MultiQueryRecall": "recall_tasks",
     "Nodes": "nodes",
+    "Parity": "recall_tasks",
     "RandomPairs": "random_pairs",
     "Repeats": "repeats",
     "Ring": "points",
+    "SelectiveCopying": "recall_tasks",
     "SentencePairs": "sentences",
     "Spans": "spans",
     "Text": "text",

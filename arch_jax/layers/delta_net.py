@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Int
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense, joint
+from arch_jax.layers.mixer import check_state, runs
 from arch_jax.layers.short_convolution import ShortConvolution
 from arch_jax.ops import matrix_recurrence as ops
 from arch_jax.ops.norms import rms_norm
-from arch_jax.ops.segments import runs_and_positions
 
 
 @flax.struct.dataclass
@@ -138,7 +138,7 @@ class DeltaNet(nn.Module):
     ) -> tuple[Float[Array, "batch time width"], Any]:
         batch, time, width = x.shape
         value_heads, head_size, value_size = self.sizes(width)
-        self._check_state(state, batch)
+        check_state(state, DeltaState, batch, self._name())
         keys, values = self.heads * head_size, value_heads * value_size
         counts = {"query": keys, "key": keys, "value": values, "beta": value_heads}
         counts |= {"gate": values} if self.gate else {}
@@ -148,12 +148,8 @@ class DeltaNet(nn.Module):
         projected = joint(x, layers) if state is None else [layer(x) for layer in layers]
         read = dict(zip(counts, projected))
 
-        run = after = recent = None
-        if state is not None:
-            ids = jnp.ones((batch, time), jnp.int32) if segment_ids is None else segment_ids
-            run, _, after = runs_and_positions(ids, state.last_id, state.last_run, state.last_position)
-        elif segment_ids is not None:
-            run, _, _ = runs_and_positions(segment_ids)
+        run, _, after = runs(x, segment_ids, state)
+        recent = None
         qkv = jnp.concatenate([read["query"], read["key"], read["value"]], axis=-1)
         if self.convolution:
             mixed = ShortConvolution(
@@ -183,19 +179,6 @@ class DeltaNet(nn.Module):
     def _log_decay(self, rate: Float[Array, "batch time heads"]) -> Float[Array, "batch time heads"]:
         """How much of the memory each token leaves, as a logarithm."""
         raise TypeError(f"{type(self).__name__} must say how its memory fades")
-
-    def _check_state(self, state: Any, batch: int) -> None:
-        """Refuses a state of another mixer or batch size."""
-        if state is None:
-            return
-        if not isinstance(state, DeltaState):
-            raise UsageError(
-                f"{self._name()} was given a {type(state).__name__}; expected the DeltaState of its initial_state"
-            )
-        if len(state.s) != batch:
-            raise UsageError(
-                f"the state of {self._name()} is of {len(state.s)} rows; expected {batch}, as the batch has"
-            )
 
 
 @component("gated_delta_net", kind="mixer")

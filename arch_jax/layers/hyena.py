@@ -12,10 +12,9 @@ from jaxtyping import Array, Float, Int
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense
-from arch_jax.layers.recurrent import check_state
+from arch_jax.layers.mixer import check_state, runs
 from arch_jax.layers.short_convolution import ShortConvolution
 from arch_jax.ops import long_convolution as ops
-from arch_jax.ops.segments import runs_and_positions
 
 
 @flax.struct.dataclass
@@ -187,12 +186,7 @@ class Hyena(nn.Module):
         self._check(time)
         check_state(state, HyenaState, batch, "hyena")
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
-        run = position = after = None
-        if state is not None:
-            ids = jnp.ones((batch, time), jnp.int32) if segment_ids is None else segment_ids
-            run, position, after = runs_and_positions(ids, state.last_id, state.last_run, state.last_position)
-        elif segment_ids is not None:
-            run, position, _ = runs_and_positions(segment_ids)
+        run, position, after = runs(x, segment_ids, state)
 
         dense = {"initial_std": self.initial_std} | dtypes
         projected = Dense((self.order + 1) * width, **dense, parent=self, name="input")(x)

@@ -12,9 +12,9 @@ from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import DType, component
 from arch_jax.layers.attention import Attention
 from arch_jax.layers.dense import Dense, joint
+from arch_jax.layers.mixer import check_state, runs
 from arch_jax.ops import linear_attention as ops
 from arch_jax.ops.random_features import orthogonal_projection, positive_features
-from arch_jax.ops.segments import runs_and_positions
 
 FEATURE_MAPS = {"elu": ops.elu_features}
 
@@ -86,12 +86,8 @@ class _HeadsMixer(nn.Module):
         projected = joint(x, layers) if state is None else [layer(x) for layer in layers]
         q, k, v = (y.reshape(batch, time, n, head_size) for y, n in zip(projected, counts.values()))
 
-        run = position = after = None
-        if state is not None:
-            ids = jnp.ones((batch, time), jnp.int32) if segment_ids is None else segment_ids
-            run, position, after = runs_and_positions(ids, state.last_id, state.last_run, state.last_position)
-        elif segment_ids is not None:
-            run, position, _ = runs_and_positions(segment_ids)
+        check_state(state, LinearAttentionState, batch, type(self).__name__)
+        run, position, after = runs(x, segment_ids, state)
         y, sums = self.mix(q, k, v, run, position, state)
         y = y.reshape(batch, time, heads * head_size).astype(self.dtype)
         y = Dense(width, *settings, gain=self.residual_scale, parent=self, name="output")(y)

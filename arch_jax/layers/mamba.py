@@ -13,9 +13,8 @@ from jaxtyping import Array, Float, Int
 from arch_jax.errors import unknown
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense, joint
-from arch_jax.layers.mixer import Mixer, adapted
-from arch_jax.layers.recurrent import check_state
-from arch_jax.layers.s4 import GLU, S4D, check_fields, check_steps, real_only, runs, uniform
+from arch_jax.layers.mixer import Mixer, adapted, check_state, real_only, runs
+from arch_jax.layers.s4 import GLU, S4D, check_fields, check_steps, uniform
 from arch_jax.layers.short_convolution import ShortConvolution
 from arch_jax.ops import selective_scan as ops
 from arch_jax.ops.recurrence import check_chunk

@@ -15,9 +15,12 @@ of several mixers that is the number of the turn.
 from typing import Annotated, Any
 
 import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import Kind, settings
+from arch_jax.ops.segments import runs_and_positions
 
 #: Where a layer stands: (its number from 0, how many there are). The number is traced where layers are scanned.
 Place = tuple[Any, int]
@@ -54,6 +57,54 @@ def check_sizes(module: nn.Module, sizes: tuple[str, ...] = ("vocabulary", "dept
             raise UsageError(f"{name} is {getattr(module, name)}; expected at least 1")
     if not 0 <= module.dropout < 1:
         raise UsageError(f"dropout is {module.dropout}; expected at least 0 and less than 1")
+
+
+def check_state(state: Any, kind: type, batch: int, mixer: str) -> None:
+    """Refuses a state that is not a mixer's own, or of another batch.
+
+    Args:
+      state: has `last_id`, "batch"; None passes.
+      kind: the class of the mixer's states.
+      batch: rows of the sequence.
+      mixer: its name.
+
+    Raises:
+      UsageError: see above.
+    """
+    if state is None:
+        return
+    if type(state) is not kind:
+        raise UsageError(f"{mixer} was given a {type(state).__name__} as its state; expected a {kind.__name__}")
+    if state.last_id.shape[:1] != (batch,):
+        raise UsageError(
+            f"the state of {mixer} has {state.last_id.shape[0]} rows; expected {batch}, as many as the sequence has"
+        )
+
+
+def runs(x: Array, segment_ids: Array | None, state: Any) -> tuple[Array | None, Array | None, tuple | None]:
+    """Where a mixer's tokens stand, as `ops.segments.runs_and_positions` counts.
+
+    Args:
+      x: the sequence, "batch time width".
+      segment_ids: "batch time", or None for one segment.
+      state: None, or one with `last_id`, `last_run` and `last_position`, "batch".
+
+    Returns:
+      (each token's run, its position in it, the three arrays of the next state); None for what is not needed: the
+      first two without segments and state, the last without state.
+    """
+    if state is not None:
+        ids = jnp.ones(x.shape[:2], jnp.int32) if segment_ids is None else segment_ids
+        return runs_and_positions(ids, state.last_id, state.last_run, state.last_position)
+    if segment_ids is None:
+        return None, None, None
+    run, position, _ = runs_and_positions(segment_ids)
+    return run, position, None
+
+
+def real_only(y: Array, run: Array | None) -> Array:
+    """y "batch time width", with 0 at padding."""
+    return y if run is None else jnp.where(run[:, :, None] > 0, y, jnp.zeros((), y.dtype))
 
 
 def adapted(module: nn.Module, **values: Any) -> nn.Module:

@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Int
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense, joint
+from arch_jax.layers.mixer import check_state, real_only, runs
 from arch_jax.layers.short_convolution import ShortConvolution
 from arch_jax.ops import mlstm as ops
 from arch_jax.ops.norms import layer_norm
-from arch_jax.ops.segments import runs_and_positions
 
 
 @flax.struct.dataclass
@@ -151,17 +151,13 @@ class MLSTM(nn.Module):
     ) -> tuple[Float[Array, "batch time width"], Any]:
         batch, time, width = x.shape
         inner, key_size, value_size = self.sizes(width)
-        _check_state(state, batch)
+        check_state(state, MLSTMState, batch, "mlstm")
         small = math.sqrt(2 / (5 * width)) if self.initial_std is None else self.initial_std
         keys, values = self.heads * key_size, self.heads * value_size
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype, "parent": self}
 
-        run = after = recent = z = None
-        if state is not None:
-            ids = jnp.ones((batch, time), jnp.int32) if segment_ids is None else segment_ids
-            run, _, after = runs_and_positions(ids, state.last_id, state.last_run, state.last_position)
-        elif segment_ids is not None:
-            run, _, _ = runs_and_positions(segment_ids)
+        run, _, after = runs(x, segment_ids, state)
+        recent = z = None
 
         u = x
         if self.expansion is not None:
@@ -206,8 +202,7 @@ class MLSTM(nn.Module):
             parts = 1 if self.expansion is not None else 2  # that write to the residual stream, a layer
             std, gain = 2 / (max(1.0, 1 / (parts * self.residual_scale**2)) * math.sqrt(width)), 1.0
         y = Dense(width, False, std, gain=gain, **dtypes, name="output")(y)
-        if run is not None:  # the skip has passed the convolution's bias on
-            y = jnp.where(run[:, :, None] > 0, y, jnp.zeros((), y.dtype))
+        y = real_only(y, run)  # the skip has passed the convolution's bias on
         return y, None if state is None else MLSTMState(end.s, end.m, recent, *after)
 
     def _draw_input_bias(self, key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
@@ -255,13 +250,3 @@ def _zeros(key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
 def _spaced(key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
     """From 3 to 6: the heads start with memories of 20 to 400 tokens."""
     return jnp.linspace(3, 6, *shape).astype(dtype)
-
-
-def _check_state(state: Any, batch: int) -> None:
-    """Refuses a state of another mixer or batch size."""
-    if state is None:
-        return
-    if not isinstance(state, MLSTMState):
-        raise UsageError(f"mlstm was given a {type(state).__name__}; expected the MLSTMState of its initial_state")
-    if len(state.s) != batch:
-        raise UsageError(f"the state of mlstm is of {len(state.s)} rows; expected {batch}, as the batch has")

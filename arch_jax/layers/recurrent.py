@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense
+from arch_jax.layers.mixer import check_state
 from arch_jax.ops.recurrence import resets
 from arch_jax.ops.segments import runs_and_positions
 
@@ -45,28 +46,6 @@ class LSTMState:
     h: Any
     c: Any
     last_id: Any
-
-
-def check_state(state: Any, kind: type, batch: int, mixer: str) -> None:
-    """Refuses a state that is not a mixer's own, or of another batch.
-
-    Args:
-      state: has `last_id`, "batch"; None passes.
-      kind: the class of the mixer's states.
-      batch: rows of the sequence.
-      mixer: its name.
-
-    Raises:
-      UsageError: see above.
-    """
-    if state is None:
-        return
-    if type(state) is not kind:
-        raise UsageError(f"{mixer} was given a {type(state).__name__} as its state; expected a {kind.__name__}")
-    if state.last_id.shape[:1] != (batch,):
-        raise UsageError(
-            f"the state of {mixer} has {state.last_id.shape[0]} rows; expected {batch}, as many as the sequence has"
-        )
 
 
 class RecurrentMixer(nn.Module):

@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Int
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense, joint
+from arch_jax.layers.mixer import check_state, runs
 from arch_jax.ops import matrix_recurrence as ops
 from arch_jax.ops.positions import apply_rope
-from arch_jax.ops.segments import runs_and_positions
 
 
 @flax.struct.dataclass
@@ -133,7 +133,7 @@ class Retention(nn.Module):
     ) -> tuple[Float[Array, "batch time width"], Any]:
         batch, time, width = x.shape
         head_size, value_size = self.sizes(width)
-        _check_state(state, batch)
+        check_state(state, RetentionState, batch, "retention")
         counts = {"query": head_size, "key": head_size, "value": value_size, "gate": value_size}
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         layers = [
@@ -145,12 +145,8 @@ class Retention(nn.Module):
         projected = joint(x, layers) if state is None else [layer(x) for layer in layers]
         q, k, v, gate = (y.reshape(batch, time, self.heads, size) for y, size in zip(projected, counts.values()))
 
-        run, position, after = None, jnp.arange(time), None
-        if state is not None:
-            ids = jnp.ones((batch, time), jnp.int32) if segment_ids is None else segment_ids
-            run, position, after = runs_and_positions(ids, state.last_id, state.last_run, state.last_position)
-        elif segment_ids is not None:
-            run, position, _ = runs_and_positions(segment_ids)
+        run, position, after = runs(x, segment_ids, state)
+        position = jnp.arange(time) if position is None else position
         # The code's frequencies: both 1 and 1/theta are among them, where RoPE's stop short of the second.
         frequencies = self.theta ** -jnp.linspace(0, 1, head_size // 2, dtype=float)
         q, k = (apply_rope(y, position, frequencies) for y in (q, k * head_size**-0.5))
@@ -188,13 +184,3 @@ def _head_norm(x: Float[Array, "batch time heads size"], centred: bool, epsilon:
         precise = precise - jnp.mean(precise, axis=-1, keepdims=True)
     square = jnp.mean(precise * precise, axis=-1, keepdims=True)
     return (precise * lax.rsqrt(square + epsilon)).astype(x.dtype)
-
-
-def _check_state(state: Any, batch: int) -> None:
-    """Refuses a state of another mixer or batch size."""
-    if state is None:
-        return
-    if not isinstance(state, RetentionState):
-        raise UsageError(f"retention was given a {type(state).__name__}; expected the RetentionState of initial_state")
-    if len(state.s) != batch:
-        raise UsageError(f"the state of retention is of {len(state.s)} rows; expected {batch}, as the batch has")

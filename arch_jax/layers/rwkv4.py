@@ -16,11 +16,9 @@ from jaxtyping import Array, Float, Int
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense
-from arch_jax.layers.mixer import Place
-from arch_jax.layers.recurrent import check_state
+from arch_jax.layers.mixer import Place, check_state, runs
 from arch_jax.ops import wkv as ops
 from arch_jax.ops.recurrence import check_chunk, resets
-from arch_jax.ops.segments import runs_and_positions
 
 
 @flax.struct.dataclass
@@ -76,17 +74,11 @@ def shifted(x: Array, segment_ids: Array | None, state: ShiftState | None) -> tu
 
     The middle two are None where every row is one run from its beginning.
     """
-    starts = real = None
-    after: tuple = (None, None, None)
-    if state is not None:
-        ids = jnp.ones(x.shape[:2], jnp.int32) if segment_ids is None else segment_ids
-        run, position, after = runs_and_positions(ids, state.last_id, state.last_run, state.last_position)
-        starts, real = resets(run, position)
-    elif segment_ids is not None:
-        starts, real = resets(*runs_and_positions(segment_ids)[:2])
+    run, position, after = runs(x, segment_ids, state)
+    starts, real = (None, None) if run is None else resets(run, position)
     before = None if state is None else state.x
     earlier, last = ops.token_shift(x, before, starts, real)
-    parts = dict(zip(("last_id", "last_run", "last_position"), after))
+    parts = dict(zip(("last_id", "last_run", "last_position"), after or (None, None, None)))
     return earlier, starts, real, parts | {"x": last if state is None else last.astype(state.x.dtype)}
 
 

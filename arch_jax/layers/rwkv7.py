@@ -11,8 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
-from arch_jax.layers.mixer import Place
-from arch_jax.layers.recurrent import check_state
+from arch_jax.layers.mixer import Place, check_state
 from arch_jax.layers.rwkv4 import (
     ShiftState,
     TokenShiftMixer,

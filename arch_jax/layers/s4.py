@@ -15,10 +15,10 @@ from jaxtyping import Array, Complex, Float, Int
 from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense, joint
-from arch_jax.layers.recurrent import check_state
+from arch_jax.layers.mixer import check_state, real_only, runs
 from arch_jax.ops import state_space as ops
+from arch_jax.ops.long_convolution import long_convolution
 from arch_jax.ops.recurrence import check_chunk, resets
-from arch_jax.ops.segments import runs_and_positions
 
 FORMS = ("auto", "convolution", "recurrent")
 INITIAL = {"lin": ops.s4d_lin, "inv": ops.s4d_inv}
@@ -46,22 +46,6 @@ def uniform(limit: float, gain: float = 1.0) -> Callable:
     """An initial draw from [-gain limit, gain limit]."""
     limit = gain * limit
     return lambda key, shape, dtype: jax.random.uniform(key, shape, jnp.float32, -limit, limit).astype(dtype)
-
-
-def runs(x: Array, segment_ids: Array | None, state: Any) -> tuple[Array | None, Array | None, tuple | None]:
-    """Each token's run and position in it, None where all is one run, and what a state says of the last token."""
-    if state is not None:
-        ids = jnp.ones(x.shape[:2], jnp.int32) if segment_ids is None else segment_ids
-        return runs_and_positions(ids, state.last_id, state.last_run, state.last_position)
-    if segment_ids is None:
-        return None, None, None
-    run, position, _ = runs_and_positions(segment_ids)
-    return run, position, None
-
-
-def real_only(y: Array, run: Array | None) -> Array:
-    """y, with 0 at padding."""
-    return y if run is None else jnp.where(run[:, :, None] > 0, y, jnp.zeros((), y.dtype))
 
 
 class GLU(nn.Module):
@@ -216,7 +200,7 @@ class _StateSpace(nn.Module):
             starts, real = (None, None) if run is None else resets(run, position)
             y, last = scan(u, None if state is None else state.x, starts=starts, real=real, chunk=self.chunk)
         else:
-            y = ops.convolution(u, kernel(time))
+            y = long_convolution(u, kernel(time).T)
         y = (y + D * u).astype(self.dtype)
         if self.glu:
             y = GLU(self.residual_scale, self.dtype, self.parameter_dtype, parent=self, name="glu")(y)

@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
+from arch_jax.layers.mixer import check_state, runs
 from arch_jax.layers.mlstm import BlockDiagonal, head_norm
 from arch_jax.layers.short_convolution import ShortConvolution
 from arch_jax.ops import slstm as ops
 from arch_jax.ops.recurrence import resets
-from arch_jax.ops.segments import runs_and_positions
 
 GATES = ("input", "forget", "cell", "output")
 
@@ -118,18 +118,13 @@ class SLSTM(nn.Module):
     ) -> tuple[Float[Array, "batch time width"], Any]:
         batch, time, width = x.shape
         size = self.size(width)
-        _check_state(state, batch)
+        check_state(state, SLSTMState, batch, "slstm")
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype, "parent": self}
         std = (2 / (5 * width)) ** 0.5 if self.initial_std is None else self.initial_std
 
-        run = starts = real = after = recent = None
-        if state is not None:
-            ids = jnp.ones((batch, time), jnp.int32) if segment_ids is None else segment_ids
-            run, position, after = runs_and_positions(ids, state.last_id, state.last_run, state.last_position)
-        elif segment_ids is not None:
-            run, position, _ = runs_and_positions(segment_ids)
-        if run is not None:
-            starts, real = resets(run, position)
+        run, position, after = runs(x, segment_ids, state)
+        starts, real = (None, None) if run is None else resets(run, position)
+        recent = None
         a = x
         if self.convolution:
             mixed = ShortConvolution(self.convolution, **dtypes, name="short_convolution")
@@ -156,13 +151,3 @@ class SLSTM(nn.Module):
         size = shape[0] // self.heads
         place = jnp.arange(size) / max(size - 1, 1)
         return jnp.tile(5 - 12 * place ** (0.3 + 1.3 * self.depth_share), self.heads).astype(dtype)
-
-
-def _check_state(state: Any, batch: int) -> None:
-    """Refuses a state of another mixer or batch size."""
-    if state is None:
-        return
-    if not isinstance(state, SLSTMState):
-        raise UsageError(f"slstm was given a {type(state).__name__}; expected the SLSTMState of its initial_state")
-    if len(state.h) != batch:
-        raise UsageError(f"the state of slstm is of {len(state.h)} rows; expected {batch}, as the batch has")

@@ -83,10 +83,11 @@ def _direct(u, h, run, position):
     i = jnp.arange(u.shape[1])
     if run is None:
         toeplitz = jnp.where((i[:, None] >= i)[..., None], h[i[:, None] - i], 0)
-        return jnp.einsum("tsc,bsc->btc", toeplitz, u)
+        return jnp.einsum("tsc,bsc->btc", toeplitz, u, precision=lax.Precision.HIGHEST)
     visible = (run[:, :, None] == run[:, None]) & (run > 0)[:, :, None] & (i[:, None] >= i)
     lag = jnp.where(visible, position[:, :, None] - position[:, None], 0)
-    return jnp.einsum("btsc,bsc->btc", jnp.where(visible[..., None], h[lag], 0), u)
+    toeplitz = jnp.where(visible[..., None], h[lag], 0)
+    return jnp.einsum("btsc,bsc->btc", toeplitz, u, precision=lax.Precision.HIGHEST)
 
 
 def _padded(time: int) -> int:

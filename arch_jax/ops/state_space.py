@@ -3,6 +3,8 @@
     x'(t) = A x(t) + B u(t),   y(t) = C x(t)        becomes, at steps of Delta,
     x_t = A_bar x_{t-1} + B_bar u_t,   y_t = C x_t,   so that   y = K * u   with   K_l = C A_bar^l B_bar
 
+(K * u is `ops.long_convolution`.)
+
 A is diagonal (S4D) or diagonal plus low rank, Lambda - P P^* (S4), after a change of basis that makes it complex. Its
 entries come in conjugate pairs, and with real inputs so do those of x: one of each pair is kept, "pairs" of them for a
 state of twice as many numbers, and sums over the state are twice the real part of sums over the pairs.
@@ -25,7 +27,6 @@ from arch_jax.ops.recurrence import scan_in_chunks
 
 __all__ = [
     "DISCRETIZATIONS",
-    "convolution",
     "diagonal_kernel",
     "diagonal_scan",
     "discretize",
@@ -38,8 +39,6 @@ __all__ = [
 ]
 
 DISCRETIZATIONS = ("zoh", "bilinear")
-#: Up to this length a convolution is a product with a matrix: exact zeros before the present, and as fast.
-_SHORT = 64
 #: Powers of anything smaller are 0 to float32.
 _FORGOTTEN = 1e-30
 #: Frequencies of a kernel that are evaluated at once.
@@ -254,22 +253,6 @@ def _truncated(Lambda, P, B, C, delta, length):
 
 def _product(a, b):
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
-
-
-def convolution(
-    u: Float[Array, "batch time channels"], kernel: Float[Array, "channels time"]
-) -> Float[Array, "batch time channels"]:
-    """y_t = sum_{l <= t} K_l u_{t-l} for each channel: by Fourier transforms, or where time is short by a matrix."""
-    time = u.shape[1]
-    if time == 0:
-        return u
-    if time <= _SHORT:
-        lag = jnp.arange(time)[:, None] - jnp.arange(time)
-        toeplitz = jnp.where(lag >= 0, kernel[:, jnp.maximum(lag, 0)], 0)
-        return jnp.einsum("cts,bsc->btc", toeplitz, u, precision=lax.Precision.HIGHEST)
-    padded = 1 << (2 * time - 1).bit_length()  # room for what would come round from the end
-    transformed = jnp.fft.rfft(u.swapaxes(1, 2), n=padded) * jnp.fft.rfft(kernel, n=padded)
-    return jnp.fft.irfft(transformed, n=padded)[..., :time].swapaxes(1, 2)
 
 
 def diagonal_scan(

@@ -1,8 +1,9 @@
-"""Compiles the attention kernels with the real TPU compiler, on a machine without a TPU. Run in a process of its own.
+"""Compiles the kernels of attention and of the recurrence with the real TPU compiler, on a machine without a TPU.
 
-libtpu reads its environment when JAX is imported (`arch_jax.study.plan.tpu_compiler.environment` makes it), and must
-stay out of a process that trains on a CPU. Prints one JSON line a case: its name, how many kernels the program has, and
-the bytes of its temporaries on one v5e chip. What does not fit a chip's VMEM is refused here, and only here.
+Run in a process of its own: libtpu reads its environment when JAX is imported (`arch_jax.study.plan.tpu_compiler` makes
+it, by `environment`), and must stay out of a process that trains on a CPU. Prints one JSON line a case: its name, how
+many kernels the program has, and the bytes of its temporaries on one v5e chip. What does not fit a chip's VMEM is
+refused here, and only here.
 """
 
 import json
@@ -16,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDev
 from arch_jax.ops.pallas.flash import flash_attention
 from arch_jax.ops.patterns import BigBird, Fixed, Longformer, Strided
 from arch_jax.ops.platform import acting_as
+from arch_jax.ops.recurrence import linear_recurrence
 
 
 def cases() -> dict[str, dict]:
@@ -69,13 +71,28 @@ def compile_one(devices, shape, kv_heads, dtype, bias=False, segments=False, ali
             return step.lower(arrays, constants).compile()
 
 
+def compile_recurrence(device, batch, time, *state):
+    """The compiled program of h and all gradients on one chip."""
+    place = SingleDeviceSharding(device)
+    array = lambda *shape: jax.ShapeDtypeStruct(shape, "float32", sharding=place)
+    loss = lambda a, b, before: jnp.sum(linear_recurrence(a, b, before) ** 2)
+    arrays = [array(batch, time, *state), array(batch, time, *state), array(batch, *state)]
+    with acting_as("tpu"):
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2))).lower(*arrays).compile()
+
+
 def main() -> None:
     """A line a case on one chip, and one on a 4 x 2 mesh."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
     work = [(name, devices[:1], given) for name, given in cases().items()]
     on_mesh = {"shape": (8, 1024, 4, 64), "kv_heads": 2, "dtype": "bfloat16", "causal": True, "segments": True}
-    for name, chips, given in [*work, ("mesh", list(devices), on_mesh)]:
-        compiled = compile_one(chips, **given)
+    programs = [
+        (name, compile_one, (chips,), given) for name, chips, given in [*work, ("mesh", list(devices), on_mesh)]
+    ]
+    for shape in ((2, 300, 96, 16), (8, 4096, 1024), (1, 1000, 5)):
+        programs.append((f"recurrence {shape}", compile_recurrence, (devices[0], *shape), {}))
+    for name, build, arguments, given in programs:
+        compiled = build(*arguments, **given)
         kernels = compiled.as_text().count('custom_call_target="tpu_custom_call"')
         temporaries = compiled.memory_analysis().temp_size_in_bytes
         print(json.dumps({"case": name, "kernels": kernels, "temporary_bytes": temporaries}), flush=True)

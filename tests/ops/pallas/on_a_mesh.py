@@ -1,4 +1,7 @@
-"""Flash attention on a mesh of eight CPU devices, beside one. Run in a process of its own; prints a JSON line."""
+"""The kernels of attention and of the recurrence on a mesh of eight CPU devices, beside one.
+
+Run in a process of its own; prints a JSON line.
+"""
 
 import json
 import os
@@ -16,6 +19,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from arch_jax.ops.attention import attention_reference
 from arch_jax.ops.pallas.flash import Blocks, flash_attention
+from arch_jax.ops.recurrence import linear_recurrence
 
 AXES = {"data": 2, "fsdp": 2, "tensor": 2, "expert": 1, "sequence": 1}
 BATCH, TIME, HEADS, DIM = 4, 20, 4, 8
@@ -63,6 +67,26 @@ def inside_a_shard_map(q, k, v, **given):
     return jax.shard_map(form, in_specs=(rows,) * 3, out_specs=rows, check_vma=False)(q, k, v)
 
 
+def recurrences() -> dict[str, float]:
+    """Largest differences of h and its gradients from those of the sequential form on one device."""
+    a, b, before = jnp.tanh(draw(BATCH, TIME, 6)), draw(BATCH, TIME, 6) + 1, draw(BATCH, 6)
+
+    def both(form):
+        def loss(*arrays):
+            h = linear_recurrence(*arrays, form=form)
+            return jnp.sum(jnp.sin(h)), h
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+
+    (_, h), expected = both("sequential")(a, b, before)
+    mesh = jax.make_mesh(tuple(AXES.values()), tuple(AXES), axis_types=(AxisType.Auto,) * len(AXES))
+    with jax.set_mesh(mesh):
+        (_, found), got = both("pallas")(a, b, before)
+    pairs = zip(("h", "da", "db", "dbefore"), (found, *got), (h, *expected))
+    result = {name: float(jnp.abs(x - y).max() / jnp.abs(y).max()) for name, x, y in pairs}
+    return result | {"pieces": len({str(s.index) for s in found.addressable_shards})}
+
+
 def kernels_lowered_for_tpu() -> int:
     """How many kernels are in the gradient's program for a mesh of TPUs."""
     arrays = [draw(BATCH, 256, HEADS, 64) for _ in range(3)]
@@ -82,6 +106,7 @@ if __name__ == "__main__":
     found = {
         "grouped": differences(BATCH, 2, (1, HEADS), interpreted),
         "indivisible": differences(3, 1, (3, 1), interpreted),
+        "recurrence": recurrences(),
         "inside a shard_map": float(jnp.abs(inside - expected).max()),
         "kernels": kernels_lowered_for_tpu(),
     }
