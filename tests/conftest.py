@@ -1,5 +1,6 @@
 """Every test runs with shapes and types checked: jaxtyping's import hook, with beartype, over the whole package."""
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,8 @@ if version("jaxlib") == "0.10.2" and "fusion_emitters" not in os.environ.get("XL
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 TESTS = Path(__file__).parent
+#: Mappings of memory at which a process forgets what it has compiled. Beyond 65,530 the next program crashes it.
+MAPPINGS = 30_000
 #: Where programs are tiny and run once or twice, so that nearly all of the time is the compiler's.
 TINY = {"contract", "interop", "layers", "objectives", "ops", "test_beam_search.py", "test_decoding.py"}
 
@@ -36,6 +39,18 @@ def compiled_quickly(request):
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item):
+    """Lets compiled programs go before there are too many: each is some mappings of memory, and 65,530 are allowed."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") < MAPPINGS:
+        return
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
 
 
 def pytest_collection_modifyitems(items):

@@ -80,8 +80,7 @@ def matrix_recurrence(
     Raises:
       UsageError: an unknown form; `chunk` below 1; heads that can't be shared; a state of another shape.
     """
-    given = (q, k, v, _no_decay(q, k, v) if log_decay is None else log_decay)
-    parts, heads = _grouped(given)
+    parts, heads = _grouped(q, k, v, log_decay)
     y, after = recurrence(parts, run, state, form, chunk)
     return _flat(y, heads).astype(v.dtype), after
 
@@ -114,8 +113,7 @@ def delta_rule(
     Raises:
       UsageError: as `matrix_recurrence`.
     """
-    given = (q, k, v, _no_decay(q, k, v) if log_decay is None else log_decay)
-    parts, heads = _grouped(given)
+    parts, heads = _grouped(q, k, v, log_decay)
     parts = parts._replace(beta=_grouped_one(beta[..., None], heads, heads)[..., 0])
     y, after = recurrence(parts, run, state, form, chunk)
     return _flat(y, heads).astype(v.dtype), after
@@ -137,21 +135,16 @@ class Parts(NamedTuple):
     beta: Any = None
 
 
-def _no_decay(q, k, v):
-    """Zeros for as few heads as the state has."""
-    return jnp.zeros((*q.shape[:2], max(k.shape[2], v.shape[2])), jnp.promote_types(q.dtype, jnp.float32))
-
-
-def _grouped(arrays):
+def _grouped(q, k, v, decay):
     """`Parts` in at least float32, and the number of heads in all."""
-    numbers = [x.shape[2] for x in arrays]
+    arrays = {"queries": q, "keys": k, "values": v} | ({} if decay is None else {"decays": decay[..., None]})
+    numbers = [x.shape[2] for x in arrays.values()]
     heads, groups = max(numbers), min(numbers)
     if groups < 1 or heads % groups or set(numbers) - {heads, groups}:
-        names = ", ".join(f"{n} of {name}" for name, n in zip(("queries", "keys", "values", "decays"), numbers))
+        names = ", ".join(f"{n} of {name}" for name, n in zip(arrays, numbers))
         raise UsageError(f"heads cannot be shared among {names}; expected one number, or two of which one divides")
-    *qkv, decay = arrays
-    q, k, v = (_grouped_one(x, heads, groups) for x in qkv)
-    return Parts(q, k, v, _grouped_one(decay[..., None], heads, groups)[..., 0]), heads
+    q, k, v, *decays = (_grouped_one(x, heads, groups) for x in arrays.values())
+    return Parts(q, k, v, decays[0][..., 0] if decays else None), heads
 
 
 def _grouped_one(x, heads, groups):
@@ -224,9 +217,9 @@ def _parallel(parts, run, state, chunk=None, feature_map=None):
     if decay is None:
         between, before, behind, kept = (x.astype(v.dtype) for x in (visible, goes_on, to_the_end, stays))
     else:
-        # Sums of d since the run began: exp of a difference is the decay in between. As a product with what is visible
-        # they owe nothing to other runs, not even a rounding error in the gradient; a cumulative sum would.
-        total = jnp.einsum("bts,bgms->bgmt", visible[:, 0, 0].astype(v.dtype), decay, precision=lax.Precision.HIGHEST)
+        # Sums of d since the run began: exp of a difference is the decay in between. As sums over what is visible they
+        # owe nothing to other runs, not even a rounding error in the gradient; a cumulative sum would.
+        total = jnp.sum(jnp.where(visible, decay[..., None, :], 0), axis=-1)
         end = jnp.sum(decay * to_the_end, axis=-1, keepdims=True)
         # What is not seen is hidden before the exponential.
         hidden = lambda seen, x: jnp.exp(jnp.where(seen, x, -jnp.inf))

@@ -558,7 +558,7 @@ def test_a_module_of_another_type():
 def test_no_parameter_has_two_names(kind):
     names = MODEL_TYPES[kind].names(module_of({"model_type": kind})[1])
     rows = [("", row) for row in names.rows] + [(stack.ours, row) for stack in names.stacks for row in stack.rows]
-    paths = [f"{place}/{path}" for place, row in rows for path in row.ours]
+    paths = [f"{place}/{row.block}/{path}" for place, row in rows for path in row.ours]
     assert len(paths) == len(set(paths))
     assert len({row.theirs for _, row in rows}) == len(rows)
 

@@ -103,5 +103,5 @@ def test_bad_input():
     params = jax.jit(mixer.init)(jax.random.key(0), x)
     with pytest.raises(UsageError, match="3 rows; expected 2"):
         mixer.apply(params, x, None, mixer.initial_state(3, 0, WIDTH))
-    with pytest.raises(UsageError, match="RetentionState; expected the DeltaState"):
+    with pytest.raises(UsageError, match="RetentionState as its state; expected a DeltaState"):
         mixer.apply(params, x, None, Retention(heads=2).initial_state(2, 0, WIDTH))

@@ -74,5 +74,5 @@ def test_bad_input():
     params = jax.jit(mixer.init)(jax.random.key(0), x)
     with pytest.raises(UsageError, match="3 rows; expected 2"):
         mixer.apply(params, x, None, mixer.initial_state(3, 0, 8))
-    with pytest.raises(UsageError, match="LSTMState; expected the RetentionState"):
+    with pytest.raises(UsageError, match="LSTMState as its state; expected a RetentionState"):
         mixer.apply(params, x, None, LSTM().initial_state(2, 0, 8))

@@ -167,7 +167,7 @@ def names(module: Decoder, *rows: Row) -> Names:
     mixer = f"{layer}mixer."
     shared = (
         *norm(f"{layer}norm", "mixer_norm"),
-        Row(f"{mixer}conv1d.weight", ("mixer/convolution/kernel",), transposed=True, axis=1),
+        Row(f"{mixer}conv1d.weight", ("mixer/convolution/kernel",), transposed=True, axes=(1,)),
         Row(f"{mixer}conv1d.bias", ("mixer/convolution/bias",)),
         *dense(f"{mixer}out_proj", "mixer/output"),
     )
