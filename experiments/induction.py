@@ -31,7 +31,7 @@ published = (
 
 
 def config() -> arch_jax.Experiment:
-    """100,000 parameters, 64 sequences of 31 tokens a step."""
+    """108,864 parameters, 64 sequences of 31 tokens a step."""
     sizes = {"vocabulary": 32, "depth": 2, "width": 64, "mixer.heads": 4, "mixer.kv_heads": 4}
     fan_in = {"mixer.initial_std": None, "feed_forward.initial_std": None, "initial_std": 0.125}
     return arch_jax.Experiment(

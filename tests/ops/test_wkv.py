@@ -75,7 +75,7 @@ def test_the_gradient_is_that_of_the_definition():
 def test_large_keys_do_not_overflow(form):
     k, v, d, u = inputs(seed=4, spread=300.0)
     y, state = wkv(*(jnp.asarray(a, jnp.float32) for a in (k, v, d, u)), form=form, chunk=4)
-    np.testing.assert_allclose(y, wkv_reference(k, v, d, u), atol=1e-3)
+    np.testing.assert_allclose(y, wkv_reference(k, v, d, u), atol=1e-4)  # exponents near 1e3, to 6e-8 of them
     assert all(np.isfinite(part).all() for part in state)
 
 
