@@ -11,6 +11,7 @@ Registering a model is all it takes for `arch-jax list`, `describe` and the cont
 """
 
 import dataclasses
+import functools
 import importlib
 import pkgutil
 import re
@@ -116,6 +117,10 @@ class Entry:
 
     def count(self) -> int:
         """The number of trainable parameters at the published size, less those that the publication does not count."""
+        return self._count
+
+    @functools.cached_property
+    def _count(self) -> int:  # of a deep model that is not scanned it takes seconds
         params = self.abstract_variables()["params"]
         if not self.uncounted:
             return count(params)

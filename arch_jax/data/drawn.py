@@ -1,7 +1,7 @@
 """Sequences drawn by a rule: tasks whose answers are known, so that what a model can do shows without a corpus."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,13 +34,22 @@ class DrawnCorpus:
       tokenizer: a character for each token.
       facts: what a run should record, as JSON values: source, sha256 (of the validation sequences), vocabulary,
         validation_sequences.
+      elsewhere: name -> validation sequences of other settings, such as greater lengths, that a finished model is
+        tested on; each a `DrawnCorpus`.
     """
 
     #: What a batch is counted in.
     unit = "tokens"
 
-    def __init__(self, rule: Any, source: str, vocabulary: int, draw: Draw) -> None:
-        self.rule, self._draw = rule, draw
+    def __init__(
+        self,
+        rule: Any,
+        source: str,
+        vocabulary: int,
+        draw: Draw,
+        elsewhere: "Mapping[str, DrawnCorpus] | None" = None,
+    ) -> None:
+        self.rule, self._draw, self.elsewhere = rule, draw, dict(elsewhere or {})
         self.tokenizer = CharacterTokenizer(symbols(vocabulary))
         # A spawned sequence: no training batch, whatever its seed and number, is drawn from it.
         generator = np.random.default_rng(np.random.SeedSequence(0, spawn_key=(1,)))

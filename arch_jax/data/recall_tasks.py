@@ -5,12 +5,13 @@ weight 1; a model reads `tokens` and predicts `targets` in place.
 """
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 
 from arch_jax.data.batches import check_whole
 from arch_jax.data.drawn import DrawnCorpus
-from arch_jax.errors import UsageError
+from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import component
 
 
@@ -128,13 +129,17 @@ class InductionHeads:
     """What followed the special symbol, asked when it comes again (Mamba, 2312.00752, section 4.1.2).
 
     Random symbols; the special one stands once among them and once at the end, where the symbol behind the first is
-    asked. (`Repeats` asks it of every symbol.)
+    asked. (`Repeats` asks it of every symbol.) With `asked` above 1 it comes again on the way as well, followed by that
+    same symbol, which is asked there too: far more is learned from a sequence.
 
     Attributes:
       length: tokens of a sequence.
       symbols: kinds of symbol, the special one among them.
       batch: sequences in a training batch, each batch drawn afresh.
       validation: sequences of the validation set.
+      asked: how often the symbol is asked in a sequence of training and validation; 1 in the paper.
+      tested: lengths at which a finished model is tested too, on `tested_sequences` of each, asked once at the end.
+      tested_sequences: how many those are.
 
     Raises:
       UsageError: a field is not valid.
@@ -144,24 +149,46 @@ class InductionHeads:
     symbols: int = 16
     batch: int = 64
     validation: int = 512
+    asked: int = 1
+    tested: tuple[int, ...] = ()
+    tested_sequences: int = 64
 
     def __post_init__(self):
         check_whole("length", self.length, 3)
         check_whole("symbols", self.symbols, 3)
+        check_whole("asked", self.asked, 1)
+        if self.asked > (room := max(1, (self.length - 2) // 2)):
+            raise UsageError(f"asked is {self.asked}; expected at most {room} times in {self.length} tokens")
+        check_whole("tested_sequences", self.tested_sequences, 1)
+        for length in self.tested:
+            check_whole("a length of tested", length, 3)
         _common(self)
 
     def load(self) -> DrawnCorpus:
         """The sequences, ready to be drawn."""
-        return DrawnCorpus(self, "induction_heads", self.symbols, self._draw)
+        others = {f"at_{n}": self._tested_at(n).load() for n in self.tested}
+        return DrawnCorpus(self, "induction_heads", self.symbols, self._draw, others)
+
+    def _tested_at(self, length: int) -> "InductionHeads":
+        # About as many tokens at once as in training.
+        batch = min(self.tested_sequences, max(1, self.batch * self.length // length))
+        return dataclasses.replace(self, length=length, batch=batch, validation=self.tested_sequences, tested=(), asked=1)
 
     def _draw(self, generator: np.random.Generator, count: int) -> dict[str, np.ndarray]:
         special = self.symbols - 1
         tokens, targets, weights = _rows(count, self.length, special)
         tokens[:, :-1] = generator.integers(special, size=(count, self.length - 1))
-        row, place = np.arange(count), generator.integers(self.length - 2, size=count)
-        tokens[row, place] = special
-        targets[:, -1] = tokens[row, place + 1]
-        weights[:, -1] = 1
+        # Places for the special symbol and what follows it: every other one, from the first or from the second on.
+        pairs = max(1, (self.length - 2) // 2)
+        shift = generator.integers(min(2, self.length - 2), size=(count, 1))
+        places = 2 * _places(generator, count, pairs, self.asked) + shift
+        row = np.arange(count)[:, None]
+        tokens[row, places] = special
+        answer = tokens[row, places[:, :1] + 1]
+        tokens[row, places + 1] = answer
+        asked = np.concatenate([places[:, 1:], np.full((count, 1), self.length - 1)], axis=1)
+        targets[row, asked] = answer
+        weights[row, asked] = 1
         return {"tokens": tokens, "targets": targets, "weights": weights}
 
 
@@ -239,7 +266,7 @@ class MultiQueryRecall:
 @component("parity", kind="data")
 @dataclasses.dataclass(frozen=True)
 class Parity:
-    """Bits, and at the end whether their sum is odd (Deletang et al. 2022, 2207.02098; xLSTM, 2405.04517, section 4.1).
+    """Bits, and whether their sum is odd (Deletang et al. 2022, 2207.02098; xLSTM, 2405.04517, section 4.1).
 
     A state has to change sign at every 1, which a recurrence whose factors lie in [0, 1] cannot do (2411.12537). Rows
     are filled up with padding (segment id 0) to the longest length.
@@ -248,6 +275,10 @@ class Parity:
       shortest, longest: bits of a sequence, drawn evenly.
       batch: sequences in a training batch, each batch drawn afresh.
       validation: sequences of the validation set.
+      tested: a greater length: a finished model is tested on sequences of `longest` to `tested` bits too, at their
+        ends; none is not.
+      asked: where the sum is asked: at the "last" bit, as in the papers, or after "every" bit, of which far more is
+        learned from a sequence.
 
     Raises:
       UsageError: a field is not valid.
@@ -257,22 +288,31 @@ class Parity:
     longest: int = 40
     batch: int = 256
     validation: int = 512
+    tested: int | None = None
+    asked: Literal["last", "every"] = "last"
 
     def __post_init__(self):
+        if self.asked not in ("last", "every"):
+            raise unknown("place where parity is asked", str(self.asked), ("last", "every"))
         check_whole("shortest", self.shortest, 1)
         check_whole("longest", self.longest, self.shortest)
+        if self.tested is not None:
+            check_whole("tested", self.tested, self.longest)
         _common(self)
 
     def load(self) -> DrawnCorpus:
         """The sequences, ready to be drawn."""
-        return DrawnCorpus(self, "parity", 2, self._draw)
+        others = {}
+        if self.tested is not None:
+            longer = dataclasses.replace(self, shortest=self.longest, longest=self.tested, tested=None, asked="last")
+            others = {f"to_{self.tested}": longer.load()}
+        return DrawnCorpus(self, "parity", 2, self._draw, others)
 
     def _draw(self, generator: np.random.Generator, count: int) -> dict[str, np.ndarray]:
         tokens, targets, weights = _rows(count, self.longest, 0)
         lengths = generator.integers(self.shortest, self.longest + 1, size=count)
         real = np.arange(self.longest) < lengths[:, None]
         tokens[:] = generator.integers(2, size=tokens.shape) * real
-        last = (np.arange(count), lengths - 1)
-        targets[last] = tokens.sum(axis=1) % 2
-        weights[last] = 1
+        targets[:] = np.cumsum(tokens, axis=1) % 2 * real
+        weights[:] = real if self.asked == "every" else np.arange(self.longest) == lengths[:, None] - 1
         return {"tokens": tokens, "targets": targets, "weights": weights, "segment_ids": real.astype(np.int32)}

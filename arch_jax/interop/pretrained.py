@@ -29,7 +29,8 @@ _DTYPES = ("float32", "bfloat16", "float16", "float64")
 def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **changes: Any) -> tuple[nn.Module, dict]:
     """A model from a folder as transformers' `save_pretrained` writes it, in safetensors format.
 
-    GPT-2, Llama, Mistral, BERT (with the heads that the checkpoint has), T5 and Marian.
+    GPT-2, Llama, Mistral, BERT (with the heads that the checkpoint has), T5, Marian, Mamba, Mamba-2, RWKV-4 and
+    xLSTM 7B.
 
         module, variables = arch_jax.load_pretrained("path/to/gpt2")
         logits = module.apply(variables, tokens)

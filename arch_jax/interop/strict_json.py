@@ -11,6 +11,9 @@ from arch_jax.errors import RunError
 #: Bytes of a JSON file beyond which it is refused: what the safetensors library allows a header.
 LARGEST = 100_000_000
 
+#: How transformers writes infinity, for which JSON has no number. What it wrote before, a bare `Infinity`, becomes it.
+INFINITY = {"__float__": "Infinity"}
+
 
 def shown(value: Any, most: int = 80) -> str:
     """`value` as a message shows it: its `repr`, cut where it is long."""
@@ -28,7 +31,7 @@ def parse_object(content: bytes, where: str) -> dict[str, Any]:
       where: what it is called in messages, such as "config.json".
 
     Raises:
-      RunError: it is not JSON, not an object, names a field twice, holds NaN or infinity, or is nested too deeply.
+      RunError: it is not JSON, not an object, names a field twice, holds NaN or -Infinity, or is nested too deeply.
     """
 
     def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -40,6 +43,8 @@ def parse_object(content: bytes, where: str) -> dict[str, Any]:
         return data
 
     def constant(name: str) -> Any:
+        if name == "Infinity":
+            return dict(INFINITY)
         raise RunError(f"{where} holds {name}, which is not JSON; expected a finite number")
 
     try:

@@ -212,20 +212,18 @@ class RWKV4(TokenShiftMixer):
         return y, RWKV4State(**parts, **kept)
 
 
-@component("rwkv4_channel", kind="mixer")
-class RWKV4Channel(TokenShiftMixer):
-    """RWKV-4's channel mixing (2305.13048, equations 14, 15 and 18):
+class ChannelMixer(TokenShiftMixer):
+    """What RWKV's channel mixings share: feed-forward parts that look back by one token, which makes them mixers.
 
-        r, k = (mu_r x_t + (1 - mu_r) x_{t-1}) W_r, (mu_k x_t + (1 - mu_k) x_{t-1}) W_k
-        y_t = sigmoid(r_t) * (relu(k_t)^2 W_v)
-
-    A feed-forward part that looks back by one token, which makes it a mixer, with a state. W_r and W_v start at 0.
+    A subclass says in `channel` what they compute.
 
     Attributes:
       hidden: channels of k; None is four times the width.
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """
+
+    name_of_mixer: ClassVar[str] = ""
 
     hidden: int | None = None
     dtype: DType = jnp.float32
@@ -250,15 +248,39 @@ class RWKV4Channel(TokenShiftMixer):
     ) -> tuple[Float[Array, "batch time width"], ShiftState | None]:
         """The mixer's contract; `place`, (layer, layers), is what the initial parameters depend on."""
         batch, _, width = x.shape
-        check_state(state, ShiftState, batch, "rwkv4_channel")
+        check_state(state, ShiftState, batch, self.name_of_mixer)
         x = x.astype(self.dtype)
         earlier, _, real, parts = shifted(x, segment_ids, state)
-        _, falling = ratios(place)
-        x_k = self.mixed("mix_key", x, earlier, lambda c: c**falling)
-        x_r = self.mixed("mix_receptance", x, earlier, lambda c: c**falling)
-        k = self.dense("key", self.hidden or 4 * width, orthogonal)(x_k)
-        r = self.dense("receptance", width)(x_r)
-        y = nn.sigmoid(r) * self.dense("value", width)(jnp.square(nn.relu(k)))
+        y = self.channel(x, earlier, self.hidden or 4 * width, ratios(place)[1])
         if real is not None:
             y = jnp.where(real[..., None], y, 0)
         return y, None if state is None else ShiftState(**parts)
+
+    def channel(self, x: Array, earlier: Array, hidden: int, falling: float) -> Array:
+        """y from each token and the one before; `falling` goes from 1 at the first layer to almost 0 at the last."""
+        raise TypeError(f"{type(self).__name__} must say what it computes")
+
+
+@component("rwkv4_channel", kind="mixer")
+class RWKV4Channel(ChannelMixer):
+    """RWKV-4's channel mixing (2305.13048, equations 14, 15 and 18):
+
+        r, k = (mu_r x_t + (1 - mu_r) x_{t-1}) W_r, (mu_k x_t + (1 - mu_k) x_{t-1}) W_k
+        y_t = sigmoid(r_t) * (relu(k_t)^2 W_v)
+
+    W_r and W_v start at 0.
+
+    Attributes:
+      hidden: channels of k; None is four times the width.
+      dtype: of the computation.
+      parameter_dtype: of the parameters.
+    """
+
+    name_of_mixer: ClassVar[str] = "rwkv4_channel"
+
+    def channel(self, x, earlier, hidden, falling):
+        x_k = self.mixed("mix_key", x, earlier, lambda c: c**falling)
+        x_r = self.mixed("mix_receptance", x, earlier, lambda c: c**falling)
+        k = self.dense("key", hidden, orthogonal)(x_k)
+        r = self.dense("receptance", x.shape[-1])(x_r)
+        return nn.sigmoid(r) * self.dense("value", x.shape[-1])(jnp.square(nn.relu(k)))

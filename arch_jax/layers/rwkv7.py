@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import flax.struct
@@ -13,9 +13,9 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.layers.mixer import Place, check_state
 from arch_jax.layers.rwkv4 import (
+    ChannelMixer,
     ShiftState,
     TokenShiftMixer,
-    check_hidden,
     orthogonal,
     ratios,
     shift_state,
@@ -205,10 +205,10 @@ class RWKV7(TokenShiftMixer):
 
 
 @component("rwkv7_channel", kind="mixer")
-class RWKV7Channel(TokenShiftMixer):
+class RWKV7Channel(ChannelMixer):
     """RWKV-7's channel mixing (2503.14456, section 4.2): y_t = relu((x_t + mu (x_{t-1} - x_t)) W_k)^2 W_v.
 
-    A feed-forward part that looks back by one token, which makes it a mixer, with a state. W_v starts at 0.
+    W_v starts at 0.
 
     Attributes:
       hidden: channels of the hidden layer; None is four times the width.
@@ -216,39 +216,12 @@ class RWKV7Channel(TokenShiftMixer):
       parameter_dtype: of the parameters.
     """
 
-    hidden: int | None = None
-    dtype: DType = jnp.float32
-    parameter_dtype: DType = jnp.float32
+    name_of_mixer: ClassVar[str] = "rwkv7_channel"
 
-    def __post_init__(self) -> None:
-        check_hidden(self.hidden)
-        super().__post_init__()
-
-    def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> ShiftState:
-        """The state before the first token; it has the same size for every `length`."""
-        return ShiftState(**shift_state(batch, width, dtype))
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "batch time width"],
-        segment_ids: Int[Array, "batch time"] | None = None,
-        state: Any = None,
-        train: bool = False,
-        place: Place | None = None,
-    ) -> tuple[Float[Array, "batch time width"], ShiftState | None]:
-        """The mixer's contract; `place`, (layer, layers), is what the initial parameters depend on."""
-        batch, _, width = x.shape
-        check_state(state, ShiftState, batch, "rwkv7_channel")
-        x = x.astype(self.dtype)
-        earlier, _, real, parts = shifted(x, segment_ids, state)
-        _, falling = ratios(place)
+    def channel(self, x, earlier, hidden, falling):
         x_k = self.drifted("mix_k", x, earlier, lambda c: 1 - c ** (falling**4))
-        k = self.dense("key", self.hidden or 4 * width, uniform(0.5))(x_k)
-        y = self.dense("value", width)(jnp.square(nn.relu(k)))
-        if real is not None:
-            y = jnp.where(real[..., None], y, 0)
-        return y, None if state is None else ShiftState(**parts)
+        k = self.dense("key", hidden, uniform(0.5))(x_k)
+        return self.dense("value", x.shape[-1])(jnp.square(nn.relu(k)))
 
 
 def uniform(scale: float) -> Callable:

@@ -56,6 +56,17 @@ class NextToken(ObjectiveBase):
             metrics["bits_per_byte"] = (total / math.log(2), jnp.sum(batch["bytes"] * weights))
         return metrics
 
+    def score(self, variables: Any, data: Any) -> dict[str, float]:
+        """The metrics of `evaluate` on what data has `elsewhere`, such as longer sequences: "accuracy_at_4096"."""
+        metrics = jax.jit(self.evaluate)
+        found = {}
+        for name, corpus in getattr(data, "elsewhere", {}).items():
+            sums = [metrics(variables, batch) for batch in corpus.validation()]
+            for metric in sums[0]:
+                total, weight = (sum(float(pairs[metric][i]) for pairs in sums) for i in (0, 1))
+                found[f"{metric}_{name}"] = total / weight
+        return found
+
     def check(self, data: Any) -> None:
         """The tokenizer's tokens must be in the model's vocabulary, the prompt too, and sequences within positions."""
         vocabulary = data.tokenizer.vocabulary

@@ -20,8 +20,10 @@ def solve_selective(rule, row, ids):
 
 def solve_induction(rule, row, ids):
     special = rule.symbols - 1
-    assert row.count(special) == 2
-    return [None] * (len(row) - 1) + [row[row.index(special) + 1]]
+    assert row.count(special) == rule.asked + 1
+    first = row.index(special)
+    assert row[first + 1] != special
+    return [row[first + 1] if token == special and t > first else None for t, token in enumerate(row)]
 
 
 def solve_recall(rule, row, ids):
@@ -33,15 +35,19 @@ def solve_recall(rule, row, ids):
 def solve_parity(rule, row, ids):
     length = sum(ids)
     assert rule.shortest <= length <= rule.longest
-    return [None] * (length - 1) + [sum(row[:length]) % 2] + [None] * (rule.longest - length)
+    sums = [sum(row[: i + 1]) % 2 for i in range(length)]
+    asked = sums if rule.asked == "every" else [None] * (length - 1) + sums[-1:]
+    return asked + [None] * (rule.longest - length)
 
 
 TASKS = [
     (CopyMemory(delay=7, copied=3, symbols=4, **SMALL), solve_copy),
     (SelectiveCopying(length=12, copied=4, symbols=5, **SMALL), solve_selective),
     (InductionHeads(length=9, symbols=6, **SMALL), solve_induction),
+    (InductionHeads(length=12, symbols=6, asked=4, **SMALL), solve_induction),
     (MultiQueryRecall(length=24, pairs=3, vocabulary=20, power=0.5, **SMALL), solve_recall),
     (Parity(shortest=5, longest=11, **SMALL), solve_parity),
+    (Parity(shortest=5, longest=11, asked="every", **SMALL), solve_parity),
 ]
 every_task = pytest.mark.parametrize(("rule", "solve"), TASKS, ids=[type(rule).__name__ for rule, _ in TASKS])
 
@@ -102,6 +108,7 @@ def test_most_queries_stand_near_the_keys():
     [
         (SelectiveCopying, {"length": 8}, "length is 8; expected a whole number of at least 16"),
         (InductionHeads, {"symbols": 2}, "symbols is 2; expected a whole number of at least 3"),
+        (InductionHeads, {"length": 9, "asked": 4}, "asked is 4; expected at most 3 times in 9 tokens"),
         (MultiQueryRecall, {"pairs": 17}, "pairs is 17; expected at most 16, a quarter of the length"),
         (MultiQueryRecall, {"length": 65}, "length is 65; expected an even number"),
         (MultiQueryRecall, {"power": 0.0}, "power is 0.0; expected a number above 0"),
@@ -113,3 +120,21 @@ def test_most_queries_stand_near_the_keys():
 def test_bad_fields(rule, fields, message):
     with pytest.raises(UsageError, match=message):
         rule(**fields)
+
+
+def test_longer_sequences_to_be_tested_on_are_those_of_the_same_rule():
+    corpus = InductionHeads(length=9, symbols=6, tested=(9, 40), tested_sequences=5, **SMALL).load()
+    assert {name: other.length for name, other in corpus.elsewhere.items()} == {"at_9": 9, "at_40": 40}
+    assert corpus.elsewhere["at_40"].facts["validation_sequences"] == 5
+    # Nine of them would have as many tokens as a training batch, but there are five.
+    assert corpus.elsewhere["at_40"].rule.batch == 5
+    (longer,) = Parity(shortest=3, longest=8, tested=20, **SMALL).load().elsewhere.values()
+    (batch,) = longer.validation()
+    lengths = batch["segment_ids"].sum(axis=1)[:9]
+    assert lengths.min() >= 8
+    assert lengths.max() > 8
+    assert InductionHeads(length=9, symbols=6, **SMALL).load().elsewhere == {}
+    with pytest.raises(UsageError, match="tested is 7; expected a whole number of at least 8"):
+        Parity(shortest=3, longest=8, tested=7, **SMALL)
+    with pytest.raises(UsageError, match="a length of tested is 2"):
+        InductionHeads(length=9, symbols=6, tested=(2,), **SMALL)

@@ -1,6 +1,7 @@
 """config.json and the names of tensors: what is read, what is refused, and in which words."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from arch_jax.interop.model_types import MODEL_TYPES
 from arch_jax.interop.model_types.gpt2 import GPT2_FIELDS
 from arch_jax.interop.model_types.llama import LLAMA_FIELDS
 from arch_jax.interop.safetensors import SINGLE, open_checkpoint, write_tensors
+from arch_jax.interop.strict_json import parse_object
 from arch_jax.interop.weights import parts_of, variables_of
 from arch_jax.layers.attention import Attention
 from arch_jax.layers.norms import LayerNorm, RMSNorm
@@ -452,6 +454,18 @@ def test_a_config_that_is_no_plain_json(tmp_path):
         with pytest.raises(RunError) as caught:
             arch_jax.load_pretrained(tmp_path)
         assert expected in str(caught.value)
+
+
+def test_infinity_as_transformers_wrote_it_before_and_writes_it_now(tmp_path):
+    mamba2 = {"model_type": "mamba2", "hidden_size": 32, "num_heads": 8, "head_dim": 8, "n_groups": 1}
+    bare = json.dumps(mamba2 | {"time_step_limit": [0.5, math.inf]}).encode()
+    assert b"[0.5, Infinity]" in bare
+    now = mamba2 | {"time_step_limit": [0.5, {"__float__": "Infinity"}]}
+    found = [module_of(parse_object(content, "it"))[1] for content in (bare, json.dumps(now).encode())]
+    assert found[0] == found[1]
+    assert found[0].mixer.step_limit == (0.5, math.inf)
+    with pytest.raises(UsageError, match=r"hidden_size is .*Infinity.*; expected a whole number"):
+        module_of(parse_object(b'{"model_type": "mamba2", "hidden_size": Infinity}', "it"))
 
 
 class Strange(nn.Module):

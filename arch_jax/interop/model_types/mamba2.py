@@ -15,19 +15,16 @@ from arch_jax.interop.model_types.mamba import (
     renamed,
 )
 from arch_jax.interop.model_types.model_type import ModelType, Names, Row, dense, divides
-from arch_jax.interop.strict_json import shown
+from arch_jax.interop.strict_json import INFINITY, shown
 from arch_jax.layers.decoder import Decoder
 from arch_jax.layers.mamba2 import Mamba2
 from arch_jax.layers.norms import RMSNorm
-
-#: How transformers writes infinity, for which JSON has no number.
-_INFINITY = {"__float__": "Infinity"}
 
 
 def _limit(name: str, value: Any) -> tuple[float, float] | None:
     """Two numbers that step sizes are clipped to; None where they clip nothing."""
     items = value if isinstance(value, list | tuple) and len(value) == 2 else (None, None)
-    least, most = (math.inf if item == _INFINITY else item for item in items)
+    least, most = (math.inf if item == INFINITY else item for item in items)
     numbers = all(type(item) in (int, float) for item in (least, most))
     if not numbers or not 0 <= least < most or not math.isfinite(least):
         raise UsageError(f"{name} is {shown(value)}; expected two numbers, 0 <= least < most, such as [0.0, 0.5]")
@@ -43,7 +40,7 @@ FIELDS = COMMON_FIELDS | {
     "head_dim": Field(whole, 64),
     "n_groups": Field(whole, 8),
     "chunk_size": Field(whole, 256),
-    "time_step_limit": Field(_limit, [0.0, _INFINITY]),
+    "time_step_limit": Field(_limit, [0.0, INFINITY]),
     "tie_word_embeddings": Field(flag, False),
 }
 #: What transformers reads and doesn't use, beside those of Mamba: it has always normalised after the gate.
@@ -99,7 +96,7 @@ def _write(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
         "head_dim": mixer.head_size,
         "n_groups": mixer.groups,
         "chunk_size": 256,
-        "time_step_limit": [least, _INFINITY if math.isinf(most) else most],
+        "time_step_limit": [least, INFINITY if math.isinf(most) else most],
     } | common_configuration(m, module, mixer)
 
 
