@@ -21,9 +21,11 @@ def _rows(count: int, length: int, fill: int) -> tuple[np.ndarray, np.ndarray, n
     return tokens, np.zeros_like(tokens), np.zeros((count, length), np.float32)
 
 
-def _places(generator: np.random.Generator, count: int, among: int, chosen: int) -> np.ndarray:
-    """`chosen` different places of 0 ... among - 1 for each row, in ascending order."""
-    return np.sort(np.argsort(generator.random((count, among)), axis=1)[:, :chosen], axis=1)
+def _places(generator: np.random.Generator, count: int, among: int, chosen: int, most: object = None) -> np.ndarray:
+    """`chosen` different places of 0 ... among - 1 in each row, ascending; below `most`, "count 1", where given."""
+    lots = generator.random((count, among))
+    lots = lots if most is None else np.where(np.arange(among) < most, lots, 1)
+    return np.sort(np.argsort(lots, axis=1)[:, :chosen], axis=1)
 
 
 def _common(rule: object) -> None:
@@ -91,6 +93,8 @@ class SelectiveCopying:
       symbols: kinds of symbol, beside noise and the sign that asks.
       batch: sequences in a training batch, each batch drawn afresh.
       validation: sequences of the validation set.
+      shortest: where given, the answer begins after so many tokens or up to `length`, evenly drawn by ratio, and more
+        noise follows it: the short ones are learned first. A finished model is tested at `length` alone, too.
 
     Raises:
       UsageError: a field is not valid.
@@ -101,25 +105,35 @@ class SelectiveCopying:
     symbols: int = 14
     batch: int = 64
     validation: int = 512
+    shortest: int | None = None
 
     def __post_init__(self):
         check_whole("copied", self.copied, 1)
         check_whole("symbols", self.symbols, 2)
         check_whole("length", self.length, self.copied)
+        if self.shortest is not None:
+            check_whole("shortest", self.shortest, self.copied, self.length + 1)
         _common(self)
 
     def load(self) -> DrawnCorpus:
         """The sequences, ready to be drawn."""
-        return DrawnCorpus(self, "selective_copying", self.symbols + 2, self._draw)
+        others = {}
+        if self.shortest is not None:
+            others = {f"at_{self.length}": dataclasses.replace(self, shortest=None).load()}
+        return DrawnCorpus(self, "selective_copying", self.symbols + 2, self._draw, others)
 
     def _draw(self, generator: np.random.Generator, count: int) -> dict[str, np.ndarray]:
         noise, sign = self.symbols, self.symbols + 1
         tokens, targets, weights = _rows(count, self.length + self.copied, noise)
         drawn = generator.integers(self.symbols, size=(count, self.copied))
-        np.put_along_axis(tokens, _places(generator, count, self.length, self.copied), drawn, axis=1)
-        tokens[:, self.length :] = sign
-        targets[:, self.length :] = drawn
-        weights[:, self.length :] = 1
+        least = self.length if self.shortest is None else self.shortest
+        ratio = (self.length + 0.5) / (least - 0.5)
+        begin = np.rint((least - 0.5) * ratio ** generator.random((count, 1))).astype(int).clip(least, self.length)
+        np.put_along_axis(tokens, _places(generator, count, self.length, self.copied, begin), drawn, axis=1)
+        asked = begin + np.arange(self.copied)
+        np.put_along_axis(tokens, asked, sign, axis=1)
+        np.put_along_axis(targets, asked, drawn, axis=1)
+        np.put_along_axis(weights, asked, np.float32(1), axis=1)
         return {"tokens": tokens, "targets": targets, "weights": weights}
 
 
@@ -172,7 +186,9 @@ class InductionHeads:
     def _tested_at(self, length: int) -> "InductionHeads":
         # About as many tokens at once as in training.
         batch = min(self.tested_sequences, max(1, self.batch * self.length // length))
-        return dataclasses.replace(self, length=length, batch=batch, validation=self.tested_sequences, tested=(), asked=1)
+        return dataclasses.replace(
+            self, length=length, batch=batch, validation=self.tested_sequences, tested=(), asked=1
+        )
 
     def _draw(self, generator: np.random.Generator, count: int) -> dict[str, np.ndarray]:
         special = self.symbols - 1

@@ -15,7 +15,10 @@ def solve_copy(rule, row, ids):
 
 def solve_selective(rule, row, ids):
     said = [token for token in row if token < rule.symbols]
-    return [None] * rule.length + said
+    begin = row.index(rule.symbols + 1)
+    assert (rule.shortest or rule.length) <= begin <= rule.length
+    assert all(token >= rule.symbols for token in row[begin:])
+    return [None] * begin + said + [None] * (len(row) - begin - len(said))
 
 
 def solve_induction(rule, row, ids):
@@ -43,6 +46,7 @@ def solve_parity(rule, row, ids):
 TASKS = [
     (CopyMemory(delay=7, copied=3, symbols=4, **SMALL), solve_copy),
     (SelectiveCopying(length=12, copied=4, symbols=5, **SMALL), solve_selective),
+    (SelectiveCopying(length=20, copied=3, symbols=5, shortest=4, **SMALL), solve_selective),
     (InductionHeads(length=9, symbols=6, **SMALL), solve_induction),
     (InductionHeads(length=12, symbols=6, asked=4, **SMALL), solve_induction),
     (MultiQueryRecall(length=24, pairs=3, vocabulary=20, power=0.5, **SMALL), solve_recall),
@@ -106,6 +110,7 @@ def test_most_queries_stand_near_the_keys():
 @pytest.mark.parametrize(
     ("rule", "fields", "message"),
     [
+        (SelectiveCopying, {"shortest": 300}, "shortest is 300; expected a whole number from 16 to 256"),
         (SelectiveCopying, {"length": 8}, "length is 8; expected a whole number of at least 16"),
         (InductionHeads, {"symbols": 2}, "symbols is 2; expected a whole number of at least 3"),
         (InductionHeads, {"length": 9, "asked": 4}, "asked is 4; expected at most 3 times in 9 tokens"),
@@ -128,6 +133,8 @@ def test_longer_sequences_to_be_tested_on_are_those_of_the_same_rule():
     assert corpus.elsewhere["at_40"].facts["validation_sequences"] == 5
     # Nine of them would have as many tokens as a training batch, but there are five.
     assert corpus.elsewhere["at_40"].rule.batch == 5
+    (whole,) = SelectiveCopying(length=20, copied=3, shortest=4, **SMALL).load().elsewhere.values()
+    assert (whole.rule.length, whole.rule.shortest) == (20, None)
     (longer,) = Parity(shortest=3, longest=8, tested=20, **SMALL).load().elsewhere.values()
     (batch,) = longer.validation()
     lengths = batch["segment_ids"].sum(axis=1)[:9]

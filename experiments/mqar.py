@@ -1,0 +1,56 @@
+"""Multi-query associative recall (Arora et al. 2023, Zoology, 2312.04927, figure 2): who can look things up by content.
+
+    arch-jax ablate mqar --seeds 2
+
+4 keys with values, then each key again among other tokens: its value is asked. Two layers of width 64 at 64 tokens
+without position-wise parts, so that only the mixers differ; the paper reads attention 1.0, RWKV-4 .76 and Hyena .52 off
+at this width and length. Mamba-2 and Gated DeltaNet are later than the paper; their authors report that they solve it.
+"""
+
+import arch_jax
+
+published = (
+    arch_jax.Published(
+        100,
+        "2312.04927, figure 2: attention, width 64, 64 tokens",
+        tolerance=1,
+        metric="accuracy",
+        seeds=2,
+        unit="% of the queries",
+        factor=100,
+        direction="at least",
+    ),
+)
+
+
+def config() -> arch_jax.Experiment:
+    """Two layers of attention of width 64, 64 sequences of 64 tokens a step."""
+    return arch_jax.Experiment(
+        model=arch_jax.create(
+            "gpt",
+            vocabulary=256,
+            depth=2,
+            width=64,
+            feed_forward=None,
+            mixer={"module": "attention", "heads": 2, "rope": "rope", "initial_std": None},
+            tied=False,
+            initial_std=0.125,
+        ),
+        objective=arch_jax.objective("next_token", prompt="!", show_length=8, temperature=0.0),
+        data=arch_jax.MultiQueryRecall(length=64, pairs=4, vocabulary=256, batch=64, validation=512),
+        optimizer=arch_jax.Optimizer("adamw", learning_rate=2e-3, schedule="cosine", warmup=100, weight_decay=0.1),
+        steps=3000,
+        evaluate_every=500,
+        checkpoint_every=1000,
+        log_every=20,
+        steps_per_dispatch=50,
+    )
+
+
+def ablate_mixer():
+    """Attention, a long convolution, a recurrence with a fixed decay, and two with a state of one matrix a head."""
+    yield {"model.mixer": {"module": "attention", "heads": 2, "rope": "rope", "initial_std": None}}
+    yield {"model.mixer": {"module": "hyena", "length": 64}}
+    yield {"model.mixer": "rwkv4"}
+    yield {"model.mixer": {"module": "mamba2", "head_size": 32, "state": 64}}
+    yield {"model.mixer": {"module": "gated_delta_net", "heads": 2}}
