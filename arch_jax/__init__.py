@@ -11,6 +11,7 @@ import importlib
 from typing import Any
 
 _HOME = {
+    "AddingProblem": "data",
     "ArchJaxError": "errors",
     "CopyMemory": "data",
     "Experiment": "experiment",
@@ -31,6 +32,7 @@ _HOME = {
     "RunError": "errors",
     "SelectiveCopying": "data",
     "SentencePairs": "data",
+    "SequenceReader": "layers.sequence_reader",
     "Spans": "data",
     "Text": "data",
     "UsageError": "errors",

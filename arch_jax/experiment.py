@@ -248,6 +248,7 @@ def import_components() -> None:
         for found in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
             importlib.import_module(found.name)
     for name in (
+        "adding",
         "text",
         "images",
         "nodes",
@@ -255,6 +256,7 @@ def import_components() -> None:
         "markov",
         "multi30k",
         "random_pairs",
+        "recall_tasks",
         "repeats",
         "sentences",
         "spans",

@@ -2,7 +2,7 @@
 
     arch-jax ablate selective_copying --seeds 2
 
-16 symbols of 14 kinds stand at random places among 256 tokens and are to be said in order behind them. A state space
+8 symbols of 14 kinds stand at random places among 256 tokens and are to be said in order behind them. A state space
 whose step, B and C are the same for every token (S4) keeps everything that passes alike, noise too; one whose step
 depends on the token (S6) lets the noise pass. The paper has 4,096 tokens and 400,000 steps:
 
@@ -28,15 +28,15 @@ published = (
 
 
 def config() -> arch_jax.Experiment:
-    """Two layers of width 64, 32 sequences of 272 tokens a step."""
+    """Two layers of width 64, 16 sequences of 264 tokens a step."""
     return arch_jax.Experiment(
         model=arch_jax.create("mamba-130m", vocabulary=16, depth=2, width=64, tied=False, scan=False),
         objective=arch_jax.objective("next_token", prompt="!", show_length=16, temperature=0.0),
-        data=arch_jax.SelectiveCopying(length=256, copied=16, symbols=14, shortest=16, batch=16, validation=256),
+        data=arch_jax.SelectiveCopying(length=256, copied=8, symbols=14, shortest=8, batch=16, validation=256),
         optimizer=arch_jax.Optimizer("adamw", learning_rate=3e-3, schedule="cosine", warmup=100, weight_decay=0.01),
-        steps=2000,
-        evaluate_every=500,
-        checkpoint_every=1000,
+        steps=4000,
+        evaluate_every=1000,
+        checkpoint_every=2000,
         log_every=20,
         steps_per_dispatch=50,
     )

@@ -286,7 +286,7 @@ def _train_here(options: argparse.Namespace) -> None:
     texts = [path for path in outcome.shown if path.suffix == ".txt"]
     for path in texts:
         print(f"--- {path.stem} ---\n{path.read_text(encoding='utf-8').strip()}\n---")
-    print(_validation(outcome.validation))
+    print(_validation(outcome.validation, experiment.objective.unit))
     for published in getattr(module, "published", ()):
         print(f"published: {published}")
     for path in (*outcome.shown, outcome.path / "metrics.jsonl", outcome.path / "checkpoints"):
@@ -302,7 +302,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({"step": run.step} | validation, indent=1))
     else:
-        print(f"{_validation(validation)}\nof step {run.step} of {options.workdir}")
+        print(f"{_validation(validation, run.experiment.objective.unit)}\nof step {run.step} of {options.workdir}")
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -327,10 +327,10 @@ def _experiments(options: argparse.Namespace) -> None:
     show(grid)
 
 
-def _validation(metrics: dict[str, float]) -> str:
+def _validation(metrics: dict[str, float], unit: str) -> str:
     """The metrics as a sentence; the loss is the first number."""
     rest = [f"{value:.4f} {name.replace('_', ' ')}" for name, value in metrics.items() if name != "loss"]
-    return ", ".join([f"validation loss {metrics['loss']:.4f} nats", *reversed(rest)])
+    return ", ".join([f"validation loss {metrics['loss']:.4f} {unit}", *reversed(rest)])
 
 
 def _shape(shape: Any) -> str:

@@ -7,6 +7,7 @@ nothing.
 import importlib
 
 _HOME = {
+    "AddingProblem": "adding",
     "CopyMemory": "recall_tasks",
     "Graph": "graphs",
     "Images": "images",

@@ -6,7 +6,7 @@ of a validation set) and divided once at the end: a mean of means would be wrong
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -44,6 +44,9 @@ class ObjectiveBase:
     """
 
     model: Annotated[Any, Kind("model")] | None = None
+
+    #: What the loss is counted in.
+    unit: ClassVar[str] = "nats"
 
     @property
     def players(self) -> tuple[Player, ...]:

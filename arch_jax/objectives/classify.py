@@ -73,9 +73,10 @@ class Classify(ObjectiveBase):
                 "expected images and labels, such as arch_jax.Images()"
             )
         if classes > self.model.classes:
+            field = "classes" if "classes" in self.model.__dataclass_fields__ else "outputs"
             raise UsageError(
-                f"model.classes is {self.model.classes}, but the labels go up to {classes - 1}; "
-                f"set model.classes={classes}"
+                f"model.{field} is {self.model.classes}, but the labels go up to {classes - 1}; "
+                f"set model.{field}={classes}"
             )
         if hasattr(self.model, "check"):
             self.model.check(data.shapes["images"][0][1:])

@@ -4,13 +4,16 @@ import dataclasses
 import math
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from arch_jax.decoding import generate
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
+from arch_jax.layers.dense import Embedding
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
+from arch_jax.objectives.reach import gradient_by_distance, reach_figure
 from arch_jax.ops.losses import cross_entropy
 
 
@@ -26,6 +29,7 @@ class NextToken(ObjectiveBase):
       prompt: what `show` and `sample` continue, unless told otherwise.
       show_length: tokens that `show` writes.
       temperature: of `show`'s sampling.
+      show_reach: whether `show` draws, too, how far back the gradient of the last target's nats reaches.
     """
 
     label_smoothing: float = 0.0
@@ -33,6 +37,7 @@ class NextToken(ObjectiveBase):
     prompt: str = "\n"
     show_length: int = 400
     temperature: float = 0.8
+    show_reach: bool = False
 
     def arguments(self, batch: Batch) -> tuple:
         return (batch["tokens"],)
@@ -110,7 +115,30 @@ class NextToken(ObjectiveBase):
         return [prompt + data.tokenizer.decode(row) for row in jax.device_get(new)]
 
     def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
-        """One sampled text, within the model's positions and those of training."""
+        """One sampled text, within the model's positions and those of training; and the gradient's reach, if asked."""
         room = getattr(getattr(self.model, "position", None), "length", None)
         length = self.show_length if room is None else min(self.show_length, room - 8)
-        return {"text": self.sample(variables, data, key, length=max(1, length))[0]}
+        shown = {"text": self.sample(variables, data, key, length=max(1, length))[0]}
+        if self.show_reach:
+            batch = next(iter(data.validation()))
+            # Of one key throughout: from picture to picture of the film it is the trained model that moves.
+            fresh = jax.jit(self.init)(jax.random.key(0), batch)
+            reach = jax.jit(self._reach)
+            shown["gradient"] = reach_figure({"trained": reach(variables, batch), "freshly drawn": reach(fresh, batch)})
+        return shown
+
+    def _reach(self, variables: Any, batch: Batch) -> jax.Array:
+        """`gradient_by_distance` of the nats of each row's last target, in what the embedding gives."""
+        tokens, last = batch["tokens"], batch["targets"][:, -1]
+
+        def nats(added: jax.Array) -> jax.Array:
+            def add(call: Any, arguments: Any, options: Any, context: Any) -> Any:
+                out = call(*arguments, **options)
+                embeds = isinstance(context.module, Embedding) and context.method_name == "__call__"
+                return out + added if embeds else out
+
+            with nn.intercept_methods(add):
+                logits = self.model.apply(variables, tokens)
+            return cross_entropy(logits[:, -1], last)[:, None]
+
+        return gradient_by_distance(nats, jnp.zeros((*tokens.shape, self.model.width)))

@@ -32,3 +32,28 @@ def test_a_finished_model_is_tested_at_other_lengths():
 def test_data_of_one_kind_only_gives_no_more_figures():
     corpus = arch_jax.Repeats(symbols=4, stretch=3, batch=2, validation=2).load()
     assert arch_jax.objective("next_token").with_model(arch_jax.create("gpt")).score({}, corpus) == {}
+
+
+def test_how_far_back_the_gradient_reaches():
+    """Against a Jacobian in the embedded tokens, written out for a model whose embedding stands apart."""
+    data = arch_jax.CopyMemory(delay=3, copied=2, symbols=3, batch=3, validation=3)
+    model = arch_jax.create("gpt", vocabulary=5, depth=1, width=6, mixer={"module": "gru"}, feed_forward=None)
+    task = arch_jax.objective("next_token", prompt="!", show_length=2, show_reach=True).with_model(model)
+    corpus = data.load()
+    (batch,) = (jax.tree.map(jnp.asarray, one) for one in corpus.validation())
+    variables = jax.jit(task.init)(jax.random.key(1), batch)
+    figure = task.show(variables, corpus, jax.random.key(0))["gradient"]
+    drawn = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
+    assert drawn["trained"].shape == drawn["freshly drawn"].shape == (7,)
+
+    # A table with a row of its own for each place makes the rows' gradients those of the embedded tokens.
+    vectors = variables["params"]["embedding"]["embedding"][batch["tokens"]]
+    bound = model.bind(variables)
+
+    def nats(x, last):
+        x, _ = bound.stack(x[None], None, None, False)
+        return -jax.nn.log_softmax(bound.embedding.attend(bound.final_norm(x))[0, -1])[last]
+
+    gradients = jax.vmap(jax.grad(nats))(vectors, batch["targets"][:, -1])
+    expected = jnp.linalg.norm(gradients, axis=-1).mean(axis=0)[::-1]
+    np.testing.assert_allclose(drawn["trained"], expected, rtol=1e-4)

@@ -1,0 +1,55 @@
+"""How far back in a sequence an answer's gradient reaches: the vanishing gradient made visible."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def gradient_by_distance(function: Callable[[Array], Array], x: Float[Array, "batch time features"]) -> Array:
+    """How much an answer depends on what was read some time ago: the norm of d y / d x_t against T - t.
+
+    Where it falls like a power of the distance, gradients vanish (Hochreiter 1991; Bengio et al. 1994; Pascanu et al.
+    2013, 1211.5063): what was read that long ago can hardly be learned from.
+
+    Args:
+      function: x to answers "batch outputs", each row by itself.
+      x: sequences without padding.
+
+    Returns:
+      At index d of "time" the Frobenius norm of the Jacobian of a row's answers in its x_{T - d}, T the last time; the
+      mean over rows.
+    """
+    answers, pull = jax.vjp(function, x)
+    # Rows don't see each other, so that one cotangent for each answer gives it for all rows.
+    ones = jnp.broadcast_to(jnp.eye(answers.shape[1], dtype=answers.dtype)[:, None], (answers.shape[1], *answers.shape))
+    (jacobian,) = jax.vmap(pull)(ones)
+    # The largest is taken out: the squares of small numbers would be 0 sooner than the numbers.
+    largest = jnp.max(jnp.abs(jacobian), axis=(0, 3), keepdims=True)
+    scaled = jacobian / jnp.where(largest > 0, largest, 1)
+    norms = jnp.sqrt(jnp.sum(jnp.square(scaled), axis=(0, 3))) * largest[0, :, :, 0]
+    return jnp.mean(norms, axis=0)[::-1]
+
+
+def reach_figure(norms: Mapping[str, Any]) -> Any:
+    """A figure of such norms over the distance, on a logarithmic axis.
+
+    Args:
+      norms: name -> what `gradient_by_distance` gave.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    for name, curve in norms.items():
+        curve = np.asarray(curve, np.float64)
+        # On a logarithmic axis 0 has no place: there the curve ends.
+        axes.plot(np.arange(len(curve)), np.where(curve > 0, curve, np.nan), label=name, linewidth=1)
+    axes.set_yscale("log")
+    axes.set(xlabel="times before the last one", ylabel="norm of the answer's gradient")
+    axes.set_title("how far back the answer's gradient reaches, mean over validation rows", size=9)
+    axes.legend(fontsize=8)
+    return figure
