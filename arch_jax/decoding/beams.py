@@ -63,7 +63,7 @@ def beam_search(
         if token is not None and not 0 <= token < vocabulary:
             raise UsageError(f"{name} is token {token}, outside the vocabulary; expected 0 to {vocabulary - 1}")
     if source_mask is None or not isinstance(source, jax.Array | np.ndarray):
-        source, ids = pad_prompts(source, vocabulary)
+        source, ids = pad_prompts(source, getattr(module, "source_vocabulary", None) or vocabulary)
         source_mask = None if ids is None else ids > 0
     if getattr(module, "position", None) is not None:
         module.position.check(max(length, source.shape[1]))

@@ -40,20 +40,22 @@ class GRU(RecurrentMixer):
         *b, b_n = self.biases(dict.fromkeys(("bias_r", "bias_z", "bias_n"), 0.0), hidden)
         heard_rz, heard_n = heard[..., : 2 * hidden] + jnp.concatenate(b), heard[..., 2 * hidden :] + b_n
         if self.reset == "before":
-            return _reset_before, u[:, 2 * hidden :], u[:, : 2 * hidden], heard_rz, heard_n
+            return reset_before, u[:, 2 * hidden :], u[:, : 2 * hidden], heard_rz, heard_n
         (b_u,) = self.biases({"bias_u": 0.0}, hidden)
         added = jnp.concatenate([heard_rz, jnp.broadcast_to(b_u, heard_n.shape)], axis=-1)
-        return _reset_after, None, u, added, heard_n
+        return reset_after, None, u, added, heard_n
 
 
-def _reset_before(u_n, carry, rz, heard_n):
+def reset_before(u_n, carry, rz, heard_n):
+    """A step for `recurrent_loop` with (r * h) U_n, from the sums of r and z and x W_n + b_n; "batch units" each."""
     (h,) = carry
     r, z = jnp.split(nn.sigmoid(rz), 2, axis=-1)
     n = jnp.tanh(heard_n + ((r * h).astype(u_n.dtype) @ u_n).astype(h.dtype))
     return ((1 - z) * n + z * h,)
 
 
-def _reset_after(_, carry, gates, heard_n):
+def reset_after(_, carry, gates, heard_n):
+    """A step for `recurrent_loop` with r * (h U_n), from the sums of r, z and what r multiplies, and x W_n + b_n."""
     (h,) = carry
     r, z, u_n = jnp.split(gates, 3, axis=-1)
     n = jnp.tanh(heard_n + nn.sigmoid(r) * u_n)

@@ -212,10 +212,11 @@ class LSTM(RecurrentMixer):
         peepholes = None
         if self.peepholes:
             peepholes = self.biases(dict.fromkeys(("peephole_i", "peephole_f", "peephole_o"), 0.0), hidden)
-        return _lstm_step, peepholes, u, heard + b, None
+        return lstm_update, peepholes, u, heard + b, None
 
 
-def _lstm_step(peepholes, carry, gates, _):
+def lstm_update(peepholes, carry, gates, _):
+    """A step for `recurrent_loop`: (h, c) from the sums of i, f, g and o; see `LSTM`. `peepholes` may be None."""
     _, c = carry
     i, f, g, o = jnp.split(gates, 4, axis=-1)
     if peepholes is not None:

@@ -1,6 +1,7 @@
 """Sequence to sequence: the target's next tokens, given the source (Sutskever et al. 2014; Vaswani et al. 2017)."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,10 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from arch_jax import decoding
-from arch_jax.errors import UsageError
+from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import component
+from arch_jax.layers.recurrent_encoder_decoder import RecurrentEncoderDecoder
+from arch_jax.objectives.alignment import alignment_figure
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
+from arch_jax.objectives.scheduled_sampling import DECAYS, truth_share, written_with_own_words
 from arch_jax.ops.losses import cross_entropy
+
+#: The collection that counts updates, for a share of true tokens that changes with them.
+_COUNT = "teacher_forcing"
+#: How many pairs are drawn with what the model looks at.
+_MAPS = 4
 
 
 @component("sequence_to_sequence", kind="objective")
@@ -28,6 +37,15 @@ class SequenceToSequence(ObjectiveBase):
         equation 14).
       longest: tokens that `score` and `show` write at most, as a multiple of the longest target there.
       show_pairs: how many pairs `show` writes.
+      teacher_forcing: share of the decoder's inputs in training that are the true tokens; the others are what it wrote
+        itself before them (scheduled sampling, 1506.03099). With less than 1 the decoder goes token by token.
+      decay: how that share falls from update to update: "constant", "linear", "exponential" or "inverse_sigmoid"; see
+        `objectives.scheduled_sampling.truth_share`. Of several micro-batches each counts as an update.
+      decay_rate: of the decay.
+      least_forcing: the share that it does not fall below.
+      sampling: whether the decoder's own token is the likeliest ("argmax") or drawn from its distribution ("sample").
+      coverage: weight of the coverage loss, sum_i min(a_i, k_i) for weights a over the source, k being the sum of those
+        before (1704.04368, equations 12 and 13; 1 in the paper).
 
     Raises:
       UsageError: a field out of range.
@@ -38,6 +56,12 @@ class SequenceToSequence(ObjectiveBase):
     length_penalty: float = 0.6
     longest: float = 1.25
     show_pairs: int = 6
+    teacher_forcing: float = 1.0
+    decay: str = "constant"
+    decay_rate: float = 0.0
+    least_forcing: float = 0.0
+    sampling: str = "argmax"
+    coverage: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing <= 1:
@@ -48,15 +72,71 @@ class SequenceToSequence(ObjectiveBase):
             raise UsageError(f"length_penalty is {self.length_penalty}; expected at least 0, such as 0.6")
         if not self.longest >= 1:
             raise UsageError(f"longest is {self.longest}; expected at least 1")
+        for name in ("teacher_forcing", "least_forcing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; expected a share from 0 to 1")
+        if self.decay not in DECAYS:
+            raise unknown("decay", str(self.decay), DECAYS)
+        if self.sampling not in ("argmax", "sample"):
+            raise unknown("sampling", str(self.sampling), ("argmax", "sample"))
+        right, expected = {
+            "constant": (True, ""),
+            "linear": (self.decay_rate > 0, "more than 0, such as 1e-4"),
+            "exponential": (0 < self.decay_rate < 1, "between 0 and 1, such as 0.999"),
+            "inverse_sigmoid": (self.decay_rate >= 1, "at least 1, such as 500"),
+        }[self.decay]
+        if not right:
+            raise UsageError(f"decay_rate is {self.decay_rate}; expected {expected}, for the decay {self.decay!r}")
+        if not self.coverage >= 0:
+            raise UsageError(f"coverage is {self.coverage}; expected at least 0, such as 1")
+
+    def init(self, key: jax.Array, batch: Batch) -> dict[str, Any]:
+        variables = super().init(key, batch)
+        # A float, since collections are averaged over devices.
+        return variables | {_COUNT: {"updates": jnp.zeros((), jnp.float32)}} if self.decays else variables
+
+    @property
+    def decays(self) -> bool:
+        """Whether the share of true tokens changes in training."""
+        return self.decay != "constant"
 
     def arguments(self, batch: Batch) -> tuple:
         return batch["source"], batch["target"], batch.get("source_mask")
 
     def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
-        logits, updates = self.apply(variables, *self.arguments(batch), key=key)
+        """Nats a token, with the coverage loss; the metric "loss" is what is minimised, "share" that of true tokens."""
+        logits, weights, updates, metrics = self._written(variables, batch, key)
         nats = cross_entropy(logits, jnp.asarray(batch["labels"]), label_smoothing=self.label_smoothing)
+        if self.coverage:
+            lost = coverage_loss(weights)
+            nats = nats + self.coverage * lost.astype(nats.dtype)
+            metrics = metrics | {"coverage": _weighted(lost, batch)}
         loss = _weighted(nats, batch)
-        return loss, ({"loss": loss}, updates)
+        return loss, (metrics | {"loss": loss}, updates)
+
+    def _written(self, variables: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, dict, dict]:
+        """(logits, weights over the source if they are needed, updated collections, metrics) in training."""
+        arguments = self.arguments(batch)
+        if self.teacher_forcing == 1 and not self.decays:
+            if not self.coverage:
+                logits, updates = self.apply(variables, *arguments, key=key)
+                return logits, None, updates, {}
+            others = [kind for kind in variables if kind != "params"]
+            logits, updates = self.model.apply(
+                variables, *arguments, True, rngs={"dropout": key}, mutable=[*others, "intermediates"]
+            )
+            sown = updates.pop("intermediates")
+            return logits, sown["weights"][0], updates, {}
+        source, target, mask = map(_array, arguments)
+        counted = variables.get(_COUNT, {"updates": 0})["updates"]
+        settings = (self.decay, self.teacher_forcing, self.decay_rate, self.least_forcing)
+        share = truth_share(*settings, counted)
+        own = {kind: tree for kind, tree in variables.items() if kind != _COUNT}
+        logits, _, weights = written_with_own_words(
+            self.model, own, source, target, mask, share, key, sample=self.sampling == "sample"
+        )
+        updates = {_COUNT: {"updates": counted + 1}} if self.decays else {}
+        return logits, weights, updates, {"share": (share, jnp.ones((), share.dtype))}
 
     def evaluate(self, variables: Any, batch: Batch) -> dict[str, Pair]:
         """Nats a token without smoothing ("loss"; its exponential is the perplexity), and shares that are right.
@@ -88,6 +168,24 @@ class SequenceToSequence(ObjectiveBase):
             raise UsageError(
                 f"model.vocabulary is {self.model.vocabulary}, but the data has {data.vocabulary} tokens; set "
                 f"model.vocabulary={data.vocabulary}"
+            )
+        of_source = getattr(self.model, "source_vocabulary", None)
+        if of_source is not None and data.vocabulary > of_source:
+            raise UsageError(
+                f"model.source_vocabulary is {of_source}, but the data has {data.vocabulary} tokens; set "
+                f"model.source_vocabulary={data.vocabulary}"
+            )
+        name = type(self.model).__name__
+        recurrent = isinstance(self.model, RecurrentEncoderDecoder)
+        if (self.teacher_forcing < 1 or self.decays) and not recurrent:
+            raise UsageError(
+                f"teacher_forcing below 1 feeds a decoder its own words, which {name} is not trained with; expected "
+                "teacher_forcing=1, or a recurrent model such as 'bahdanau'"
+            )
+        if self.coverage and not (recurrent and self.model.attends):
+            raise UsageError(
+                f"coverage is {self.coverage}, but {name} gives no weights over the source; expected 0, or a model "
+                "such as 'pointer-generator'"
             )
         position = getattr(self.model, "position", None)
         if hasattr(position, "check"):
@@ -134,7 +232,7 @@ class SequenceToSequence(ObjectiveBase):
         return found
 
     def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
-        """Some validation pairs, each with what the model makes of its source."""
+        """Some validation pairs, each with what the model makes of its source; and where it looks, if it attends."""
         batch = next(iter(data.validation()))
         few = {name: array[: self.show_pairs] for name, array in batch.items()}
         ((tokens, _),) = self.translate(variables, data, [few])
@@ -150,7 +248,39 @@ class SequenceToSequence(ObjectiveBase):
                     f"model     {data.decode(said)}" + ("" if np.array_equal(said, truth) else "  [differs]"),
                     "",
                 ]
-        return {"text": "\n".join(lines)}
+        shown = {"text": "\n".join(lines)}
+        return shown | ({"alignment": self._alignment(variables, data, batch)} if self._attends else {})
+
+    @property
+    def _attends(self) -> bool:
+        return getattr(self.model, "attends", False)
+
+    def _alignment(self, variables: Any, data: Any, batch: Batch) -> Any:
+        """Heat maps of four pairs, the decoder being fed the true tokens."""
+        few = {name: jnp.asarray(array[:_MAPS]) for name, array in batch.items()}
+        weights = np.asarray(_attention(self.model, variables, *self.arguments(few)))
+        word = lambda token: "end" if token == data.stop else data.decode(np.asarray([token])).strip() or "_"
+        maps, sources, targets = [], [], []
+        for i, matrix in enumerate(weights):
+            real, here = np.asarray(few["source_mask"][i]), np.asarray(few["weights"][i]) > 0
+            if here.any():
+                maps.append(matrix[here][:, real])
+                sources.append([word(token) for token in np.asarray(few["source"][i])[real]])
+                targets.append([word(token) for token in np.asarray(few["labels"][i])[here]])
+        return alignment_figure(maps, sources, targets)
+
+
+def coverage_loss(weights: jax.Array) -> jax.Array:
+    """sum_i min(a_i^t, k_i^t) for each t, k^t = a^0 + ... + a^{t-1} (1704.04368, equations 10 and 12).
+
+    Args:
+      weights: a, over the source, "batch time source".
+
+    Returns:
+      "batch time", in [0, 1].
+    """
+    before = jnp.cumsum(weights, axis=1) - weights
+    return jnp.sum(jnp.minimum(weights, before), axis=-1)
 
 
 def bleu(said: Sequence[str], references: Sequence[str], lowercase: bool = False) -> float:
@@ -174,6 +304,15 @@ def _sacrebleu() -> Any:
             "BLEU needs sacrebleu, which is not installed; install it with pip install 'arch-jax[translation]'"
         ) from None
     return sacrebleu
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _attention(model: Any, variables: Any, source: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
+    return model.apply(variables, source, target, mask, method="attention")
+
+
+def _array(value: Any) -> Any:
+    return None if value is None else jnp.asarray(value)
 
 
 def _until(tokens: np.ndarray, stop: int) -> np.ndarray:

@@ -240,11 +240,36 @@ def _parallel(parts, run, state, chunk=None, feature_map=None):
 
 def _unit_triangular_solve(lower, right):
     """x with (1 + lower) x = right, for a matrix below the diagonal."""
-    shape = jnp.broadcast_shapes(lower.shape[:-2], right.shape[:-2])
-    lower, right = (jnp.broadcast_to(x, (*shape, *x.shape[-2:])) for x in (lower, right))
-    if right.shape[-2] == 0:
-        return right
-    return lax.linalg.triangular_solve(lower, right, left_side=True, lower=True, unit_diagonal=True)
+    return jnp.matmul(_unit_inverse(lower), right, precision=lax.Precision.HIGHEST)
+
+
+@jax.custom_jvp
+def _unit_inverse(lower):
+    """(1 + lower)^-1 of a matrix below the diagonal, from the inverses of its diagonal blocks of 1, 2, 4, ...
+
+    With halves A and B on the diagonal and C below, it has A^-1, B^-1 and -B^-1 C A^-1. On a CPU this takes a sixth of
+    the time of XLA's triangular solve, which goes through the systems one by one.
+    """
+    n, outer = lower.shape[-1], lower.shape[:-2]
+    size = 1 << max(n - 1, 0).bit_length()
+    lower = jnp.pad(lower, [(0, 0)] * len(outer) + [(0, size - n)] * 2)
+    inverse, half = jnp.ones((*outer, size, 1, 1), lower.dtype), 1  # "... blocks half half"
+    product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    while half < size:
+        pairs = size // (2 * half)
+        below = lower.reshape(*outer, pairs, 2, half, pairs, 2, half)[..., 1, :, :, 0, :]
+        C = jnp.moveaxis(jnp.diagonal(below, axis1=-4, axis2=-2), -1, -3)
+        A, B = inverse[..., 0::2, :, :], inverse[..., 1::2, :, :]
+        rows = ([A, jnp.zeros_like(A)], [-product(product(B, C), A), B])
+        inverse = jnp.concatenate([jnp.concatenate(row, axis=-1) for row in rows], axis=-2)
+        half *= 2
+    return inverse[..., 0, :n, :n]
+
+
+@_unit_inverse.defjvp
+def _unit_inverse_jvp(primals, tangents):
+    inverse, product = _unit_inverse(*primals), functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    return inverse, -product(product(inverse, tangents[0]), inverse)
 
 
 def _chunked(parts, run, state, chunk, feature_map=None):

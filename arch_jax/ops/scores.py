@@ -2,11 +2,19 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from arch_jax.errors import UsageError
 
-__all__ = ["additive_scores", "attend", "concat_scores", "dot_scores", "general_scores"]
+__all__ = [
+    "additive_scores",
+    "attend",
+    "attend_locally",
+    "concat_scores",
+    "dot_scores",
+    "general_scores",
+    "tanh_scores",
+]
 
 
 def additive_scores(
@@ -23,7 +31,21 @@ def additive_scores(
 
     Source: Bahdanau et al. 2014, arXiv 1409.0473, appendix A.1.2.
     """
-    return _through_tanh((query @ w)[:, :, None] + (keys @ u)[:, None], v)
+    return tanh_scores(query @ w, keys @ u, v)
+
+
+def tanh_scores(
+    query_part: Float[Array, "batch time hidden"],
+    key_part: Float[Array, "batch source hidden"],
+    v: Float[Array, "hidden"],
+) -> Float[Array, "batch time source"]:
+    """v . tanh(query_part + key_part), for each query and key: the keys' part is the same for all queries.
+
+    Returns:
+      Scores in at least float32.
+    """
+    hidden = jnp.tanh(query_part[:, :, None] + key_part[:, None])
+    return jnp.einsum("btsh,h->bts", hidden, v, preferred_element_type=_precise(hidden))
 
 
 def dot_scores(
@@ -82,8 +104,53 @@ def attend(
     Raises:
       UsageError: the mask's shape is not that of the scores.
     """
-    precise = _precise(scores)
-    scores = scores.astype(precise)
+    weights = _weights(scores, mask)
+    return _read(weights, values), weights
+
+
+def attend_locally(
+    scores: Float[Array, "batch time source"],
+    values: Float[Array, "batch source width"],
+    centre: Float[Array, "batch time"] | Int[Array, "batch time"],
+    window: int,
+    mask: Bool[Array, "batch source"] | None = None,
+    gaussian: bool = True,
+) -> tuple[Float[Array, "batch time width"], Float[Array, "batch time source"]]:
+    """`attend` within `window` places of a centre for each query, and weighted down with the distance from it:
+
+        weight(s) = softmax(scores over [centre - D, centre + D]) exp(-(s - centre)^2 / (2 (D/2)^2))
+
+    Args:
+      scores: of each query and key.
+      values: what is read.
+      centre: of each query's window, as a place in the source; differentiable.
+      window: D, at least 1.
+      mask: True at real places of the source.
+      gaussian: whether there is the second factor. The weights then sum to less than 1.
+
+    Returns:
+      The weighted sums in the values' dtype, and the weights in at least float32.
+
+    Raises:
+      UsageError: a window below 1.
+
+    Source: Luong et al. 2015, arXiv 1508.04025, section 3.2, equations 7 and 10.
+    """
+    if window < 1:
+        raise UsageError(f"window is {window}; expected at least 1 place on each side of the centre, such as 10")
+    distance = jnp.arange(scores.shape[-1]) - centre[:, :, None].astype(_precise(scores))
+    visible = jnp.abs(distance) <= window
+    if mask is not None:
+        visible = visible & mask[:, None]
+    weights = _weights(scores, visible)
+    if gaussian:
+        weights = weights * jnp.exp(-jnp.square(distance) / (2 * (window / 2) ** 2))
+    return _read(weights, values), weights
+
+
+def _weights(scores, mask):
+    """softmax(scores) over what is visible, 0 elsewhere."""
+    scores = scores.astype(_precise(scores))
     visible = jnp.ones((1, 1, 1), bool)
     if mask is not None:
         visible = mask[:, None] if mask.ndim == 2 else mask
@@ -97,13 +164,12 @@ def attend(
     largest = jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
     weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0)))
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    weights = weights / jnp.where(total == 0, 1, total)
-    return jnp.einsum("bts,bsd->btd", weights, values.astype(precise)).astype(values.dtype), weights
+    return weights / jnp.where(total == 0, 1, total)
+
+
+def _read(weights, values):
+    return jnp.einsum("bts,bsd->btd", weights, values.astype(weights.dtype)).astype(values.dtype)
 
 
 def _precise(x):
     return jnp.promote_types(x.dtype, jnp.float32)
-
-
-def _through_tanh(hidden, v):
-    return jnp.einsum("btsh,h->bts", jnp.tanh(hidden), v, preferred_element_type=_precise(hidden))

@@ -1,7 +1,10 @@
 """Sequence to sequence: what counts, what beam search is given, exact sequences, BLEU."""
 
+import functools
+import math
 import sys
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,10 +12,11 @@ import numpy as np
 import pytest
 
 import arch_jax
-from arch_jax import decoding
+from arch_jax import decoding, registry
 from arch_jax.data import RandomPairs
 from arch_jax.data.pairs import PairCorpus, Pairs
-from arch_jax.objectives.sequence_to_sequence import bleu
+from arch_jax.objectives.scheduled_sampling import truth_share, written_with_own_words
+from arch_jax.objectives.sequence_to_sequence import bleu, coverage_loss
 
 
 class Oracle(nn.Module):
@@ -169,3 +173,154 @@ def test_wrong_settings_and_data_that_does_not_fit(corpus):
         task(Oracle(7)).check(corpus)
     with pytest.raises(arch_jax.UsageError, match="takes pairs of sequences, and the data has x"):
         task().check(arch_jax.Ring().load())
+
+
+# Recurrent models: what the decoder is fed, what it looks at.
+
+
+@functools.cache
+def recurrent(name="bahdanau"):
+    """(module, random variables, a batch of the tiny task)."""
+    shrink = dict(registry.entry(name).shrink) | {"vocabulary": 8}
+    module = arch_jax.create(name, **shrink | ({"extra": 0} if name == "pointer-generator" else {}))
+    corpus = RandomPairs(symbols=6, shortest=2, length=5, batch=16, validation=40).load()
+    batch = jax.tree.map(jnp.asarray, next(corpus.train(0)))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), batch["source"], batch["target"], batch["source_mask"])
+    rng = np.random.default_rng(1)
+    return module, jax.tree.map(lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape), p.dtype), shapes), batch
+
+
+def written(share, **options):
+    module, variables, batch = recurrent()
+    arguments = (batch["source"], batch["target"], batch["source_mask"])
+    run = functools.partial(written_with_own_words, module, **options)
+    return jax.jit(run)(variables, *arguments, share, jax.random.key(3))
+
+
+def test_all_true_tokens_are_teacher_forcing():
+    module, variables, batch = recurrent()
+    logits, fed, weights = written(1.0)
+    arguments = (batch["source"], batch["target"], batch["source_mask"])
+    np.testing.assert_array_equal(fed, batch["target"])
+    np.testing.assert_allclose(logits, jax.jit(module.apply)(variables, *arguments), atol=2e-5, rtol=1e-4)
+    expected = module.apply(variables, *arguments, method="attention")
+    np.testing.assert_allclose(weights, expected, atol=1e-5)
+    # The share that is all of them takes the plain way, bit for bit: nothing is drawn.
+    plain, forced = task(module), task(module, teacher_forcing=1.0, sampling="sample")
+    losses = [it.loss("model", variables, batch, jax.random.key(0))[0][0] for it in (plain, forced)]
+    assert losses[0] == losses[1]
+
+
+def test_no_true_tokens_are_greedy_decodings_own():
+    module, variables, batch = recurrent()
+    _, fed, _ = written(0.0)
+    start = int(batch["target"][0, 0])
+    tokens, _ = decoding.beam_search(
+        module, variables, batch["source"], fed.shape[1], source_mask=batch["source_mask"], start=start, stop=None
+    )
+    np.testing.assert_array_equal(fed[:, 0], start)
+    np.testing.assert_array_equal(fed[:, 1:], tokens[:, :-1])
+
+
+def test_a_share_of_true_tokens_is_drawn_for_each():
+    """The tokens that differ from the truth are about a share of those that could; sampled ones vary with the key."""
+    _, _, batch = recurrent()
+    _, own, _ = written(0.0)
+    _, fed, _ = written(0.5)
+    true = batch["target"]
+    honest = np.asarray(fed == true)[:, 1:][np.asarray(own != true)[:, 1:]]
+    assert 0.3 < honest.mean() < 0.7
+    _, sampled, _ = written(0.0, sample=True)
+    assert (np.asarray(sampled) != np.asarray(own)).any()
+
+
+def test_no_gradient_passes_through_a_chosen_token():
+    """With the tokens that it chose given as true ones, loss and gradient are the same."""
+    module, variables, batch = recurrent()
+    _, fed, _ = written(0.0)
+    own, true = task(module, teacher_forcing=0.0), task(module)
+    slope = lambda it, batch: jax.jit(jax.grad(lambda v: it.loss("model", v, batch, jax.random.key(3))[0][0]))(
+        variables
+    )
+    chex.assert_trees_all_close(slope(own, batch), slope(true, batch | {"target": fed}), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("decay", "rate", "expected"),
+    [
+        ("constant", 0.0, [0.9, 0.9, 0.9]),
+        ("linear", 0.01, [0.9, 0.8, 0.2]),
+        ("exponential", 0.99, [0.9, 0.9 * 0.99**10, 0.9 * 0.99**100]),
+        ("inverse_sigmoid", 20.0, [0.9 * 20 / (20 + math.exp(i / 20)) for i in (0, 10, 100)]),
+    ],
+)
+def test_the_share_falls_as_the_paper_has_it(decay, rate, expected):
+    found = [float(truth_share(decay, 0.9, rate, 0.2, i)) for i in (0, 10, 100)]
+    np.testing.assert_allclose(found, np.maximum(expected, 0.2), rtol=1e-5)
+
+
+def test_updates_are_counted_in_training():
+    module, _, batch = recurrent()
+    it = task(module, decay="linear", decay_rate=0.25)
+    variables = it.init(jax.random.key(0), batch)
+    loss = jax.jit(functools.partial(it.loss, "model"))
+    shares = []
+    for i in range(3):
+        _, (metrics, updates) = loss(variables, batch, jax.random.key(i))
+        variables |= updates
+        shares.append(float(metrics["share"][0]))
+    assert shares == [1.0, 0.75, 0.5]
+    assert np.isfinite(it.evaluate(variables, batch)["loss"][0])
+
+
+def test_coverage_counts_what_is_read_again():
+    weights = jnp.array([[[0.5, 0.5, 0.0], [0.2, 0.3, 0.5], [1.0, 0.0, 0.0]]])
+    np.testing.assert_allclose(coverage_loss(weights), [[0.0, 0.5, 0.7]], atol=1e-6)
+    module, variables, batch = recurrent("pointer-generator")
+    arguments = (batch["source"], batch["target"], batch["source_mask"])
+    read = module.apply(variables, *arguments, method="attention")
+    lost = float(jnp.sum(coverage_loss(read) * batch["weights"]))
+    losses = {}
+    for share in (1.0, 1 - 1e-7):  # by the plain way, and token by token
+        for weight in (0.0, 2.0):
+            it = task(module, coverage=weight, teacher_forcing=share)
+            (total, _), (metrics, _) = it.loss("model", variables, batch, jax.random.key(0))
+            losses[share, weight] = float(total)
+        assert float(metrics["coverage"][0]) == pytest.approx(lost, rel=1e-4)
+        assert losses[share, 2.0] - losses[share, 0.0] == pytest.approx(2 * lost, rel=1e-3)
+
+
+def test_where_a_model_looks_is_drawn(corpus):
+    module, variables, _ = recurrent()
+    shown = task(module, beams=1).show(variables, corpus, jax.random.key(0))
+    axes = shown["alignment"].get_axes()
+    assert len(axes) == 4
+    batch = next(iter(corpus.validation()))
+    source = batch["source"][0][batch["source_mask"][0]]
+    labels = [text.get_text() for text in axes[0].get_xticklabels()]
+    assert labels == [*map(str, source[:-1]), "end"]
+    drawn = axes[0].images[0].get_array()
+    assert drawn.shape == (int(batch["weights"][0].sum()), len(source))
+    np.testing.assert_allclose(drawn.sum(axis=1), 1, rtol=1e-4)
+    assert "alignment" not in task(recurrent("cho")[0], beams=1).show(recurrent("cho")[1], corpus, jax.random.key(0))
+
+
+def test_wrong_settings_of_what_is_fed(corpus):
+    cases = [
+        (lambda: task(teacher_forcing=1.5), "teacher_forcing is 1.5; expected a share from 0 to 1"),
+        (lambda: task(decay="linaer", decay_rate=0.1), "unknown decay 'linaer'; the nearest is 'linear'"),
+        (lambda: task(decay="exponential", decay_rate=1.0), "decay_rate is 1.0; expected between 0 and 1"),
+        (lambda: task(decay="inverse_sigmoid", decay_rate=0.5), "decay_rate is 0.5; expected at least 1"),
+        (lambda: task(decay="linear"), "decay_rate is 0.0; expected more than 0"),
+        (lambda: task(sampling="greedy"), "unknown sampling 'greedy'; valid are 'argmax', 'sample'"),
+        (lambda: task(coverage=-1.0), "coverage is -1.0; expected at least 0"),
+        (lambda: task(teacher_forcing=0.5).check(corpus), "feeds a decoder its own words, which Oracle is not"),
+        (lambda: task(recurrent("cho")[0], coverage=1.0).check(corpus), "Cho gives no weights over the source"),
+        (
+            lambda: task(recurrent("cho")[0].clone(source_vocabulary=5)).check(corpus),
+            "source_vocabulary is 5, but the data has 8 tokens; set model.source_vocabulary=8",
+        ),
+    ]
+    for call, message in cases:
+        with pytest.raises(arch_jax.UsageError, match=message):
+            call()

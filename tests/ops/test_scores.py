@@ -7,8 +7,8 @@ import pytest
 
 from arch_jax import fields
 from arch_jax.errors import UsageError
-from arch_jax.layers.scores import AdditiveAttention, LuongAttention
-from arch_jax.ops.scores import additive_scores, attend, concat_scores, dot_scores, general_scores
+from arch_jax.layers.scores import AdditiveAttention, LocalAttention, LuongAttention
+from arch_jax.ops.scores import additive_scores, attend, attend_locally, concat_scores, dot_scores, general_scores
 
 BATCH, TIME, SOURCE, WIDTH, HIDDEN = 2, 3, 5, 4, 6
 MASK = np.array([[True] * 5, [True, False, True, False, False]])
@@ -16,6 +16,7 @@ MODULES = [
     AdditiveAttention(initial_std=0.5),
     *(LuongAttention(score, initial_scale=1.0) for score in ("dot", "general", "concat")),
 ]
+LOCAL = [LocalAttention(alignment=alignment, window=1, initial_scale=1.0) for alignment in ("monotonic", "predictive")]
 
 
 def draw(*shape, seed=0):
@@ -66,7 +67,68 @@ def test_the_softmax_is_the_usual_one():
     np.testing.assert_allclose(attend(scores, values, jnp.asarray(MASK))[1], expected, rtol=1e-6, atol=1e-7)
 
 
+def test_local_attention_is_its_equations():
+    """Equations 9 and 10, place by place: a softmax within the window, and a Gaussian around the centre."""
+    with jax.enable_x64(True):
+        s, h = draw(BATCH, TIME, WIDTH), draw(BATCH, SOURCE, WIDTH, seed=1)
+        mask = np.array([[True] * 5, [True, True, True, False, False]])
+        for module in LOCAL:
+            module = module.clone(dtype=jnp.float64, parameter_dtype=jnp.float64)
+            variables = module.init(jax.random.key(0), s, h)
+            context, weights = module.apply(variables, s, h, jnp.asarray(mask))
+            p = variables["params"]
+            for b, t in np.ndindex(BATCH, TIME):
+                length = mask[b].sum()
+                centre = min(t, length - 1)
+                if module.alignment == "predictive":
+                    centre = length * jax.nn.sigmoid(p["place_v"] @ jnp.tanh(s[b, t] @ p["place_kernel"]))
+                inside = [j for j in range(length) if abs(j - centre) <= module.window]
+                each = {j: np.exp(s[b, t] @ p["kernel"] @ h[b, j]) for j in inside}
+                for j in range(SOURCE):
+                    expected = each[j] / sum(each.values()) if j in each else 0.0
+                    if module.alignment == "predictive":
+                        expected *= np.exp(-((j - centre) ** 2) / (2 * (module.window / 2) ** 2))
+                    np.testing.assert_allclose(weights[b, t, j], expected, rtol=1e-10, atol=1e-14)
+                np.testing.assert_allclose(context[b, t], weights[b, t] @ h[b], rtol=1e-10)
+
+
+def test_a_wide_window_without_the_gaussian_is_global():
+    scores, values = draw(BATCH, TIME, SOURCE), draw(BATCH, SOURCE, WIDTH)
+    centre = jnp.broadcast_to(jnp.arange(TIME), (BATCH, TIME))
+    mask = jnp.asarray(MASK)
+    for ours, expected in zip(
+        attend_locally(scores, values, centre, SOURCE, mask, gaussian=False), attend(scores, values, mask)
+    ):
+        np.testing.assert_allclose(ours, expected, atol=1e-6)
+    _, weights = attend_locally(scores, values, centre, SOURCE, mask)
+    assert (np.asarray(weights).sum(axis=-1) < 1).all()
+    with pytest.raises(UsageError, match="window is 0; expected at least 1 place"):
+        attend_locally(scores, values, centre, 0)
+
+
+def test_a_centre_learns_where_to_look():
+    """The gradient in the centre, of half of the smallest window, against differences."""
+    scores, values, centre = draw(1, 1, SOURCE), draw(1, SOURCE, 1), 1.3
+    read = lambda c: attend_locally(scores, values, jnp.full((1, 1), c), 3)[0].sum()
+    slope = (read(centre + 1e-2) - read(centre - 1e-2)) / 2e-2
+    np.testing.assert_allclose(jax.grad(read)(centre), slope, rtol=1e-2)
+
+
 @pytest.mark.parametrize("module", MODULES, ids=repr)
+def test_what_is_prepared_changes_nothing(module):
+    """A decoder's loop reads query by query, with the keys' part of the scores computed before it."""
+    s, h = draw(BATCH, TIME, WIDTH), draw(BATCH, SOURCE, WIDTH, seed=1)
+    variables = module.init(jax.random.key(0), s, h)
+
+    def run(module):
+        read, prepared = module.reader(WIDTH, WIDTH), module.prepared(h, WIDTH)
+        return jax.lax.scan(lambda _, q: (None, read(q[:, None], h, prepared)[0][:, 0]), None, s.swapaxes(0, 1))[1]
+
+    expected = module.apply(variables, s, h)[0]
+    np.testing.assert_allclose(module.apply(variables, method=run).swapaxes(0, 1), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("module", [*MODULES, *LOCAL], ids=repr)
 def test_nothing_visible_is_0_and_large_scores_are_finite(module):
     s, h = draw(BATCH, TIME, WIDTH), draw(BATCH, SOURCE, WIDTH, seed=1)
     variables = module.init(jax.random.key(0), s, h)

@@ -1,0 +1,1 @@
+"""Recurrent encoder-decoders: one sequence is read, another written."""

@@ -1,0 +1,57 @@
+r"""Recurrent translation of captions, German to English: Sutskever, Cho, Bahdanau (1409.3215, 1406.1078, 1409.0473).
+
+    arch-jax train multi30k_seq2seq
+    arch-jax ablate multi30k_seq2seq --axis model --seeds 1
+
+Multi30k (Elliott et al. 2016, 1605.00459) in lower case, 29,000 pairs with a joint byte-pair vocabulary of 4,000. The
+three models have word vectors of 128 and 256 units, for a CPU. BLEU is sacrebleu's of beam search over the 1,000
+sentences of the 2016 Flickr test; it needs the extra `arch-jax[translation]`.
+
+bentrevett/pytorch-seq2seq (1 to 3) reports, with word vectors of 256 and 512 units, 10 epochs, spaCy's words: test
+perplexities of 43.83 (Sutskever), 37.46 (Cho) and 25.57 (Bahdanau) with the decoder fed its own words, and 13.8, 20.6
+and 28.3 BLEU. A perplexity of words is not one of byte pairs; what can be reproduced is the order, and that
+attention passes what is reached without it.
+"""
+
+import arch_jax
+
+VOCABULARY, EMBEDDING, HIDDEN, DROPOUT = 4002, 128, 256, 0.2
+
+published = (
+    arch_jax.Published(
+        20.6,
+        "bentrevett/pytorch-seq2seq (2): the BLEU of Cho's model, which attention must pass",
+        tolerance=0,
+        metric="bleu",
+        seeds=1,
+        unit="BLEU",
+        direction="at least",
+        behaviour=True,
+    ),
+)
+
+
+def config() -> arch_jax.Experiment:
+    """Bahdanau's model, 64 pairs of up to 28 tokens a step, 4 times over the corpus."""
+    return arch_jax.Experiment(
+        model=arch_jax.create("bahdanau", **SIZES, maxout=128, **{"score.hidden": HIDDEN}),
+        objective=arch_jax.objective("sequence_to_sequence", beams=4, length_penalty=0.6),
+        data=arch_jax.Multi30k(direction="de-en", tokenizer="bpe:4000", lowercase=True, length=28, batch=64),
+        optimizer=arch_jax.Optimizer("adam", learning_rate=2e-3, schedule="cosine", warmup=200, final=0.02, clip=1.0),
+        steps=1680,
+        evaluate_every=420,
+        checkpoint_every=420,
+        log_every=10,
+        steps_per_dispatch=10,
+    )
+
+
+SIZES = {"vocabulary": VOCABULARY, "embedding": EMBEDDING, "hidden": HIDDEN, "dropout": DROPOUT}
+
+
+def ablate_model():
+    """The three papers at equal sizes: one state for all, one seen at every step, and attention."""
+    yield {"model": {"module": "sutskever", **SIZES, "depth": 2}}
+    yield {"model": {"module": "cho", **SIZES, "maxout": 128, "rank": None}}
+    yield {"model": {"module": "bahdanau", **SIZES, "maxout": 128,
+                     "score": {"module": "additive_attention", "hidden": HIDDEN}}}  # fmt: skip
