@@ -5,6 +5,12 @@
 4 keys with values, then each key again among other tokens: its value is asked. Two layers of width 64 at 64 tokens
 without position-wise parts, so that only the mixers differ; the paper reads attention 1.0, RWKV-4 .76 and Hyena .52 off
 at this width and length. Mamba-2 and Gated DeltaNet are later than the paper; their authors report that they solve it.
+
+Accuracy after 1,000 steps (seed 0; 1.5 to 6 minutes each on one busy CPU core), where 25 % is one of the 4 values:
+
+    attention 100 %    Gated DeltaNet 99.7 %    Hyena 26.8 %    Mamba-2 26.3 %    RWKV-4 25.2 %
+
+The last three know which values there were and not yet which is whose; the paper trains many times as long.
 """
 
 import arch_jax
@@ -39,9 +45,9 @@ def config() -> arch_jax.Experiment:
         objective=arch_jax.objective("next_token", prompt="!", show_length=8, temperature=0.0),
         data=arch_jax.MultiQueryRecall(length=64, pairs=4, vocabulary=256, batch=64, validation=512),
         optimizer=arch_jax.Optimizer("adamw", learning_rate=2e-3, schedule="cosine", warmup=100, weight_decay=0.1),
-        steps=3000,
-        evaluate_every=500,
-        checkpoint_every=1000,
+        steps=1000,
+        evaluate_every=250,
+        checkpoint_every=500,
         log_every=20,
         steps_per_dispatch=50,
     )

@@ -1,7 +1,7 @@
 r"""Recurrent translation of captions, German to English: Sutskever, Cho, Bahdanau (1409.3215, 1406.1078, 1409.0473).
 
     arch-jax train multi30k_seq2seq
-    arch-jax ablate multi30k_seq2seq --axis model --seeds 1
+    arch-jax ablate multi30k_seq2seq --axis model --seeds 1      # not run to its end so far
 
 Multi30k (Elliott et al. 2016, 1605.00459) in lower case, 29,000 pairs with a joint byte-pair vocabulary of 4,000. The
 three models have word vectors of 128 and 256 units, for a CPU. BLEU is sacrebleu's of beam search over the 1,000

@@ -8,6 +8,13 @@ depends on the token (S6) lets the noise pass. The paper has 4,096 tokens and 40
 
     without the block     S4 18.3 %     S6 97.0 %
     in Mamba's block      S4 56.4 %     S6 99.8 %
+
+For two CPU cores the answer begins after 8 to 256 tokens in training, so that the short ones are learned first; with
+256 alone and 16 symbols Mamba had 24 % after 3,500 steps. Accuracy at 256 tokens after 4,000 steps (seed 0, about 12
+minutes each on a core of its own), where the loss of S6 is still falling in both:
+
+    without the block     S4D 37.5 %    S6 94.1 %
+    in Mamba's block      S4D 47.2 %    S6 90.5 %
 """
 
 import arch_jax

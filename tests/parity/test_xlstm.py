@@ -8,7 +8,6 @@ import pytest
 import arch_jax
 from arch_jax.decoding import generate
 from arch_jax.errors import UsageError
-from arch_jax.interop.model_types import MODEL_TYPES
 from arch_jax.interop.model_types.xlstm import XLSTM_TYPE
 from arch_jax.layers.decoder import Decoder
 from arch_jax.layers.feed_forward import SwiGLU
@@ -18,7 +17,6 @@ from arch_jax.layers.slstm import SLSTM
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 
-MODEL_TYPES.setdefault("xlstm", XLSTM_TYPE)
 WIDTH, HEADS, VOCABULARY, TIME = 32, 4, 29, 19
 
 
