@@ -6,6 +6,11 @@ A special symbol stands once among random ones and again at the end, where what 
 keeps that one symbol for as long as nothing else is asked of it, so that length makes no difference; attention with
 rotary positions has never seen the distances. The paper's models have two layers and 74 thousand parameters; trained at
 256 = 2^8, Mamba has 100 % up to 2^20, and attention with RoPE 83.6 % at 2^9, 31.3 % at 2^10, 8.6 % at 2^12.
+
+Their training has 205 thousand steps; here what followed is asked 4 times in a sequence of training, and once in the
+tests. After 2,000 steps (seed 0, about 5 minutes on one busy CPU core) Mamba has 100 % at 2^8, 2^9 and 2^10, 99.2 % at
+2^12 and 70.3 % at 2^14. Rotary attention after 4,000 steps (seed 0, 2 minutes) has 100 % at 2^8, 51.6 % at 2^9, 18.8 %
+at 2^10 and none at 2^12; with Mamba's rate and draw it learned nothing in 2,000 steps.
 """
 
 import arch_jax
@@ -48,6 +53,7 @@ def config() -> arch_jax.Experiment:
 
 
 def ablate_mixer():
-    """Mamba, and two layers of attention with rotary positions."""
+    """Mamba; and two layers of attention with rotary positions, with a rate, a draw and steps by which it learns."""
     yield {"model.mixer": "mamba"}
-    yield {"model.mixer": {"module": "attention", "heads": 2, "rope": "rope", "initial_std": None}}
+    attention = {"module": "attention", "heads": 2, "rope": "rope", "initial_std": None}
+    yield {"model.mixer": attention, "model.initial_std": 0.125, "optimizer.learning_rate": 1e-3, "steps": 4000}
