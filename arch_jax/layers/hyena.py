@@ -19,11 +19,17 @@ from arch_jax.ops import long_convolution as ops
 
 @flax.struct.dataclass
 class HyenaState:
-    """What decoding keeps: what went into each convolution, since every later output looks at all of it.
+    """What decoding keeps: the filters, and what went into each convolution, since each output looks at all of it.
+
+    A filter is the output of a network at every lag. Computed anew for each token it would cost far more than the sum
+    that a token needs, so the first call computes it, and later ones read it. Like the rest of the state it belongs to
+    the parameters that made it.
 
     Attributes:
       short: of the short convolutions.
       long: the input of each long convolution at every position of the run, a tuple of "batch length width".
+      filter: the filters' lags, once for each row as everything in a state, "batch length channels".
+      filled: whether `filter` has been computed, "batch".
       last_id: the last segment id, "batch".
       last_run: how many runs there were, "batch".
       last_position: the position of the last token in its run, -1 before the first, "batch".
@@ -32,6 +38,8 @@ class HyenaState:
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
     short: Any
     long: Any
+    filter: Any
+    filled: Any
     last_id: Any
     last_run: Any
     last_position: Any
@@ -107,7 +115,7 @@ class Hyena(nn.Module):
         y = (x_0 v) W_out + b_out
 
     as in the authors' `standalone_hyena.py`: order N has N - 1 long convolutions. Decoding keeps what went into them,
-    so a token costs O(length), and memory grows with the length, as with attention.
+    and the filters, so a token costs O(length), and memory grows with the length, as with attention.
 
     Attributes:
       order: N, at least 2.
@@ -168,7 +176,8 @@ class Hyena(nn.Module):
         zeros = jnp.zeros((batch,), jnp.int32)
         short = ShortConvolution(self.short, parent=None).initial_state(batch, (self.order + 1) * width, dtype)
         long = tuple(ops.initial_cache(batch, length, width, dtype).u for _ in range(self.order - 1))
-        return HyenaState(short, long, zeros, zeros, zeros - 1)
+        lags = jnp.zeros((batch, length, (self.order - 1) * width), jnp.promote_types(dtype, jnp.float32))
+        return HyenaState(short, long, lags, zeros > 0, zeros, zeros, zeros - 1)
 
     def _check(self, length: int) -> None:
         if length > self.length:
@@ -198,8 +207,7 @@ class Hyena(nn.Module):
         settings = (self.filter_width, self.features, self.filter_depth, self.frequency, self.fast, self.slow)
         settings += (self.shift, self.parameter_dtype)
         filters = ImplicitFilter((self.order - 1) * width, self.length, *settings, parent=self, name="filter")
-        lags = time if state is None else state.long[0].shape[1]
-        h = filters(lags, precise)
+        h = filters(time, precise) if state is None else self._kept(filters, state, precise)
         skip = self.param("skip", nn.initializers.normal(1.0), ((self.order - 1) * width,), self.parameter_dtype)
         caches = []
         for i, gate in enumerate(reversed(gates[1:])):
@@ -216,4 +224,14 @@ class Hyena(nn.Module):
         y = output(v * gates[0])
         if run is not None:  # with a bias, the output at padding would not be 0
             y = jnp.where(run[..., None] > 0, y, 0)
-        return y, None if state is None else HyenaState(short, tuple(caches), *after)
+        if state is None:
+            return y, None
+        kept = jnp.broadcast_to(h.astype(state.filter.dtype), state.filter.shape)
+        return y, HyenaState(short, tuple(caches), kept, jnp.ones_like(state.filled), *after)
+
+    def _kept(self, filters: ImplicitFilter, state: HyenaState, dtype: DType) -> Float[Array, "lags channels"]:
+        """The filters that a state has room for: those in it, or computed where it has none yet."""
+        compute = lambda module, _: module(state.filter.shape[1], dtype)
+        if self.is_initializing() or state.filter.size == 0:  # parameters can't be made in one branch alone
+            return compute(filters, state)
+        return nn.cond(jnp.all(state.filled), lambda _, kept: kept.filter[0].astype(dtype), compute, filters, state)

@@ -8,7 +8,7 @@ import pytest
 from arch_jax.errors import UsageError
 from arch_jax.layers.bidirectional import Bidirectional
 from arch_jax.layers.gru import GRU
-from arch_jax.layers.recurrent import LSTM, RNN, recurrent_loop
+from arch_jax.layers.recurrent import LSTM, RNN, lstm_update, recurrent_loop
 
 WIDTH, TIME = 6, 7
 IDS = jnp.asarray([[1, 1, 2, 0, 2, 2, 3], [0, 4, 4, 0, 0, 4, 0]], jnp.int32)
@@ -86,6 +86,7 @@ def test_peepholes():
 LOOPS = {
     "rnn, packed": (RNN(), True),
     "lstm": (LSTM(), False),
+    "lstm, packed": (LSTM(), True),
     "lstm, peepholes, packed": (LSTM(peepholes=True), True),
     "gru, packed": (GRU(), True),
     "gru, before": (GRU(reset="before"), False),
@@ -107,6 +108,26 @@ def test_the_gradient_of_the_loop(mixer, packed, monkeypatch):
         by_hand = gradients()
         monkeypatch.setattr("arch_jax.layers.recurrent.recurrent_loop", recurrent_loop.fun)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), by_hand, gradients())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_written_gradient_of_the_lstm(masked):
+    """In everything that a loop is given, through the carry after it too, where steps are skipped and begin anew."""
+    with jax.enable_x64(True):
+        draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape, jnp.float64)
+        u, carry, added = draw(0, 3, 12), (draw(1, 2, 3), draw(2, 2, 3)), draw(3, 7, 2, 12)
+        weights = (draw(4, 2, 3), draw(5, 2, 3)), draw(6, 7, 2, 3)
+        starts, real = draw(7, 7, 2, 1) > 1, draw(8, 7, 2, 1) > -0.5
+        masks = (starts, real) if masked else None
+        assert not masked or (np.any(starts[1:]) and np.any(~real))
+
+        def gradients(loop):
+            value = lambda u, carry, added: loop(lstm_update, u, None, carry, added, None, masks)
+            loss = lambda *given: sum(jnp.sum(a * b) for a, b in zip(*map(jax.tree.leaves, (value(*given), weights))))
+            return jax.jit(jax.grad(loss, (0, 1, 2)))(u, carry, added)
+
+        written, automatic = gradients(recurrent_loop), gradients(recurrent_loop.fun)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), written, automatic)
 
 
 def test_the_state_has_a_gradient_too():
