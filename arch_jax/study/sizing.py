@@ -373,11 +373,12 @@ def _rounded(hidden: float) -> int:
 def _heads(part: Any, own: int, width: int) -> dict[str, int] | None:
     """Fields of a part that has `heads` for the width `own`, for another width; nothing for a part without.
 
-    None where no heads of nearly the same size divide the width, or it is large and no multiple of 8.
+    None where no heads of nearly the same size divide the width, the part refuses it, or it is large and no multiple
+    of 8.
     """
     heads = getattr(part, "heads", None)
-    if heads is None:
-        return {} if width < 800 or width % 8 == 0 else None
+    if not isinstance(heads, int):
+        return {} if (width < 800 or width % 8 == 0) and _takes(part, width) else None
     kv_heads, head_size = getattr(part, "kv_heads", None), getattr(part, "head_size", None)
     group = 1 if kv_heads in (None, 1) else heads // kv_heads
     own_size = head_size or own / heads
@@ -393,11 +394,22 @@ def _heads(part: Any, own: int, width: int) -> dict[str, int] | None:
         counts = [group * n for n in near if n and width % (group * n * unit) == 0]
         if not counts and width / group < own_size and width % (group * unit) == 0:
             counts = [group]  # so narrow that the fewest heads are smaller than their size
-    counts.sort(key=off)
-    if not counts:
-        return None
-    found = {"heads": counts[0]}
-    return found if kv_heads is None else found | {"kv_heads": 1 if kv_heads == 1 else counts[0] // group}
+    for count in sorted(counts, key=off):
+        found = {"heads": count}
+        if kv_heads is not None:
+            found["kv_heads"] = 1 if kv_heads == 1 else count // group
+        if _takes(part, width, **found):
+            return found
+    return None
+
+
+def _takes(part: Any, width: int, **changes: int) -> bool:
+    """Whether a part with these fields can be of that width, if it has a method that says so: `sizes` or `heads`."""
+    says = [name for name in ("sizes", "heads") if callable(getattr(type(part), name, None))]
+    try:
+        return not says or getattr(unbound(part).clone(**changes), says[0])(width) is not None
+    except UsageError:
+        return False
 
 
 def _folded(experiment: Experiment) -> Experiment:

@@ -163,6 +163,18 @@ class Wide(nn.Module):
     width: int = 4
 
 
+@pytest.mark.parametrize(
+    "mixer",
+    ["retention", "mlstm", {"module": "mamba2", "head_size": 16}, {"module": "rwkv7", "head_size": 16}],
+    ids=str,
+)
+def test_a_width_that_a_part_refuses_is_not_taken(mixer):
+    """Pairs that are rotated, channels that are rounded up, heads of a given size: the mixer itself is asked."""
+    module = fields.override(create("gpt", vocabulary=65, depth=2, width=96), {"mixer": mixer})
+    sized = scaled(module, 3e5, counts(module))
+    assert sized.value == pytest.approx(3e5, rel=0.02)
+
+
 def test_a_class_may_say_how_it_grows():
     found = scaled(Rungs(), 17, lambda module: module.features + 1, name="rungs")
     assert found.module == Rungs(16)
