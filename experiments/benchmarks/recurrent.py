@@ -5,11 +5,12 @@
 Mamba, RWKV-4 and xLSTM as language models (vocabulary 256, width 128, 4 x TOKENS tokens, 256 by default) against
 transformers and the package `xlstm`, and two bare LSTM layers of 256 cells (16 x TOKENS steps) against torch.nn.LSTM:
 the mean loss and its gradient in every parameter, float32, on two threads. Weights need not be equal here; tests/parity
-holds that equal ones give equal numbers.
+holds that equal ones give equal numbers. Beside RWKV-4 stand its matrix products alone, which bound how fast it can be.
 """
 
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,24 @@ def rwkv4(length: int) -> dict[str, Callable]:
     return {
         "transformers": theirs(transformers.RwkvForCausalLM(config).train(), lambda out: out.logits, length),
         "arch_jax": ours(create("rwkv4-169m", vocabulary=VOCABULARY, depth=4, width=WIDTH), length),
+        "its products alone": rwkv4_products(length),
     }
+
+
+def rwkv4_products(length: int) -> Callable[[], None]:
+    """The matrix products of two layers of RWKV-4 and its logits, one behind the other: what no recurrence can save."""
+    between = ([WIDTH] * 5 + [4 * WIDTH, WIDTH]) * 2  # r, k, v, the output, and the other r; then k and v
+    sizes = [WIDTH, *between, VOCABULARY]
+    x = jax.random.normal(jax.random.key(0), (BATCH * length, WIDTH))
+    weights = [jax.random.normal(jax.random.key(i), pair) * pair[0] ** -0.5 for i, pair in enumerate(pairwise(sizes))]
+
+    def loss(weights):
+        y = x
+        for weight in weights:
+            y = y @ weight
+        return jnp.mean(jnp.square(y))
+
+    return compiled(loss, weights)
 
 
 def xlstm(kinds: str) -> Callable[[int], dict[str, Callable]]:
