@@ -16,8 +16,10 @@ and the next word's scores come through a layer of maxout, with the state before
     t~ = U_o s_{i-1} + V_o E y_{i-1} + C_o c_i,   t_k = max(t~_{2k-1}, t~_{2k}),   p(y_i | ...) = softmax(W_o t)
 
 The encoder is the same but for c_i. Biases, which the paper leaves out of its equations, are added to the gates, W_s,
-t~ and W_o. z is written as in equation 7 of Cho et al. (1406.1078) in code: the share of the old state, which is the
-same network with W_z, U_z, C_z and their bias of the other sign.
+t~ and W_o. The authors' code (GroundHog, experiments/nmt/encdec.py) agrees: the score, s_0, where the reset gate
+stands, and that t~ sees the state before the step; its W_o has the rank of the word vectors, and here it has full rank.
+z is written as in equation 7 of Cho et al. (1406.1078) in code: the share of the old state, which is the same network
+with W_z, U_z, C_z and their bias of the other sign.
 """
 
 from typing import ClassVar
