@@ -51,6 +51,7 @@ class Bahdanau(RecurrentEncoderDecoder):
       hidden: n, the units of the encoder in each direction, and of the decoder.
       maxout: l, the units of the output's hidden layer, each the larger of two numbers.
       score: how annotations are scored.
+      initial_std: standard deviation of the initial matrices (appendix B.1); recurrent ones are orthogonal, biases 0.
       dropout: share dropped of the word vectors, in training; the paper has none.
       dtype: of the computation; gates, states, softmax and losses are at least float32.
       parameter_dtype: of the parameters.
@@ -62,15 +63,20 @@ class Bahdanau(RecurrentEncoderDecoder):
     hidden: int = 1000
     maxout: int = 500
     score: Score = AdditiveAttention()
+    initial_std: float = 0.01
 
     def __post_init__(self) -> None:
         if self.maxout < 1:
             raise UsageError(f"maxout is {self.maxout}; expected at least 1 unit")
         super().__post_init__()
 
+    @property
+    def word_initial(self):
+        return nn.initializers.normal(self.initial_std)
+
     def setup(self) -> None:
         super().setup()
-        normal = nn.initializers.normal(0.01)  # appendix B.1; recurrent matrices are orthogonal, biases 0
+        normal = self.word_initial
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         self.forward = GRUCells(self.hidden, normal, **dtypes)
         self.backward = GRUCells(self.hidden, normal, **dtypes)

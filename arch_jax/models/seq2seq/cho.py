@@ -40,6 +40,7 @@ class Cho(RecurrentEncoderDecoder):
       hidden: units of the encoder, and as many of the decoder.
       maxout: units of the output's hidden layer, each the larger of two numbers.
       rank: of the output's matrix; none is a matrix of full rank.
+      initial_std: standard deviation of the initial matrices (section 4.1); recurrent ones are orthogonal.
       dropout: share dropped of the word vectors, in training; the paper has none.
       dtype: of the computation; gates, states, softmax and losses are at least float32.
       parameter_dtype: of the parameters.
@@ -49,6 +50,7 @@ class Cho(RecurrentEncoderDecoder):
     hidden: int = 1000
     maxout: int = 500
     rank: int | None = 100
+    initial_std: float = 0.01
 
     def __post_init__(self) -> None:
         if self.maxout < 1:
@@ -57,9 +59,13 @@ class Cho(RecurrentEncoderDecoder):
             raise UsageError(f"rank is {self.rank}; expected at least 1, or none for a full matrix")
         super().__post_init__()
 
+    @property
+    def word_initial(self):
+        return nn.initializers.normal(self.initial_std)
+
     def setup(self) -> None:
         super().setup()
-        normal = nn.initializers.normal(0.01)  # section 4.1; recurrent matrices are orthogonal
+        normal = self.word_initial
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         self.encoder = GRUCells(self.hidden, normal, **dtypes)
         self.decoder = GRUCells(self.hidden, normal, **dtypes)
