@@ -12,7 +12,8 @@ def test_the_filter_is_computed_once():
     variables = mixer.init(jax.random.key(1), x)
     apply = jax.jit(lambda variables, x, state: mixer.apply(variables, x, None, state))
     _, state = apply(variables, x[:, :3], mixer.initial_state(2, 8, 4))
-    assert np.all(state.filled) and state.filter.shape == (2, 8, 8)
+    assert np.all(state.filled)
+    assert state.filter.shape == (2, 8, 8)
     whole, _ = mixer.apply(variables, x)
     expected = whole[:, 3:4]
     np.testing.assert_allclose(apply(variables, x[:, 3:4], state)[0], expected, atol=1e-6)

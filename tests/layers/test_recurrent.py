@@ -119,7 +119,7 @@ def test_the_written_gradient_of_the_lstm(masked):
         weights = (draw(4, 2, 3), draw(5, 2, 3)), draw(6, 7, 2, 3)
         starts, real = draw(7, 7, 2, 1) > 1, draw(8, 7, 2, 1) > -0.5
         masks = (starts, real) if masked else None
-        assert not masked or (np.any(starts[1:]) and np.any(~real))
+        assert not masked or np.any(starts[1:]) * np.any(~real)
 
         def gradients(loop):
             value = lambda u, carry, added: loop(lstm_update, u, None, carry, added, None, masks)
