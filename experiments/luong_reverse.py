@@ -7,7 +7,7 @@ One LSTM layer of 64 cells reads 4 to 12 symbols of 16 kinds, from the first to 
 the last to the first; the alignment, drawn after each evaluation, is the other diagonal. A sequence counts if greedy
 decoding writes all of it.
 
-Expected: all of the 512 validation sequences (seed 0) after 800 steps, in about half a minute on 2 CPU cores.
+Seen: all of the 512 validation sequences (seeds 0 and 1) after 800 steps, in 8 seconds a seed on one CPU core.
 """
 
 import arch_jax

@@ -1,7 +1,7 @@
 r"""Recurrent translation of captions, German to English: Sutskever, Cho, Bahdanau (1409.3215, 1406.1078, 1409.0473).
 
     arch-jax train multi30k_seq2seq
-    arch-jax ablate multi30k_seq2seq --axis model --seeds 1      # not run to its end so far
+    arch-jax ablate multi30k_seq2seq --axis model --seeds 1
 
 Multi30k (Elliott et al. 2016, 1605.00459) in lower case, 29,000 pairs with a joint byte-pair vocabulary of 4,000. The
 three models have word vectors of 128 and 256 units, for a CPU. BLEU is sacrebleu's of beam search over the 1,000
@@ -10,7 +10,12 @@ sentences of the 2016 Flickr test; it needs the extra `arch-jax[translation]`.
 bentrevett/pytorch-seq2seq (1 to 3) reports, with word vectors of 256 and 512 units, 10 epochs, spaCy's words: test
 perplexities of 43.83 (Sutskever), 37.46 (Cho) and 25.57 (Bahdanau) with the decoder fed its own words, and 13.8, 20.6
 and 28.3 BLEU. A perplexity of words is not one of byte pairs; what can be reproduced is the order, and that
-attention passes what is reached without it.
+attention passes what is reached without it. Seen here after 1,680 steps (seed 0, on one CPU core each), the perplexity
+of a byte pair over the validation pairs with the true words before it:
+
+    Sutskever    9.9 BLEU    perplexity 28.0    14 minutes
+    Cho         18.6 BLEU    perplexity 12.6     7 minutes
+    Bahdanau    36.0 BLEU    perplexity  7.3    13 minutes
 """
 
 import arch_jax
@@ -47,7 +52,8 @@ def config() -> arch_jax.Experiment:
 
 
 SIZES = {"vocabulary": VOCABULARY, "embedding": EMBEDDING, "hidden": HIDDEN, "dropout": DROPOUT}
-#: The papers' draws (0.01, and 0.001 in the score) are for 1000 units; at 256 nothing was read from the source in time.
+#: The papers' draws (0.01, and 0.001 in the score) are for 1000 units. At 256 they learn the alignment so late that
+#: Bahdanau's model has 25.3 BLEU after as many steps (seed 0), and 36.0 with this draw.
 GATED = {"maxout": 128, "initial_std": STD}
 
 

@@ -4,12 +4,13 @@
 
 scikit-learn's digits of 8 x 8 pixels are 64 numbers, one after another; the published 99.63 % of S4 (2111.00396, table
 6) is of MNIST's 784, where an LSTM has 98.9. Nothing is downloaded. Two residual blocks of width 64, and the mean over
-time; shares of the 359 held-out digits, seed 0, in about a minute on 2 CPU cores:
+time; shares of the 359 held-out digits after 1,000 steps, in a minute or two on one CPU core:
 
-    S4      93.0 after 250 steps, 96.9 after 500, 97.8 after 750
-    S4D     90.5 after 250 steps, 95.3 after 500
-    LSTM    84.1 after 250 steps, 91.6 after 500
-    RNN     61.6 after 250 steps, 76.6 after 500
+    S4      98.3, 97.5, 98.6 % (seeds 0, 1, 2)
+    S4D     98.1 % (seed 0)
+    GRU     96.9 % (seed 0)
+    LSTM    95.5 % (seed 0)
+    RNN     88.6 % (seed 0)
 """
 
 import arch_jax
