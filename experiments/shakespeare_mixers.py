@@ -3,9 +3,10 @@
     arch-jax compare gpt:depth=2,width=96 gpt:depth=2,width=96,mixer=mamba gpt:depth=2,width=96,mixer=lstm \
         --on shakespeare_mixers --budget parameters=3e5 --seeds 2
 
-Each model is `gpt` with another mixer: two pre-norm blocks with RMSNorm and SwiGLU, the width and the hidden units chosen
-so that all have 296,640 to 302,400 parameters (mamba2 and rwkv7 with `mixer.head_size=16`). Validation loss in nats a
-character after 500 steps, 1.02 million characters, time a step and memory of the train program, seed 0, on one CPU core:
+Each model is `gpt` with another mixer: two pre-norm blocks with RMSNorm and SwiGLU, the width and the hidden units
+chosen so that all have 296,640 to 302,400 parameters (mamba2 and rwkv7 with `mixer.head_size=16`). Validation loss in
+nats a character after 500 steps (1.02 million characters), time a step and memory of the train program, seed 0, on one
+CPU core:
 
     mlstm              1.680    158 ms    146 MB         s4                 1.808    166 ms    123 MB
     mamba              1.682    134 ms    109 MB         s6                 1.829    131 ms     82 MB
