@@ -10,8 +10,9 @@ from jaxtyping import Array, Float
 
 from arch_jax.fields import DType, Kind, component
 from arch_jax.layers.feed_forward import activation
-from arch_jax.ops.convolution import convolve
+from arch_jax.ops.convolution import Padding, convolve
 from arch_jax.ops.maximum import largest
+from arch_jax.ops.pooling import average_pool, max_pool
 
 Pool = Annotated[nn.Module, Kind("pool")]
 
@@ -23,31 +24,38 @@ class Convolution(nn.Module):
       features: channels of the output.
       size: pixels of the (square) kernel on a side.
       stride: pixels between windows.
-      padding: zeros on every side; None is as many as keep the size at stride 1.
+      padding: zeros on every side; (before, after); "same", TensorFlow's; None is as many as keep the size at stride 1.
       bias: whether b exists.
-      initial: the draw of K, called with (key, shape, dtype); shape is "size size channels features".
+      initial: the draw of K, called with (key, shape, dtype); shape is "size size channels/groups features".
       initial_bias: the draw of b.
       dtype: of the computation.
       parameter_dtype: of K and b.
+      groups: equal parts of the channels, each seen by its part of the features only; None is one for each channel
+        (depthwise).
+      dilation: pixels from one place of the kernel to the next.
     """
 
     features: int
     size: int = 3
     stride: int = 1
-    padding: int | None = None
+    padding: Padding = None
     bias: bool = True
     initial: Callable = nn.initializers.he_normal()
     initial_bias: Callable = nn.initializers.zeros
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
+    groups: int | None = 1
+    dilation: int = 1
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch new_height new_width features"]:
-        shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.initial, shape, self.parameter_dtype)
-        y = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
+        groups = x.shape[-1] if self.groups is None else self.groups
+        # Rounded down where groups don't divide the channels, which `convolve` refuses with a sentence.
+        shape = (self.size, self.size, x.shape[-1] // max(groups, 1), self.features)
+        kernel = self.param("kernel", self.initial, shape, self.parameter_dtype).astype(self.dtype)
+        y = convolve(x.astype(self.dtype), kernel, self.stride, self.padding, groups=groups, dilation=self.dilation)
         if not self.bias:
             return y
         return y + self.param("bias", self.initial_bias, (self.features,), self.parameter_dtype).astype(self.dtype)
@@ -93,30 +101,44 @@ class Subsampling(nn.Module):
 
 @component("average_pool", kind="pool")
 class AveragePool(nn.Module):
-    """The mean over windows that do not overlap.
+    """The mean over windows.
 
     Attributes:
       size: pixels of a window on a side.
+      stride: pixels between windows; none is `size`, so that they do not overlap.
+      padding: zeros on every side, which count in the mean.
     """
 
     size: int = 2
+    stride: int | None = None
+    padding: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w channels"]:
-        return windows_sum(x, self.size) / self.size**2
+        if self.stride in (None, self.size) and not self.padding:
+            return windows_sum(x, self.size) / self.size**2
+        return average_pool(x, self.size, self.stride or self.size, self.padding)
 
 
 @component("max_pool", kind="pool")
 class MaxPool(nn.Module):
-    """The maximum over windows that do not overlap.
+    """The maximum over windows.
 
     Attributes:
       size: pixels of a window on a side.
+      stride: pixels between windows; none is `size`, so that they do not overlap.
+      padding: pixels on every side that are never the maximum.
+      ceil: whether a last window that reaches over the end counts.
     """
 
     size: int = 2
+    stride: int | None = None
+    padding: int = 0
+    ceil: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w channels"]:
-        windows = _windows(x, self.size)
-        return largest([windows[:, :, i, :, j] for i in range(self.size) for j in range(self.size)])
+        if self.stride in (None, self.size) and not self.padding and not self.ceil:
+            windows = _windows(x, self.size)
+            return largest([windows[:, :, i, :, j] for i in range(self.size) for j in range(self.size)])
+        return max_pool(x, self.size, self.stride or self.size, self.padding, self.ceil)

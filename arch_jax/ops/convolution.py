@@ -9,75 +9,161 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from arch_jax.errors import unknown
+from arch_jax.errors import UsageError, unknown
 from arch_jax.ops.platform import platform
 
-__all__ = ["IMPLEMENTATIONS", "choose", "convolve", "convolve_reference"]
+__all__ = ["IMPLEMENTATIONS", "Padding", "choose", "convolve", "convolve_reference", "padded"]
+
+#: Zeros around a picture: a number for every side, (before, after) for both axes, "same", or None; see `padded`.
+Padding = int | tuple[int, int] | str | None
+Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
-def choose(on: str | None = None) -> str:
-    """Which implementation "auto" is on a platform ("cpu", "gpu", "tpu"; None for the one that is compiled for)."""
-    return "patches" if (on or platform()) == "cpu" else "xla"
+def choose(on: str | None = None, depthwise: bool = False) -> str:
+    """Which implementation "auto" is.
+
+    Args:
+      on: "cpu", "gpu" or "tpu"; None for the platform that is compiled for.
+      depthwise: every channel is a group of its own.
+    """
+    if (on or platform()) != "cpu":
+        return "xla"
+    return "shifts" if depthwise else "patches"
+
+
+def padded(padding: Padding, sides: tuple[int, int], size: int, stride: int = 1, dilation: int = 1) -> Pads:
+    """Zeros (before, after) the rows and the columns of a picture.
+
+    Args:
+      padding: zeros on every side; (before, after) for rows and columns alike; None for as many as keep the size at
+        stride 1, whatever the stride is; "same" for as few as give ceil(side / stride) windows, the odd one after, as
+        TensorFlow has it.
+      sides: height and width of the picture.
+      size, stride, dilation: of the windows.
+
+    Raises:
+      UsageError: a negative number, or another name than "same".
+    """
+    reach = (size - 1) * dilation
+    if padding is None:
+        return ((reach // 2, reach - reach // 2),) * 2
+    if isinstance(padding, str):
+        if padding != "same":
+            raise unknown("padding", padding, ["same"])
+        missing = [max((-(-side // stride) - 1) * stride + reach + 1 - side, 0) for side in sides]
+        return tuple((n // 2, n - n // 2) for n in missing)
+    before, after = (padding, padding) if isinstance(padding, int) else padding
+    if before < 0 or after < 0:
+        raise UsageError(f"padding is {padding}; expected zeros to be added, at least 0")
+    return ((before, after),) * 2
 
 
 def convolve(
     x: Float[Array, "batch height width channels"],
-    kernel: Float[Array, "size size channels features"],
+    kernel: Float[Array, "size size channels_of_group features"],
     stride: int = 1,
-    padding: int | None = None,
+    padding: Padding = None,
     implementation: str = "auto",
+    groups: int = 1,
+    dilation: int = 1,
 ) -> Float[Array, "batch new_height new_width features"]:
     """Cross-correlation with a square kernel: y_hwf = sum_ijc x_{h+i, w+j, c} k_ijcf.
 
     Args:
       x: pictures.
-      kernel: its windows' weights.
+      kernel: its windows' weights. With groups, a kernel sees channels / groups of the channels.
       stride: pixels between windows.
-      padding: zeros on every side; None for as many as keep the size at stride 1.
-      implementation: "xla", "patches", or "auto", which `choose` decides.
+      padding: zeros around the picture, as `padded` has it.
+      implementation: "xla", "patches", "shifts" (depthwise only), or "auto", which `choose` decides.
+      groups: the g-th of so many equal parts of the features sees the g-th part of the channels only; as many as there
+        are channels is a depthwise convolution.
+      dilation: pixels from one place of the kernel to the next.
 
     Raises:
-      UsageError: unknown implementation, with the nearest names.
+      UsageError: unknown implementation, with the nearest names; groups that don't divide channels and features, or a
+        kernel for another number of channels; "shifts" where the convolution is not depthwise.
     """
-    name = choose() if implementation == "auto" else implementation
+    channels, (size, _, inner, features) = x.shape[-1], kernel.shape
+    if groups < 1 or channels % groups or features % groups:
+        raise UsageError(f"groups is {groups}; expected a divisor of {channels} channels and of {features} features")
+    if inner * groups != channels:
+        raise UsageError(
+            f"the kernel is for {inner * groups} channels, and the pictures have {channels}; expected as many"
+        )
+    depthwise = groups == channels and groups > 1
+    name = choose(depthwise=depthwise) if implementation == "auto" else implementation
     if name not in IMPLEMENTATIONS:
         raise unknown("implementation", name, [*IMPLEMENTATIONS, "auto"])
-    size = kernel.shape[0]
-    pad = ((size - 1) // 2, size // 2) if padding is None else (padding, padding)
-    return IMPLEMENTATIONS[name](x, kernel, stride, pad)
+    if name == "shifts" and inner > 1:
+        raise UsageError(f"groups is {groups}; 'shifts' expects one for each of the {channels} channels")
+    pads = padded(padding, x.shape[1:3], size, stride, dilation)
+    return IMPLEMENTATIONS[name](x, kernel, stride, pads, groups, dilation)
 
 
-def _xla(x: Array, kernel: Array, stride: int, pad: tuple[int, int]) -> Array:
-    return lax.conv_general_dilated(x, kernel, (stride, stride), (pad, pad), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _xla(x: Array, kernel: Array, stride: int, pads: Pads, groups: int, dilation: int) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        pads,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
 
 
-def _patches(x: Array, kernel: Array, stride: int, pad: tuple[int, int]) -> Array:
+def _patches(x: Array, kernel: Array, stride: int, pads: Pads, groups: int, dilation: int) -> Array:
     """Every window side by side in a row, times the kernel as a matrix.
 
     First the rows of the windows, then their columns: 2 size slices instead of size^2, which compile in a third of the
-    time.
+    time. A 1 x 1 kernel leaves one slice and the product.
     """
-    size, _, channels, features = kernel.shape
-    x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
-    height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
-    last = lambda count: (count - 1) * stride + 1
-    rows = jnp.concatenate([x[:, i : i + last(height) : stride] for i in range(size)], axis=-1)
-    windows = jnp.concatenate([rows[:, :, j : j + last(width) : stride] for j in range(size)], axis=-1)
-    return windows @ kernel.transpose(1, 0, 2, 3).reshape(size * size * channels, features)
+    size, _, inner, features = kernel.shape
+    if groups > 1:  # the groups on an axis of their own, so that a window's values of one group are together
+        x = x.reshape(*x.shape[:3], groups, inner)
+    rows, columns = _slices(x, size, stride, pads, dilation)
+    windows = columns(jnp.concatenate(rows, axis=-1))
+    windows = jnp.concatenate(windows, axis=-1)
+    matrix = kernel.transpose(1, 0, 2, 3).reshape(size * size * inner, features)
+    if groups == 1:
+        return windows @ matrix
+    y = jnp.einsum("bhwgk,kgf->bhwgf", windows, matrix.reshape(len(matrix), groups, features // groups))
+    return y.reshape(*y.shape[:3], features)
 
 
-IMPLEMENTATIONS = {"xla": _xla, "patches": _patches}
+def _shifts(x: Array, kernel: Array, stride: int, pads: Pads, groups: int, dilation: int) -> Array:
+    """A depthwise convolution as a sum of shifted pictures, each times its place of the kernel."""
+    size, _, _, features = kernel.shape
+    x = jnp.repeat(x, features // groups, axis=-1)
+    rows, columns = _slices(x, size, stride, pads, dilation)
+    return sum(part * kernel[i, j, 0] for i, row in enumerate(rows) for j, part in enumerate(columns(row)))
 
 
-def convolve_reference(x, kernel, stride=1, padding=None):
-    """`convolve` as it is defined, one place of the kernel after another."""
-    size = kernel.shape[0]
-    before, after = ((size - 1) // 2, size // 2) if padding is None else (padding, padding)
-    x = jnp.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
-    height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
-    y = 0
-    for i in range(size):
-        for j in range(size):
-            rows, columns = i + stride * jnp.arange(height), j + stride * jnp.arange(width)
-            y = y + jnp.einsum("bhwc,cf->bhwf", x[:, rows][:, :, columns], kernel[i, j])
-    return y
+def _slices(x: Array, size: int, stride: int, pads: Pads, dilation: int):
+    """The rows that each row of the kernel meets, and a function that does the same for columns."""
+    x = jnp.pad(x, ((0, 0), *pads, *((0, 0),) * (x.ndim - 3)))
+    last = [(n - (size - 1) * dilation - 1) // stride * stride + 1 for n in x.shape[1:3]]
+    starts = [place * dilation for place in range(size)]
+    rows = [x[:, i : i + last[0] : stride] for i in starts]
+    return rows, lambda row: [row[:, :, j : j + last[1] : stride] for j in starts]
+
+
+IMPLEMENTATIONS = {"xla": _xla, "patches": _patches, "shifts": _shifts}
+
+
+def convolve_reference(x, kernel, stride=1, padding=None, groups=1, dilation=1):
+    """`convolve` as it is defined, one place of the kernel and one group after another."""
+    size, _, inner, features = kernel.shape
+    x = jnp.pad(x, ((0, 0), *padded(padding, x.shape[1:3], size, stride, dilation), (0, 0)))
+    height, width = ((n - (size - 1) * dilation - 1) // stride + 1 for n in x.shape[1:3])
+    parts = []
+    for g in range(groups):
+        channels, kernels = x[..., g * inner : (g + 1) * inner], jnp.split(kernel, groups, axis=-1)[g]
+        y = 0
+        for i in range(size):
+            for j in range(size):
+                rows = i * dilation + stride * jnp.arange(height)
+                columns = j * dilation + stride * jnp.arange(width)
+                y = y + jnp.einsum("bhwc,cf->bhwf", channels[:, rows][:, :, columns], kernels[i, j])
+        parts.append(y)
+    return jnp.concatenate(parts, axis=-1)
