@@ -170,6 +170,10 @@ class Images(Rows):
             "weights": jnp.ones((size,)),
         }
 
+    def resized(self, module: nn.Module) -> "Images":
+        """At most 64 pixels on a side, or as many as the module says that it takes in its field `picture`."""
+        return Images(getattr(module, "picture", min(self.size, 64)), self.channels)
+
 
 @dataclasses.dataclass(frozen=True)
 class Points(Rows):

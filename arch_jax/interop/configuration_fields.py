@@ -36,6 +36,13 @@ def whole_or_none(name: str, value: Any) -> int | None:
     return None if value is None else whole(name, value)
 
 
+def wholes(name: str, value: Any) -> tuple[int, ...]:
+    """A size for each stage: a list of at least one."""
+    if not isinstance(value, list | tuple) or not value:
+        raise UsageError(f"{name} is {shown(value)}; expected a list of whole numbers of at least 1")
+    return tuple(whole(f"{name}[{place}]", item) for place, item in enumerate(value))
+
+
 def number(name: str, value: Any) -> float:
     """A number from 0 that float32 holds."""
     if type(value) not in (int, float) or not 0 <= value < 3e38:
@@ -78,6 +85,22 @@ def only(*supported: Any) -> Callable[[str, Any], Any]:
         return value
 
     return read
+
+
+def labels(data: Mapping[str, Any]) -> int:
+    """How many classes a classifier's config.json names: id2label, or num_labels, or else transformers' 2."""
+    names = data.get("id2label")
+    if names is None:
+        return whole("num_labels", data.get("num_labels", 2))
+    if not isinstance(names, Mapping) or len(names) < 2:
+        raise UsageError(f"id2label is {shown(names)}; expected a name for each of at least 2 classes")
+    return len(names)
+
+
+def label_names(classes: int) -> dict[str, dict]:
+    """The fields of config.json that say how many classes there are, as transformers writes them."""
+    names = {str(number): f"LABEL_{number}" for number in range(classes)}
+    return {"id2label": names, "label2id": {name: int(number) for number, name in names.items()}}
 
 
 #: transformers' names of activations -> ours.

@@ -15,6 +15,7 @@ from arch_jax import fields
 from arch_jax.errors import UsageError, nearest
 from arch_jax.interop.model_types import MODEL_TYPES
 from arch_jax.interop.model_types.model_type import divides
+from arch_jax.interop.pictures import PICTURE_TYPES
 from arch_jax.interop.strict_json import shown
 from arch_jax.layers.attention import Attention
 from arch_jax.layers.cross_attention import CrossAttention
@@ -32,7 +33,7 @@ def module_of(data: Mapping[str, Any]) -> tuple[str, nn.Module]:
     kind = data.get("model_type")
     if not isinstance(kind, str) or kind not in MODEL_TYPES:
         said = "has no model_type" if kind is None else f"has model_type {shown(kind)}, which is not supported"
-        raise UsageError(f"config.json {said}{nearest(str(kind)[:80], MODEL_TYPES)}")
+        raise UsageError(f"config.json {said}{nearest(str(kind)[:80], [*MODEL_TYPES, *PICTURE_TYPES])}")
     return kind, MODEL_TYPES[kind].read(data)
 
 
@@ -59,7 +60,8 @@ def configuration_of(module: nn.Module) -> tuple[str, dict[str, Any]]:
     """
     kinds = {kind: model_type for kind, model_type in MODEL_TYPES.items() if model_type.module is type(module)}
     if not kinds:
-        classes = sorted({model_type.module.__name__ for model_type in MODEL_TYPES.values()})
+        supported = [*MODEL_TYPES.values(), *PICTURE_TYPES.values()]
+        classes = sorted({model_type.module.__name__ for model_type in supported})
         expected = f"{', '.join(classes[:-1])} or {classes[-1]}"
         raise UsageError(f"save_pretrained was given a {type(module).__name__}; expected a {expected}")
     ours = _settings(module)

@@ -17,6 +17,8 @@ import numpy as np
 from arch_jax import fields
 from arch_jax.errors import RunError, UsageError, nearest
 from arch_jax.interop.configurations import configuration_of, module_of
+from arch_jax.interop.pictures import weights as picture_weights
+from arch_jax.interop.pictures.configurations import picture_configuration_of, picture_module_of
 from arch_jax.interop.safetensors import INDEX, SINGLE, open_checkpoint, plain_file, write_tensors
 from arch_jax.interop.strict_json import read_object
 from arch_jax.interop.weights import fitted, tensors_of, variables_of
@@ -30,7 +32,8 @@ def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **chan
     """A model from a folder as transformers' `save_pretrained` writes it, in safetensors format.
 
     GPT-2, Llama, Mistral, BERT (with the heads that the checkpoint has), T5, Marian, Mamba, Mamba-2, RWKV-4 and
-    xLSTM 7B.
+    xLSTM 7B; of image classifiers ResNet, which may also be a folder of timm's: a config.json that names the
+    architecture, and tensors under torchvision's names.
 
         module, variables = arch_jax.load_pretrained("path/to/gpt2")
         logits = module.apply(variables, tokens)
@@ -57,7 +60,12 @@ def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **chan
     settings = dict.fromkeys(("dtype", "parameter_dtype"), _dtype(dtype)) | changes
     if not (folder / _CONFIGURATION).exists():
         raise UsageError(f"{str(directory)!r} has no {_CONFIGURATION}; expected a folder that save_pretrained wrote")
-    kind, module = module_of(read_object(plain_file(folder, _CONFIGURATION)))
+    configuration = read_object(plain_file(folder, _CONFIGURATION))
+    if (found := picture_module_of(configuration)) is not None:
+        picture_type, module = found
+        module = fields.override(module, settings)
+        return module, picture_weights.variables_of(picture_type, open_checkpoint(folder), module)
+    kind, module = module_of(configuration)
     module, tensors = fitted(kind, open_checkpoint(folder), module)
     module = fields.override(module, settings)
     return module, variables_of(kind, tensors, module)
@@ -73,7 +81,7 @@ def save_pretrained(
     (dropout of a Llama, rematerialisation) and the tokenizer's ids of special tokens are not in it.
 
     Args:
-      module: a `Decoder`, `BERT` or `EncoderDecoder` that one of transformers' model types can express.
+      module: a `Decoder`, `BERT`, `EncoderDecoder` or `ResNet` that one of transformers' model types can express.
       variables: its variables; each parameter is written in the dtype that it has.
       directory: made where it doesn't exist.
       shard_bytes: most bytes of tensors in a file; a larger checkpoint becomes several, with an index.
@@ -86,8 +94,12 @@ def save_pretrained(
         raise UsageError(
             f"shard_bytes is {shard_bytes}; expected a number of bytes of at least 1, such as 5_000_000_000"
         )
-    kind, configuration = configuration_of(module)
-    tensors = list(tensors_of(kind, module, variables))
+    if (written := picture_configuration_of(module)) is not None:
+        picture_type, configuration = written
+        tensors = list(picture_weights.tensors_of(picture_type, module, variables))
+    else:
+        kind, configuration = configuration_of(module)
+        tensors = list(tensors_of(kind, module, variables))
     configuration["dtype"] = tensors[0][2].name
     folder = Path(directory)
     with _Staged(folder) as staged:

@@ -15,14 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from arch_jax.errors import RunError, UsageError, nearest
+from arch_jax.errors import UsageError, nearest
 from arch_jax.interop.model_types import MODEL_TYPES
 from arch_jax.interop.model_types.model_type import Layers, Names, Row, Tensors
 from arch_jax.interop.strict_json import shown
+from arch_jax.interop.tensors import Shape, check_finite, read_tensor, wrong_shape
 from arch_jax.layers.encoder_decoder import EncoderDecoder
 from arch_jax.layers.mixer import unbound
-
-Shape = tuple[int, ...]
 
 
 class Part(NamedTuple):
@@ -133,7 +132,7 @@ def variables_of(kind: str, tensors: Tensors, module: nn.Module) -> dict[str, An
     embedding = next((n for n in _spellings(names, names.embedding) if n in tensors), None)
     expected = (module.vocabulary, module.width)
     if embedding and tuple(tensors[embedding].shape) != expected:  # first: it bounds the sizes that shapes come of
-        raise _wrong_shape(embedding, tensors[embedding].shape, expected)
+        raise wrong_shape(embedding, tensors[embedding].shape, expected)
     parts = parts_of(kind, module)
     found = _found(names, parts, tensors)
     dtype = np.dtype(module.parameter_dtype)
@@ -164,14 +163,14 @@ def tensors_of(kind: str, module: nn.Module, variables: Any) -> Iterator[tuple[s
             stacked = (part.stack.depth,) if part.stack and module.scan else ()
             for path, shape in zip(paths, part.shapes):
                 if leaves[path].shape != stacked + shape:
-                    raise _wrong_shape(path, leaves[path].shape, stacked + shape)
+                    raise wrong_shape(path, leaves[path].shape, stacked + shape)
                 if not jnp.issubdtype(leaves[path].dtype, jnp.floating):
                     raise UsageError(f"the parameter {path!r} has dtype {leaves[path].dtype}; expected float32 or such")
 
             def make(part=part, layer=layer, paths=paths, stacked=stacked) -> np.ndarray:
                 arrays = [np.asarray(leaves[path][layer] if stacked else leaves[path]) for path in paths]
                 tensor = part.join(arrays)
-                _check_finite(part.theirs(layer), tensor)
+                check_finite(part.theirs(layer), tensor)
                 return tensor
 
             yield part.theirs(layer), part.shape, np.dtype(leaves[paths[0]].dtype), make
@@ -216,7 +215,7 @@ def _found(names: Names, parts: list[Part], tensors: Tensors) -> dict[str, str]:
             if name is None:
                 raise UsageError(f"the tensor {full!r} is missing from the checkpoint")
             if tuple(tensors[name].shape) != part.shape:
-                raise _wrong_shape(name, tensors[name].shape, part.shape)
+                raise wrong_shape(name, tensors[name].shape, part.shape)
             found[full] = name
             spare.discard(name)
     copies = {name: full for name, full in names.copies.items() for name in _spellings(names, name) if name in spare}
@@ -241,21 +240,12 @@ def _check_copy(tensors: Tensors, copy: str, name: str | None) -> None:
         )
 
 
-def _wrong_shape(name: str, shape: Any, expected: Shape) -> UsageError:
-    return UsageError(f"the tensor {shown(name)} has shape {shown(tuple(shape))}; expected {expected}")
-
-
 def _read(part: Part, tensors: Tensors, found: dict[str, str], module: Any, dtype: np.dtype) -> dict[str, Any]:
     """The parameters of one part, by path."""
     arrays: dict[str, np.ndarray] = {}
     for layer in _layers(part):
         name = found[part.theirs(layer)]
-        tensor = np.asarray(tensors[name])
-        _check_finite(name, tensor)
-        with np.errstate(over="ignore"):
-            cast = tensor.astype(dtype)
-        if cast.dtype.itemsize < tensor.dtype.itemsize and not np.isfinite(cast).all():
-            raise UsageError(f"the tensor {shown(name)} holds numbers beyond {dtype.name}; expected a wider dtype")
+        cast = read_tensor(name, tensors[name], dtype)
         for path, piece in zip(_paths(part, module, layer), part.split(cast)):
             if part.stack and module.scan:
                 if path not in arrays:
@@ -264,8 +254,3 @@ def _read(part: Part, tensors: Tensors, found: dict[str, str], module: Any, dtyp
             else:
                 arrays[path] = np.ascontiguousarray(piece)
     return {path: jnp.asarray(array) for path, array in arrays.items()}
-
-
-def _check_finite(name: str, tensor: np.ndarray) -> None:
-    if not np.isfinite(tensor).all():
-        raise RunError(f"the tensor {shown(name)} holds NaN or infinity; expected finite numbers")

@@ -69,6 +69,7 @@ class BatchNorm(nn.Module):
       epsilon: added to the variance.
       momentum: share of the old moving average that is kept at each step.
       axis_name: of a mapped axis over devices, whose batches then count as one (`pmap` sets it); none otherwise.
+      initial_scale: where scale starts.
       dtype: of the computation; the statistics are at least float32.
       parameter_dtype: of scale, bias and the moving averages.
     """
@@ -76,13 +77,14 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     momentum: float = 0.9
     axis_name: str | None = None
+    initial_scale: float = 1.0
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch width"], train: bool = False) -> Float[Array, "*batch width"]:
         shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape, self.parameter_dtype)
+        scale = self.param("scale", nn.initializers.constant(self.initial_scale), shape, self.parameter_dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, self.parameter_dtype)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.parameter_dtype)
         variance = self.variable("batch_stats", "variance", jnp.ones, shape, self.parameter_dtype)

@@ -153,7 +153,7 @@ IMPLEMENTATIONS = {"xla": _xla, "patches": _patches, "shifts": _shifts}
 
 def convolve_reference(x, kernel, stride=1, padding=None, groups=1, dilation=1):
     """`convolve` as it is defined, one place of the kernel and one group after another."""
-    size, _, inner, features = kernel.shape
+    size, _, inner, _ = kernel.shape
     x = jnp.pad(x, ((0, 0), *padded(padding, x.shape[1:3], size, stride, dilation), (0, 0)))
     height, width = ((n - (size - 1) * dilation - 1) // stride + 1 for n in x.shape[1:3])
     parts = []

@@ -1,7 +1,7 @@
 """Pooling over pictures: the maximum and the mean of windows that may overlap, and the mean of a whole picture.
 
-On a CPU the maximum is that of shifted slices: the gradient of XLA's own window reduction takes 7.8 ms for 8 pictures of
-32 x 32 x 64, and the slices 2.0.
+On a CPU the maximum is that of shifted slices: the gradient of XLA's own window reduction takes 7.8 ms for 8 pictures
+of 32 x 32 x 64, and the slices 2.0.
 """
 
 import jax.numpy as jnp

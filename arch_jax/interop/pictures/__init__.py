@@ -1,0 +1,8 @@
+"""Image models' configurations and tensors, one file each: transformers' names, and torchvision's and timm's."""
+
+from arch_jax.interop.pictures.picture_type import PictureType
+from arch_jax.interop.pictures.resnet import RESNET_TYPE
+
+__all__ = ["PICTURE_TYPES", "PictureType"]
+
+PICTURE_TYPES: dict[str, PictureType] = {"resnet": RESNET_TYPE}

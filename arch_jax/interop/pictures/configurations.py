@@ -1,0 +1,76 @@
+"""`config.json` of image models, transformers' and timm's, <-> our modules, for the types of `PICTURE_TYPES`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from arch_jax import fields, registry
+from arch_jax.errors import UsageError, nearest
+from arch_jax.interop.configuration_fields import whole
+from arch_jax.interop.pictures import PICTURE_TYPES
+from arch_jax.interop.pictures.picture_type import PictureType
+from arch_jax.interop.strict_json import shown
+
+#: Settings of ours that change nothing in the outputs of given weights.
+_TRAINING = {"dropout", "dtype", "initial_scale", "momentum", "parameter_dtype", "stochastic_depth", "zero_scale"}
+
+
+def picture_module_of(data: Mapping[str, Any]) -> tuple[PictureType, nn.Module] | None:
+    """The type that a `config.json` names, and its module in float32; None where it names no image model.
+
+    timm's has `architecture` (and `num_classes`) in place of transformers' `model_type`.
+
+    Raises:
+      UsageError: an unknown architecture or field, a value of the wrong type, or one that is not supported.
+    """
+    if "architecture" in data and "model_type" not in data:
+        return _timm(data)
+    kind = data.get("model_type")
+    if not isinstance(kind, str) or kind not in PICTURE_TYPES:
+        return None
+    return PICTURE_TYPES[kind], PICTURE_TYPES[kind].read(data)
+
+
+def _timm(data: Mapping[str, Any]) -> tuple[PictureType, nn.Module]:
+    name = data["architecture"]
+    known = {theirs: kind for kind in PICTURE_TYPES.values() for theirs in kind.architectures}
+    if not isinstance(name, str) or name not in known:
+        raise UsageError(f"architecture is {shown(name)}, which is not supported{nearest(str(name)[:80], known)}")
+    if data.get("model_args"):
+        raise UsageError(f"model_args is {shown(data['model_args'])}, which is not supported; expected none")
+    module = registry.create(known[name].architectures[name])
+    classes = whole("num_classes", data.get("num_classes", module.classes))
+    return known[name], module.clone(classes=classes)
+
+
+def picture_configuration_of(module: nn.Module) -> tuple[PictureType, dict[str, Any]] | None:
+    """The type that can hold `module`, and its `config.json`; None where it is no image model of these.
+
+    Raises:
+      UsageError: transformers can't express the module; the setting that is in the way is named.
+    """
+    for name, kind in PICTURE_TYPES.items():
+        if kind.module is type(module):
+            data = {"model_type": name} | kind.write(module)
+            differences = list(fields.difference(_settings(module), _settings(kind.read(data))))
+            # That a part is another one says more than the settings that it therefore has or lacks.
+            differences.sort(key=lambda difference: not difference[0].endswith("module"))
+            for path, value, expected in differences:
+                raise UsageError(
+                    f"transformers has no model for this module, the nearest is {name!r}: {path} is {shown(value)}; "
+                    f"expected {shown(expected)}"
+                )
+            return kind, data
+    return None
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """What determines the outputs, as JSON."""
+
+    def kept(data: Any) -> Any:
+        if isinstance(data, dict):
+            return {name: kept(value) for name, value in data.items() if name not in _TRAINING}
+        return data
+
+    return kept(fields.to_json(module))
