@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from arch_jax.fields import DType, Kind, component
 from arch_jax.layers.feed_forward import activation
-from arch_jax.ops.convolution import Padding, convolve
+from arch_jax.ops.convolution import Padding, convolve, convolve_transposed
 from arch_jax.ops.maximum import largest
 from arch_jax.ops.pooling import average_pool, max_pool
 
@@ -70,6 +70,41 @@ def _windows(x: Array, size: int) -> Array:
     batch, height, width, channels = x.shape
     h, w = height // size, width // size
     return x[:, : h * size, : w * size].reshape(batch, h, size, w, size, channels)
+
+
+class TransposedConvolution(nn.Module):
+    """The transpose of a convolution, plus a bias: pictures become `stride` times as large.
+
+    Attributes:
+      features: channels of the output.
+      size: pixels of the (square) kernel on a side.
+      stride: pixels of the output between two of the input.
+      padding: pixels cut off on every side; 1 with size 4 and stride 2 gives exactly twice as many.
+      bias: whether there is one.
+      initial: the draw of the kernel, called with (key, shape, dtype); shape is "size size channels features".
+      dtype: of the computation.
+      parameter_dtype: of the parameters.
+    """
+
+    features: int
+    size: int = 4
+    stride: int = 2
+    padding: int = 1
+    bias: bool = True
+    initial: Callable = nn.initializers.he_normal()
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch new_height new_width features"]:
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.initial, shape, self.parameter_dtype).astype(self.dtype)
+        y = convolve_transposed(x.astype(self.dtype), kernel, self.stride, self.padding)
+        if not self.bias:
+            return y
+        return y + self.param("bias", nn.initializers.zeros, (self.features,), self.parameter_dtype).astype(self.dtype)
 
 
 @component("subsampling", kind="pool")

@@ -12,7 +12,15 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError, unknown
 from arch_jax.ops.platform import platform
 
-__all__ = ["IMPLEMENTATIONS", "Padding", "choose", "convolve", "convolve_reference", "padded"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "Padding",
+    "choose",
+    "convolve",
+    "convolve_reference",
+    "convolve_transposed",
+    "padded",
+]
 
 #: Zeros around a picture: a number for every side, (before, after) for both axes, "same", or None; see `padded`.
 Padding = int | tuple[int, int] | str | None
@@ -98,6 +106,36 @@ def convolve(
         raise UsageError(f"groups is {groups}; 'shifts' expects one for each of the {channels} channels")
     pads = padded(padding, x.shape[1:3], size, stride, dilation)
     return IMPLEMENTATIONS[name](x, kernel, stride, pads, groups, dilation)
+
+
+def convolve_transposed(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "size size channels features"],
+    stride: int = 2,
+    padding: int = 1,
+    implementation: str = "auto",
+) -> Float[Array, "batch new_height new_width features"]:
+    """The transpose of `convolve` as a linear map of pictures: every pixel adds its kernel, times itself, around it.
+
+    With zeros between the pixels and the kernel turned around it is a convolution of stride 1. A side of n pixels
+    becomes (n - 1) stride + size - 2 padding.
+
+    Args:
+      x: pictures.
+      kernel: what a pixel of each channel adds to each feature.
+      stride: pixels of the result between two pixels of x.
+      padding: what is cut off on every side, at most size - 1.
+      implementation: as in `convolve`.
+
+    Raises:
+      UsageError: padding is not from 0 to size - 1.
+    """
+    size = kernel.shape[0]
+    if not 0 <= padding < size:
+        raise UsageError(f"padding is {padding}; expected 0 to {size - 1}, for a kernel of {size}")
+    zero = jnp.zeros((), x.dtype)
+    x = lax.pad(x, zero, ((0, 0, 0), (0, 0, stride - 1), (0, 0, stride - 1), (0, 0, 0)))
+    return convolve(x, kernel[::-1, ::-1], 1, size - 1 - padding, implementation)
 
 
 def _xla(x: Array, kernel: Array, stride: int, pads: Pads, groups: int, dilation: int) -> Array:

@@ -1,0 +1,1 @@
+"""Autoencoders: pictures in, pictures out, through a code."""

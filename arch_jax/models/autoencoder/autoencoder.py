@@ -1,0 +1,165 @@
+"""Autoencoders without probabilities: linear, deep, convolutional and sparse.
+
+    code = g(x),   reconstruction = h(code)
+
+A linear one of squared error spans the subspace of the principal components (Baldi & Hornik 1989). The deep one is
+Hinton & Salakhutdinov's (2006), and the k-sparse one keeps the k largest units of its code (Makhzani & Frey 2014,
+1312.5663). Which errors are minimised, and noise on the inputs, are of the objective "autoencode".
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from arch_jax.fields import DType, component
+from arch_jax.inputs import images
+from arch_jax.layers.feed_forward import activation
+from arch_jax.models.autoencoder.coders import Decoder, Encoder, check_pictures, check_shape
+from arch_jax.ops.latents import largest_only
+from arch_jax.registry import Paper, register
+
+HINTON = Paper(
+    "Reducing the Dimensionality of Data with Neural Networks",
+    "Hinton & Salakhutdinov",
+    2006,
+    url="https://www.cs.toronto.edu/~hinton/absps/science_som.pdf",
+)
+BALDI = Paper(
+    "Neural Networks and Principal Component Analysis: Learning from Examples Without Local Minima",
+    "Baldi & Hornik",
+    1989,
+    url="https://doi.org/10.1016/0893-6080(89)90014-2",
+)
+MASCI = Paper(
+    "Stacked Convolutional Auto-Encoders for Hierarchical Feature Extraction",
+    "Masci et al.",
+    2011,
+    url="https://doi.org/10.1007/978-3-642-21735-7_7",
+)
+MAKHZANI = Paper("k-Sparse Autoencoders", "Makhzani & Frey", 2014, "1312.5663")
+
+
+@component("autoencoder", kind="model")
+class Autoencoder(nn.Module):
+    """A picture through a code and back; `encode` and `decode` are the two halves.
+
+    Attributes:
+      picture: pixels on a side.
+      channels: 1 for grey, 3 for colour.
+      latent: numbers in the code.
+      hidden: width of the dense layers of the encoder; the decoder has them in reverse order.
+      widths: channels of the convolutions in front of them, each of which halves the picture.
+      activation: between layers.
+      code_activation: of the code; none leaves it linear.
+      kept: how many of the code's units are kept, the largest; none is all.
+      dtype: of the computation.
+      parameter_dtype: of the parameters.
+    """
+
+    picture: int = 28
+    channels: int = 1
+    latent: int = 32
+    hidden: tuple[int, ...] = ()
+    widths: tuple[int, ...] = ()
+    activation: str = "relu"
+    code_activation: str | None = None
+    kept: int | None = None
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    def __post_init__(self) -> None:
+        check_shape(self.picture, self.channels, self.widths)
+        super().__post_init__()
+
+    def setup(self) -> None:
+        shared = {"widths": self.widths, "hidden": self.hidden, "activation": self.activation}
+        shared |= {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        self.encoder = Encoder(self.latent, **shared)
+        self.decoder = Decoder(self.picture, self.channels, **shared)
+
+    def encode(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch latent"]:
+        """The code of each picture.
+
+        Raises:
+          UsageError: pictures of another shape.
+        """
+        self.check(x.shape[1:])
+        code = self.encoder(x)
+        code = code if self.code_activation is None else activation(self.code_activation)(code)
+        return code if self.kept is None else largest_only(code, self.kept)
+
+    def decode(self, code: Float[Array, "*batch latent"]) -> Float[Array, "*batch height width channels"]:
+        """The reconstruction from a code, linear in the last layer: pixels or logits, as the objective has it."""
+        return self.decoder(code)
+
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch height width channels"]:
+        """The reconstruction of each picture."""
+        return self.decode(self.encode(x))
+
+    def check(self, shape: Any) -> None:
+        """Refuses pictures of another shape.
+
+        Raises:
+          UsageError: `shape` ("height width channels") is another.
+        """
+        check_pictures(self.picture, self.channels, shape)
+
+
+_TINY = {"picture": 8, "latent": 3}
+_SHARED = {
+    "family": "autoencoder",
+    "objective": "autoencode",
+    "inputs": images(28, 1),
+}
+
+
+@register(
+    "autoencoder-linear",
+    paper=BALDI,
+    shrink=_TINY,
+    reference="principal components: the optimum's error and subspace are theirs",
+    **_SHARED,
+)
+def autoencoder_linear() -> Autoencoder:
+    """Linear in and out of 32 numbers: at its optimum the subspace of the first 32 principal components."""
+    return Autoencoder()
+
+
+@register(
+    "autoencoder-deep",
+    paper=HINTON,
+    shrink=_TINY | {"hidden": (7, 5)},
+    reference="the paper's layers, counted by hand",
+    **_SHARED,
+)
+def autoencoder_deep() -> Autoencoder:
+    """784-1000-500-250-30 and back, logistic units and a linear code: the paper's for MNIST, 2,837,314 parameters."""
+    return Autoencoder(latent=30, hidden=(1000, 500, 250), activation="sigmoid")
+
+
+@register(
+    "autoencoder-convolutional",
+    paper=MASCI,
+    shrink=_TINY | {"widths": (4, 6)},
+    reference="a transposed convolution is the adjoint of a convolution",
+    **_SHARED,
+)
+def autoencoder_convolutional() -> Autoencoder:
+    """Two convolutions of stride 2, 32 numbers, and two transposed convolutions."""
+    return Autoencoder(widths=(32, 64))
+
+
+@register(
+    "autoencoder-k-sparse",
+    paper=MAKHZANI,
+    shrink=_TINY | {"latent": 12, "kept": 4},
+    reference="the k largest units by sorting",
+    **_SHARED,
+)
+def autoencoder_k_sparse() -> Autoencoder:
+    """1,000 linear units of which the 25 largest are kept, as in the paper's experiments on MNIST."""
+    return Autoencoder(latent=1000, kept=25)

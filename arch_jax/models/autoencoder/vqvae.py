@@ -1,0 +1,229 @@
+"""VQ-VAE (van den Oord et al. 2017, 1711.00937): an autoencoder whose code is a picture of numbers from a codebook.
+
+    z_q(x) = e_k,   k = argmin_j |z_e(x) - e_j|                                (equations 1 and 2)
+
+Two convolutions of 4 x 4 and stride 2 and two residual blocks encode, two residual blocks and two transposed
+convolutions decode (section 4.1). The gradient of the reconstruction goes through the nearest code as if it were z_e.
+Codes follow the vectors that choose them by moving averages (appendix A.1), or by a gradient of their own (equation 3).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from arch_jax.errors import UsageError
+from arch_jax.fields import DType, component
+from arch_jax.inputs import images
+from arch_jax.layers.convolution import Convolution, TransposedConvolution
+from arch_jax.models.autoencoder.coders import check_pictures, check_shape
+from arch_jax.ops.vector_quantisation import moved_codes, nearest_code, revived, straight_through
+from arch_jax.registry import Paper, register
+
+PAPER = Paper("Neural Discrete Representation Learning", "van den Oord et al.", 2017, "1711.00937")
+
+
+class Codebook(nn.Module):
+    """The nearest of a set of codes to each vector.
+
+    Attributes:
+      codes: how many there are.
+      average: share of the moving averages that is kept at each step; none for codes that are parameters.
+      least: codes whose average count is below are put where a vector of the batch is; 0 for none.
+      parameter_dtype: of the codes.
+    """
+
+    codes: int
+    average: float | None = 0.99
+    least: float = 0.0
+    parameter_dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "*batch width"], train: bool = False
+    ) -> tuple[Float[Array, "*batch width"], Int[Array, "*batch"]]:
+        """The nearest code of each vector, and its number; in training, the moving averages are updated."""
+        shape, initial = (self.codes, x.shape[-1]), nn.initializers.normal(0.1)
+        if self.average is None:
+            codes = self.param("codes", initial, shape, self.parameter_dtype)
+            chosen = nearest_code(x, codes)
+            return codes[chosen], chosen
+        draw = lambda: initial(self.make_rng("params"), shape, self.parameter_dtype)
+        codes = self.variable("codebook", "codes", draw)
+        counts = self.variable("codebook", "counts", jnp.ones, (self.codes,), self.parameter_dtype)
+        sums = self.variable("codebook", "sums", lambda: codes.value)
+        chosen = nearest_code(x, codes.value)
+        quantised = codes.value[chosen]
+        if train and not self.is_initializing() and self.is_mutable_collection("codebook"):
+            flat = jax.lax.stop_gradient(x).reshape(-1, x.shape[-1])
+            moved = moved_codes(flat, chosen.ravel(), counts.value, sums.value, self.average)
+            if self.least > 0:
+                moved = revived(self.make_rng("dropout"), flat, *moved, self.least)
+            codes.value, counts.value, sums.value = moved
+        return quantised, chosen
+
+    def look_up(self, chosen: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
+        """The codes of these numbers."""
+        collection = "params" if self.average is None else "codebook"
+        return self.get_variable(collection, "codes")[chosen]
+
+
+class ResidualUnit(nn.Module):
+    """x + K2 * relu(K1 * relu(x)): a 3 x 3 and a 1 x 1 convolution (1711.00937, section 4.1).
+
+    Attributes:
+      hidden: channels between the two.
+      dtype: of the computation.
+      parameter_dtype: of the parameters.
+    """
+
+    hidden: int
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+        dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        y = Convolution(self.hidden, 3, **dtypes, name="convolution_1")(nn.relu(x))
+        return x + Convolution(x.shape[-1], 1, **dtypes, name="convolution_2")(nn.relu(y))
+
+
+class Residuals(nn.Module):
+    """A convolution or two to `width` channels, and residual units behind them.
+
+    Attributes:
+      width: channels.
+      hidden: channels inside the units.
+      units: how many there are.
+      halvings: convolutions of 4 x 4 and stride 2 in front.
+      dtype: of the computation.
+      parameter_dtype: of the parameters.
+    """
+
+    width: int
+    hidden: int
+    units: int
+    halvings: int = 0
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w features"]:
+        dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        for number in range(self.halvings):
+            width = self.width // 2 if number < self.halvings - 1 else self.width
+            x = nn.relu(Convolution(width, 4, 2, 1, **dtypes, name=f"halving_{number}")(x))
+        x = Convolution(self.width, 3, **dtypes, name="convolution")(x)
+        for number in range(self.units):
+            x = ResidualUnit(self.hidden, **dtypes, name=f"unit_{number}")(x)
+        return nn.relu(x)
+
+
+@component("vq_vae", kind="model")
+class VQVAE(nn.Module):
+    """A vector-quantised autoencoder on pictures, "batch height width channels".
+
+    Attributes:
+      picture: pixels on a side, a multiple of 4.
+      channels: 1 for grey, 3 for colour.
+      codes: in the codebook.
+      code_width: numbers in a code.
+      width: channels of the convolutions.
+      hidden: channels inside the residual units.
+      units: residual units on each side.
+      average: share of the moving averages of the codes that is kept at each step; none for codes that are parameters.
+      least: codes whose average count is below are put where a vector of the batch is; 0 for none.
+      dtype: of the computation; distances to codes are at least float32.
+      parameter_dtype: of the parameters and the codes.
+    """
+
+    picture: int = 32
+    channels: int = 3
+    codes: int = 512
+    code_width: int = 64
+    width: int = 128
+    hidden: int = 32
+    units: int = 2
+    average: float | None = 0.99
+    least: float = 0.0
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    def __post_init__(self) -> None:
+        check_shape(self.picture, self.channels, (self.width,) * 2)
+        if self.codes < 2:
+            raise UsageError(f"codes is {self.codes}; expected at least 2")
+        if self.average is not None and not 0 <= self.average < 1:
+            raise UsageError(f"average is {self.average}; expected a share from 0 to below 1, such as 0.99, or none")
+        super().__post_init__()
+
+    def setup(self) -> None:
+        dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        self.encoder = Residuals(self.width, self.hidden, self.units, halvings=2, **dtypes)
+        self.to_code = Convolution(self.code_width, 1, **dtypes)
+        self.codebook = Codebook(self.codes, self.average, self.least, self.parameter_dtype)
+        self.decoder = Residuals(self.width, self.hidden, self.units, **dtypes)
+        self.doubling = TransposedConvolution(self.width // 2, **dtypes)
+        self.pixels = TransposedConvolution(self.channels, **dtypes)
+
+    def encode(self, x: Float[Array, "batch height width channels"]) -> Int[Array, "batch h w"]:
+        """The number of the code at each place, 4 pixels apart.
+
+        Raises:
+          UsageError: pictures of another shape.
+        """
+        self.check(x.shape[1:])
+        return self.codebook(self.to_code(self.encoder(x)))[1]
+
+    def decode(self, code: Int[Array, "batch h w"]) -> Float[Array, "batch height width channels"]:
+        """The picture from the numbers of its codes."""
+        return self._pixels(self.codebook.look_up(code).astype(self.dtype))
+
+    def quantised(
+        self, x: Float[Array, "batch height width channels"], train: bool = False
+    ) -> tuple[
+        Float[Array, "batch height width channels"],
+        Float[Array, "batch h w code"],
+        Float[Array, "batch h w code"],
+        Int[Array, "batch h w"],
+    ]:
+        """The reconstruction, what the encoder gave (z_e), its nearest codes (z_q), and their numbers."""
+        self.check(x.shape[1:])
+        encoded = self.to_code(self.encoder(x))
+        nearest, chosen = self.codebook(encoded, train)
+        nearest = nearest.astype(encoded.dtype)
+        return self._pixels(straight_through(encoded, nearest)), encoded, nearest, chosen
+
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch height width channels"]:
+        """The reconstruction of each picture."""
+        return self.quantised(x, train)[0]
+
+    def _pixels(self, codes: Array) -> Array:
+        return self.pixels(nn.relu(self.doubling(self.decoder(codes))))
+
+    def check(self, shape: Any) -> None:
+        """Refuses pictures of another shape.
+
+        Raises:
+          UsageError: `shape` ("height width channels") is another.
+        """
+        check_pictures(self.picture, self.channels, shape)
+
+
+@register(
+    "vq-vae",
+    family="autoencoder",
+    objective="vector_quantised",
+    paper=PAPER,
+    inputs=images(32),
+    shrink={"picture": 8, "codes": 5, "code_width": 4, "width": 8, "hidden": 4},
+    reference="nearest codes by all differences; moving averages without memory are k-means",
+    reproduces="reconstruction and perplexity on digits (vqvae_digits)",
+)
+def vq_vae() -> VQVAE:
+    """512 codes of 64 numbers, 8 x 8 of them for a picture of CIFAR-10, in the sizes of the authors' example."""
+    return VQVAE()

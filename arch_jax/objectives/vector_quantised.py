@@ -1,0 +1,85 @@
+"""Reconstruction through a codebook."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from arch_jax.errors import UsageError
+from arch_jax.fields import component
+from arch_jax.objectives.autoencode import check_pictures
+from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
+from arch_jax.objectives.picture_grid import picture_grid, validation_pictures
+from arch_jax.ops.vector_quantisation import perplexity
+
+
+@component("vector_quantised", kind="objective")
+@dataclasses.dataclass(frozen=True)
+class VectorQuantised(ObjectiveBase):
+    """|x - reconstruction|^2 / variance + commitment |z_e - sg(e)|^2, means over pixels and over codes' numbers.
+
+    van den Oord et al. 2017, 1711.00937, equation 3; where the codes are parameters, with |sg(z_e) - e|^2 too.
+
+    Attributes:
+      model: the autoencoder; filled in by the experiment.
+      commitment: beta, the price of being away from a code.
+      variance: of the data's pixels, which makes the first term comparable between data sets.
+      show_pictures: how many of the validation pictures `show` draws.
+    """
+
+    commitment: float = 0.25
+    variance: float = 1.0
+    show_pictures: int = 12
+
+    unit: ClassVar[str] = "of the pixels' variance"
+
+    def __post_init__(self) -> None:
+        if not self.variance > 0:
+            raise UsageError(f"variance is {self.variance}; expected a number above 0")
+        if not self.commitment >= 0:
+            raise UsageError(f"commitment is {self.commitment}; expected a number of at least 0, such as 0.25")
+
+    def arguments(self, batch: Batch) -> tuple:
+        return (batch["images"],)
+
+    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+        outputs, updates = self.apply(variables, batch["images"], key=key, method="quantised")
+        metrics = self._terms(outputs, batch)
+        return metrics["loss"], (metrics, updates)
+
+    def evaluate(self, variables: Any, batch: Batch) -> dict[str, Pair]:
+        """The loss, the reconstruction's error alone, and the perplexity of a batch's codes."""
+        return self._terms(self.model.apply(variables, batch["images"], method="quantised"), batch)
+
+    def _terms(self, outputs: tuple, batch: Batch) -> dict[str, Pair]:
+        made, encoded, nearest, chosen = outputs
+        wide = jnp.promote_types(made.dtype, jnp.float32)
+        mean = lambda x: jnp.mean(x.astype(wide).reshape(len(x), -1), axis=-1)
+        stop = jax.lax.stop_gradient
+        error = mean(jnp.square(batch["images"] - made)) / self.variance
+        each = error + self.commitment * mean(jnp.square(encoded - stop(nearest)))
+        if self.model.average is None:
+            each = each + mean(jnp.square(stop(encoded) - nearest))
+        weights = batch["weights"].astype(wide)
+        total = jnp.sum(weights)
+        pair = lambda x: (jnp.sum(jnp.where(weights > 0, x * weights, 0)), total)
+        return {
+            "loss": pair(each),
+            "reconstruction": pair(error),
+            "perplexity": (perplexity(chosen, self.model.codes) * total, total),
+        }
+
+    def check(self, data: Any) -> None:
+        """The pictures must be of the shape that the model takes."""
+        check_pictures(data, self.model, "vector_quantised")
+
+    def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        """Validation pictures, the numbers of their codes as grey values, and the reconstructions."""
+        pictures, _ = validation_pictures(data, self.show_pictures)
+        made, _, _, chosen = jax.jit(lambda v, x: self.model.apply(v, x, method="quantised"))(variables, pictures)
+        scaled = lambda x: (np.asarray(x) - data.low) / (data.high - data.low)
+        codes = np.asarray(chosen)[..., None] / max(1, self.model.codes - 1)
+        rows = {"pictures": scaled(pictures), "codes": codes, "made of them": scaled(made)}
+        return {"reconstructions": picture_grid(rows)}
