@@ -1,0 +1,27 @@
+"""Deep plain networks are worse than shallow ones, and deep residual ones are not (He et al. 2016, 1512.03385, figure 6).
+
+arch-jax ablate resnet_vs_plain
+"""
+
+import arch_jax
+
+
+def config() -> arch_jax.Experiment:
+    """The CIFAR form with 20 layers and a quarter of the channels, on Fashion-MNIST."""
+    return arch_jax.Experiment(
+        model=arch_jax.create("resnet-cifar-20", width=4),
+        objective=arch_jax.objective("classify"),
+        data=arch_jax.Images(source="idx:/usr/share/datasets/fashion-mnist", batch=64),
+        optimizer=arch_jax.Optimizer("sgd", learning_rate=0.1, schedule="cosine", warmup=50, weight_decay=1e-4),
+        steps=900,
+        evaluate_every=300,
+        checkpoint_every=900,
+        steps_per_dispatch=20,
+    )
+
+
+def ablate_depth():
+    """20 and 56 layers, without shortcuts and with them."""
+    for shortcut in ("none", "padding"):
+        for blocks in (3, 9):
+            yield {"model.shortcut": shortcut, "model.blocks": (blocks,) * 3}

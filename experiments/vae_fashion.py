@@ -1,0 +1,38 @@
+"""The variational autoencoder (Kingma & Welling 2014, 1312.6114) on Fashion-MNIST (Xiao et al. 2017, 1708.07747).
+
+arch-jax train vae_fashion --set data.source=idx:/usr/share/datasets/fashion-mnist
+"""
+
+import arch_jax
+
+
+def config() -> arch_jax.Experiment:
+    """The paper's 500 tanh units and 20 latent variables, pixels as probabilities; 10 passes over 60,000 pictures."""
+    return arch_jax.Experiment(
+        model=arch_jax.create("vae"),
+        objective=arch_jax.objective("variational"),
+        data=arch_jax.Images(source="idx:/usr/share/datasets/fashion-mnist", batch=100),
+        optimizer=arch_jax.Optimizer("adam", learning_rate=1e-3, schedule="constant"),
+        steps=6000,
+        evaluate_every=1200,
+        checkpoint_every=3000,
+        steps_per_dispatch=100,
+    )
+
+
+def ablate_latent():
+    """How many latent variables it takes; with 2 the latent plane is drawn."""
+    for latent in (2, 10, 20):
+        yield {"model.latent": latent}
+
+
+def ablate_beta():
+    """beta-VAE (Higgins et al. 2017): what a higher price on the code costs in reconstruction."""
+    for beta in (1.0, 4.0):
+        yield {"objective.beta": beta}
+
+
+def ablate_condition():
+    """The class of the article, given to both sides."""
+    yield {"model.classes": None}
+    yield {"model.classes": 10}
