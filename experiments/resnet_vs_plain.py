@@ -1,4 +1,4 @@
-"""Deep plain networks are worse than shallow ones, and deep residual ones are not (He et al. 2016, 1512.03385, figure 6).
+"""Deep plain networks are worse than shallow ones, deep residual ones are not (He et al. 2016, 1512.03385, figure 6).
 
 arch-jax ablate resnet_vs_plain
 """
