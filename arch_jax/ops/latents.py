@@ -43,7 +43,7 @@ def draw_gaussian(
 
 
 def gaussian_log_density(
-    x: Float[Array, "*batch size"], mean: Float[Array, "*other size"], log_variance: Float[Array, "*any"]
+    x: Float[Array, "*batch size"], mean: Float[Array, "*other"], log_variance: Float[Array, "*any"]
 ) -> Float[Array, "*out"]:
     """log N(x; mean, variance) in nats, independent over the last axis and summed over it; arguments broadcast."""
     each = jnp.square(x - mean) * jnp.exp(-log_variance) + log_variance + math.log(2 * math.pi)

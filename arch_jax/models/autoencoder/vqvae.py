@@ -30,44 +30,50 @@ class Codebook(nn.Module):
 
     Attributes:
       codes: how many there are.
+      width: numbers in each.
       average: share of the moving averages that is kept at each step; none for codes that are parameters.
       least: codes whose average count is below are put where a vector of the batch is; 0 for none.
       parameter_dtype: of the codes.
     """
 
     codes: int
+    width: int
     average: float | None = 0.99
     least: float = 0.0
     parameter_dtype: DType = jnp.float32
 
-    @nn.compact
+    def setup(self) -> None:
+        shape, initial = (self.codes, self.width), nn.initializers.normal(0.1)
+        if self.average is None:
+            self.table = self.param("codes", initial, shape, self.parameter_dtype)
+            return
+        draw = lambda: initial(self.make_rng("params"), shape, self.parameter_dtype)
+        self.moving = self.variable("codebook", "codes", draw)
+        self.counts = self.variable("codebook", "counts", jnp.ones, (self.codes,), self.parameter_dtype)
+        self.sums = self.variable("codebook", "sums", lambda: self.moving.value)
+
     def __call__(
         self, x: Float[Array, "*batch width"], train: bool = False
     ) -> tuple[Float[Array, "*batch width"], Int[Array, "*batch"]]:
         """The nearest code of each vector, and its number; in training, the moving averages are updated."""
-        shape, initial = (self.codes, x.shape[-1]), nn.initializers.normal(0.1)
-        if self.average is None:
-            codes = self.param("codes", initial, shape, self.parameter_dtype)
-            chosen = nearest_code(x, codes)
-            return codes[chosen], chosen
-        draw = lambda: initial(self.make_rng("params"), shape, self.parameter_dtype)
-        codes = self.variable("codebook", "codes", draw)
-        counts = self.variable("codebook", "counts", jnp.ones, (self.codes,), self.parameter_dtype)
-        sums = self.variable("codebook", "sums", lambda: codes.value)
-        chosen = nearest_code(x, codes.value)
-        quantised = codes.value[chosen]
-        if train and not self.is_initializing() and self.is_mutable_collection("codebook"):
-            flat = jax.lax.stop_gradient(x).reshape(-1, x.shape[-1])
-            moved = moved_codes(flat, chosen.ravel(), counts.value, sums.value, self.average)
+        chosen = nearest_code(x, self._codes)
+        quantised = self.look_up(chosen)
+        moves = train and self.average is not None and not self.is_initializing()
+        if moves and self.is_mutable_collection("codebook"):
+            flat = jax.lax.stop_gradient(x).reshape(-1, self.width)
+            moved = moved_codes(flat, chosen.ravel(), self.counts.value, self.sums.value, self.average)
             if self.least > 0:
                 moved = revived(self.make_rng("dropout"), flat, *moved, self.least)
-            codes.value, counts.value, sums.value = moved
+            self.moving.value, self.counts.value, self.sums.value = moved
         return quantised, chosen
 
     def look_up(self, chosen: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
         """The codes of these numbers."""
-        collection = "params" if self.average is None else "codebook"
-        return self.get_variable(collection, "codes")[chosen]
+        return self._codes[chosen]
+
+    @property
+    def _codes(self) -> Array:
+        return self.table if self.average is None else self.moving.value
 
 
 class ResidualUnit(nn.Module):
@@ -163,7 +169,7 @@ class VQVAE(nn.Module):
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         self.encoder = Residuals(self.width, self.hidden, self.units, halvings=2, **dtypes)
         self.to_code = Convolution(self.code_width, 1, **dtypes)
-        self.codebook = Codebook(self.codes, self.average, self.least, self.parameter_dtype)
+        self.codebook = Codebook(self.codes, self.code_width, self.average, self.least, self.parameter_dtype)
         self.decoder = Residuals(self.width, self.hidden, self.units, **dtypes)
         self.doubling = TransposedConvolution(self.width // 2, **dtypes)
         self.pixels = TransposedConvolution(self.channels, **dtypes)
