@@ -2,7 +2,8 @@
 
 from arch_jax.interop.pictures.picture_type import PictureType
 from arch_jax.interop.pictures.resnet import RESNET_TYPE
+from arch_jax.interop.pictures.vit import VIT_TYPE
 
 __all__ = ["PICTURE_TYPES", "PictureType"]
 
-PICTURE_TYPES: dict[str, PictureType] = {"resnet": RESNET_TYPE}
+PICTURE_TYPES: dict[str, PictureType] = {"resnet": RESNET_TYPE, "vit": VIT_TYPE}

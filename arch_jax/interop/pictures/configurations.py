@@ -13,7 +13,8 @@ from arch_jax.interop.pictures.picture_type import PictureType
 from arch_jax.interop.strict_json import shown
 
 #: Settings of ours that change nothing in the outputs of given weights.
-_TRAINING = {"dropout", "dtype", "initial_scale", "momentum", "parameter_dtype", "stochastic_depth", "zero_scale"}
+_TRAINING = {"dropout", "dtype", "implementation", "initial_scale", "initial_std", "momentum", "parameter_dtype"}
+_TRAINING |= {"query_gain", "remat", "residual_scale", "scan", "zero_scale"}
 
 
 def picture_module_of(data: Mapping[str, Any]) -> tuple[PictureType, nn.Module] | None:
@@ -53,7 +54,7 @@ def picture_configuration_of(module: nn.Module) -> tuple[PictureType, dict[str, 
     for name, kind in PICTURE_TYPES.items():
         if kind.module is type(module):
             data = {"model_type": name} | kind.write(module)
-            differences = list(fields.difference(_settings(module), _settings(kind.read(data))))
+            differences = list(fields.difference(*(_settings(kind.plain(each)) for each in (module, kind.read(data)))))
             # That a part is another one says more than the settings that it therefore has or lacks.
             differences.sort(key=lambda difference: not difference[0].endswith("module"))
             for path, value, expected in differences:

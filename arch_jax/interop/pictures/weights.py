@@ -23,7 +23,7 @@ _COUNTS = re.compile(r".*\.num_batches_tracked")
 def naming_of(kind: PictureType, module: nn.Module, names: Iterable[str]) -> str:
     """Which naming a checkpoint's names follow: the one that shares most of them."""
     names = set(names)
-    return max(kind.rows, key=lambda naming: len(names & {row.theirs for row in kind.rows[naming](module)}))
+    return max(kind.rows, key=lambda naming: len(names & {name for name, *_ in _each(kind.rows[naming](module))}))
 
 
 def variables_of(kind: PictureType, tensors: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
@@ -36,23 +36,30 @@ def variables_of(kind: PictureType, tensors: Mapping[str, Any], module: nn.Modul
       RunError: a tensor holds NaN or infinity, or can't be read.
     """
     rows, shapes = kind.rows[naming_of(kind, module, tensors)](module), _shapes(module, kind.picture(module))
-    names = {row.theirs for row in rows}
-    for row in rows:
-        if row.theirs not in tensors:
-            raise UsageError(f"the tensor {row.theirs!r} is missing from the checkpoint{nearest(row.theirs, tensors)}")
-        expected = _theirs(row, shapes[row.ours])
-        if tuple(tensors[row.theirs].shape) != expected:
-            raise wrong_shape(row.theirs, tensors[row.theirs].shape, expected)
+    names = set()
+    for name, row, _ in _each(rows):
+        if name not in tensors:
+            raise UsageError(f"the tensor {name!r} is missing from the checkpoint{nearest(name, tensors)}")
+        expected = _theirs(row, shapes)
+        if tuple(tensors[name].shape) != expected:
+            raise wrong_shape(name, tensors[name].shape, expected)
+        names.add(name)
     for name in tensors:
         if name not in names and not _COUNTS.fullmatch(name):
             raise UsageError(
                 f"the checkpoint has the tensor {shown(name)}, which the module lacks{nearest(name[:80], names)}"
             )
-    dtype, found = np.dtype(module.parameter_dtype), {}
-    for row in rows:
-        array = read_tensor(row.theirs, tensors[row.theirs], dtype)
-        found[row.ours] = jnp.asarray(array if row.axes is None else array.transpose(row.axes))
-    return unflatten_dict(found, sep="/")
+    dtype = np.dtype(module.parameter_dtype)
+    found: dict[str, np.ndarray] = {path: np.empty(shape, dtype) for path, shape in shapes.items()}
+    for name, row, layer in _each(rows):
+        array = read_tensor(name, tensors[name], dtype)
+        array = array.reshape(array.shape[row.ones :])
+        array = array if row.axes is None else array.transpose(row.axes)
+        array = array if row.patch is None else array.reshape(-1, array.shape[-1])
+        ends = np.cumsum([_ours(row, path, shapes)[-1] for path in row.ours])[:-1] if row.ours[1:] else []
+        for path, piece in zip(row.ours, np.split(array, ends, axis=-1)):
+            found[path][... if layer is None else layer] = piece
+    return unflatten_dict({path: jnp.asarray(array) for path, array in found.items()}, sep="/")
 
 
 def tensors_of(
@@ -69,21 +76,44 @@ def tensors_of(
         raise UsageError(f"the variables lack {path!r}, which the module has{nearest(path, leaves)}")
     for path in sorted(leaves.keys() - shapes.keys()):
         raise UsageError(f"the variables have {path!r}, which the module lacks{nearest(path, shapes)}")
+    for path, shape in shapes.items():
+        if leaves[path].shape != shape:
+            raise wrong_shape(path, leaves[path].shape, shape)
+    for name, row, layer in _each(rows):
+        shape = _theirs(row, shapes)
+
+        def make(name: str = name, row: Row = row, layer: int | None = layer, shape: Shape = shape) -> np.ndarray:
+            parts = [np.asarray(leaves[path] if layer is None else leaves[path][layer]) for path in row.ours]
+            array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+            check_finite(name, array)
+            if row.patch is not None:
+                array = array.reshape(row.patch, row.patch, -1, array.shape[-1])
+            array = array if row.axes is None else array.transpose(np.argsort(row.axes))
+            return np.ascontiguousarray(array).reshape(shape)
+
+        yield name, shape, np.dtype(leaves[row.ours[0]].dtype), make
+
+
+def _each(rows: Iterable[Row]) -> Iterator[tuple[str, Row, int | None]]:
+    """The name of every tensor, its row, and its layer."""
     for row in rows:
-        if leaves[row.ours].shape != shapes[row.ours]:
-            raise wrong_shape(row.ours, leaves[row.ours].shape, shapes[row.ours])
-
-        def make(row: Row = row) -> np.ndarray:
-            array = np.asarray(leaves[row.ours])
-            check_finite(row.theirs, array)
-            return array if row.axes is None else np.ascontiguousarray(array.transpose(np.argsort(row.axes)))
-
-        yield row.theirs, _theirs(row, shapes[row.ours]), np.dtype(leaves[row.ours].dtype), make
+        for layer in [None] if row.layers is None else range(row.layers):
+            yield row.theirs.format(layer), row, layer
 
 
-def _theirs(row: Row, shape: Shape) -> Shape:
+def _ours(row: Row, path: str, shapes: Mapping[str, Shape]) -> Shape:
+    """The shape of one of our arrays, of one layer."""
+    return shapes[path] if row.layers is None else shapes[path][1:]
+
+
+def _theirs(row: Row, shapes: Mapping[str, Shape]) -> Shape:
     """The shape of their tensor from ours."""
-    return shape if row.axes is None else tuple(shape[axis] for axis in np.argsort(row.axes))
+    parts = [_ours(row, path, shapes) for path in row.ours]
+    shape = (*parts[0][:-1], sum(part[-1] for part in parts))
+    if row.patch is not None:
+        shape = (row.patch, row.patch, shape[0] // row.patch**2, shape[1])
+    shape = shape if row.axes is None else tuple(shape[axis] for axis in np.argsort(row.axes))
+    return (1,) * row.ones + shape
 
 
 @functools.lru_cache(maxsize=16)

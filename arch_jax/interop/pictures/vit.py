@@ -1,0 +1,172 @@
+"""The Vision Transformer: `model_type` "vit", and timm's vit_tiny_patch16_224 and its kin."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from arch_jax.interop.configuration_fields import (
+    ACTIVATIONS,
+    Field,
+    choice,
+    flag,
+    label_names,
+    labels,
+    number,
+    only,
+    read_fields,
+    whole,
+)
+from arch_jax.interop.model_types.model_type import divides
+from arch_jax.interop.pictures.picture_type import CONVOLUTION, PictureType, Row, layer_norm, linear
+from arch_jax.layers.attention import Attention
+from arch_jax.layers.feed_forward import MLP
+from arch_jax.layers.norms import LayerNorm
+from arch_jax.models.transformer.vit import ViT
+
+FIELDS = {
+    "hidden_size": Field(whole, 768),
+    "num_hidden_layers": Field(whole, 12),
+    "num_attention_heads": Field(whole, 12),
+    "intermediate_size": Field(whole, 3072),
+    "hidden_act": Field(choice(ACTIVATIONS), "gelu"),
+    "initializer_range": Field(number, 0.02),
+    "layer_norm_eps": Field(number, 1e-12),
+    "image_size": Field(whole, 224),
+    "patch_size": Field(whole, 16),
+    "num_channels": Field(only(3), 3),
+    "qkv_bias": Field(flag, True),
+}
+_HARMLESS = [
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "encoder_stride",  # of the decoder for masked pictures
+    "pooler_output_size",  # of a pooler that the classifier has not
+    "pooler_act",
+]
+
+
+def _read(data: Mapping[str, Any]) -> ViT:
+    c = read_fields(data, FIELDS, _HARMLESS)
+    divides("num_attention_heads", c["num_attention_heads"], "hidden_size", c["hidden_size"])
+    std = c["initializer_range"]
+    bias = {"bias": c["qkv_bias"], "output_bias": True}
+    return ViT(
+        classes=labels(data),
+        picture=c["image_size"],
+        patch=c["patch_size"],
+        depth=c["num_hidden_layers"],
+        width=c["hidden_size"],
+        mixer=Attention(heads=c["num_attention_heads"], causal=False, initial_std=std, **bias),
+        feed_forward=MLP(hidden=c["intermediate_size"], activation=c["hidden_act"], initial_std=std),
+        norm=LayerNorm(epsilon=c["layer_norm_eps"]),
+        initial_std=std,
+    )
+
+
+def _write(module: ViT) -> dict[str, Any]:
+    mixer, feed_forward = module.mixer, module.feed_forward
+    return {
+        "architectures": ["ViTForImageClassification"],
+        **label_names(module.classes),
+        "hidden_size": module.width,
+        "num_hidden_layers": module.depth,
+        "num_attention_heads": getattr(mixer, "heads", 1),
+        "intermediate_size": getattr(feed_forward, "hidden", None) or 4 * module.width,
+        "hidden_act": getattr(feed_forward, "activation", "gelu").replace("gelu_tanh", "gelu_new"),
+        "hidden_dropout_prob": module.dropout,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": module.initial_std,
+        "layer_norm_eps": getattr(module.norm, "epsilon", 1e-12),
+        "image_size": module.picture,
+        "patch_size": module.patch,
+        "num_channels": 3,
+        "qkv_bias": getattr(mixer, "bias", True),
+    }
+
+
+def _plain(module: ViT) -> ViT:
+    """Sizes that follow from others, written out."""
+    if isinstance(module.mixer, Attention):
+        _, kv_heads, size = module.mixer.sizes(module.width)
+        bias = module.mixer.bias if module.mixer.output_bias is None else module.mixer.output_bias
+        module = module.clone(mixer=module.mixer.clone(kv_heads=kv_heads, head_size=size, output_bias=bias))
+    if isinstance(module.feed_forward, MLP) and module.feed_forward.hidden is None:
+        module = module.clone(feed_forward=module.feed_forward.clone(hidden=4 * module.width))
+    return module
+
+
+def _ends(module: ViT, token: str, position: str, patch: str) -> list[Row]:
+    return [
+        Row(token, ("params/class_token",), ones=2),
+        Row(position, ("params/position_embedding",), ones=1),
+        Row(f"{patch}.weight", ("params/patch_embedding/kernel",), CONVOLUTION, patch=module.patch),
+        Row(f"{patch}.bias", ("params/patch_embedding/bias",)),
+    ]
+
+
+def _transformers(module: ViT) -> list[Row]:
+    theirs, ours, depth = "vit.encoder.layer.{}", "stack/layers/block_0", module.depth
+    rows = _ends(
+        module,
+        "vit.embeddings.cls_token",
+        "vit.embeddings.position_embeddings",
+        "vit.embeddings.patch_embeddings.projection",
+    )
+    for part in ("query", "key", "value"):
+        rows += linear(
+            f"{theirs}.attention.attention.{part}", f"{ours}/mixer/{part}", bias=module.mixer.bias, layers=depth
+        )
+    rows += linear(f"{theirs}.attention.output.dense", f"{ours}/mixer/output", layers=depth)
+    rows += linear(f"{theirs}.intermediate.dense", f"{ours}/feed_forward/up", layers=depth)
+    rows += linear(f"{theirs}.output.dense", f"{ours}/feed_forward/down", layers=depth)
+    rows += layer_norm(f"{theirs}.layernorm_before", f"{ours}/mixer_norm", depth)
+    rows += layer_norm(f"{theirs}.layernorm_after", f"{ours}/feed_forward_norm", depth)
+    return rows + layer_norm("vit.layernorm", "final_norm") + linear("classifier", "logits")
+
+
+def _timm(module: ViT) -> list[Row]:
+    theirs, ours, depth = "blocks.{}", "stack/layers/block_0", module.depth
+    rows = _ends(module, "cls_token", "pos_embed", "patch_embed.proj")
+    parts = [f"{ours}/mixer/{part}" for part in ("query", "key", "value")]
+    rows += linear(f"{theirs}.attn.qkv", *parts, bias=module.mixer.bias, layers=depth)
+    rows += linear(f"{theirs}.attn.proj", f"{ours}/mixer/output", layers=depth)
+    rows += linear(f"{theirs}.mlp.fc1", f"{ours}/feed_forward/up", layers=depth)
+    rows += linear(f"{theirs}.mlp.fc2", f"{ours}/feed_forward/down", layers=depth)
+    rows += layer_norm(f"{theirs}.norm1", f"{ours}/mixer_norm", depth)
+    rows += layer_norm(f"{theirs}.norm2", f"{ours}/feed_forward_norm", depth)
+    return rows + layer_norm("norm", "final_norm") + linear("head", "logits")
+
+
+def _apart(rows: Callable[[ViT], list[Row]]) -> Callable[[ViT], list[Row]]:
+    """The same rows, one of each layer where the module does not stack its layers."""
+
+    def of(module: ViT) -> list[Row]:
+        if module.scan:
+            return rows(module)
+        each = []
+        for row in rows(module):
+            for layer in range(row.layers or 1):
+                ours = tuple(path.replace("layers/block_0", f"layer_{layer}") for path in row.ours)
+                each.append(row._replace(theirs=row.theirs.format(layer), ours=ours, layers=None))
+        return each
+
+    return of
+
+
+_SIZES = {
+    "tiny_patch16": "tiny-16",
+    "small_patch16": "small-16",
+    "base_patch16": "base-16",
+    "base_patch32": "base-32",
+    "large_patch16": "large-16",
+    "huge_patch14": "huge-14",
+}
+
+VIT_TYPE = PictureType(
+    module=ViT,
+    read=_read,
+    write=_write,
+    rows={"transformers": _apart(_transformers), "timm": _apart(_timm)},
+    architectures={f"vit_{theirs}_224": f"vit-{ours}" for theirs, ours in _SIZES.items()},
+    picture=lambda module: (module.picture, module.picture, 3),
+    plain=_plain,
+)
