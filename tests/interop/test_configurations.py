@@ -514,7 +514,10 @@ UNSAVABLE = {
     "heads": (lambda: gpt2(**{"mixer.head_size": 6}), "mixer.head_size is 6; expected 4"),
     "bias": (lambda: gpt2(**{"mixer.bias": False}), "mixer.bias is False; expected True"),
     "width": (lambda: llama(**{"width": 10, "mixer.head_size": 4}), "heads is 4, which does not divide width (10)"),
-    "no decoder": (lambda: Strange(), "save_pretrained was given a Strange; expected a BERT, Decoder or"),
+    "no decoder": (
+        lambda: Strange(),
+        "save_pretrained was given a Strange; expected a BERT, Decoder, EncoderDecoder, ResNet or",
+    ),
 }
 
 

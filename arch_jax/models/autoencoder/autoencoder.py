@@ -120,6 +120,7 @@ _SHARED = {
 @register(
     "autoencoder-linear",
     paper=BALDI,
+    architecture="autoencoder",
     shrink=_TINY,
     reference="principal components: the optimum's error and subspace are theirs",
     **_SHARED,
@@ -132,6 +133,7 @@ def autoencoder_linear() -> Autoencoder:
 @register(
     "autoencoder-deep",
     paper=HINTON,
+    architecture="autoencoder",
     shrink=_TINY | {"hidden": (7, 5)},
     reference="the paper's layers, counted by hand",
     **_SHARED,

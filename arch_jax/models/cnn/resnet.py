@@ -195,7 +195,7 @@ def _cifar(layers: int, parameters: int | None, residual: bool) -> None:
         paper=PAPER,
         inputs=images(32),
         parameters=parameters,
-        architecture="resnet-cifar" if residual else "plain-cifar",
+        architecture="resnet-cifar",
         shrink={"classes": 5, "blocks": (1, 2), "width": 4},
         reference="the same network in torch: logits and running statistics within 1e-5",
         difference=5e-7,
