@@ -1,6 +1,8 @@
-"""Deep plain networks are worse than shallow ones, deep residual ones are not (He et al. 2016, 1512.03385, figure 6).
+"""Plain networks get worse with depth, residual ones don't (He et al. 2016, 1512.03385, figure 6), on Fashion-MNIST.
 
-arch-jax ablate resnet_vs_plain
+    arch-jax ablate resnet_vs_plain --seeds 2
+
+The paper's networks of 20 and 56 layers for CIFAR-10 with a quarter of the channels.
 """
 
 import arch_jax
