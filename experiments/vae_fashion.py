@@ -4,9 +4,9 @@
 
 The evidence lower bound on the 10,000 test pictures, whose pixels are probabilities. Seen, seed 0: 248.2 nats (16.9 of
 divergence, 231.3 of reconstruction) with 20 latent variables, and 275.3 (6.5 and 268.8) with 2, in under 2 minutes each
-on one CPU core. Samples from the prior are articles, blurred; on the way from a boot to a pullover the pictures fade from
-one into the other; on the plane of 2 variables trousers, boots, shirts and pullovers have regions of their own. The
-paper gives its bounds for MNIST as curves only (figure 2).
+on one CPU core. Samples from the prior are articles, blurred; on the way from a boot to a pullover the pictures fade
+from one into the other; on the plane of 2 variables trousers, boots, shirts and pullovers have regions of their own.
+The paper gives its bounds for MNIST as curves only (figure 2).
 """
 
 import arch_jax
