@@ -27,7 +27,8 @@ class ConvolutionNorm(nn.Module):
       stride: pixels between windows.
       padding: zeros around the picture, as `Convolution` takes it.
       groups: equal parts of the channels; none is one for each channel.
-      norm: after the convolution, which then has no bias; none leaves it out.
+      normalise: after the convolution, which then has no bias; none leaves it out. (Flax would take a field of the
+        name "norm" for the submodule of that name.)
       activation: f; none leaves it out.
       bias: whether the convolution has one; none is where no norm follows.
       initial: the draw of K.
@@ -40,7 +41,7 @@ class ConvolutionNorm(nn.Module):
     stride: int = 1
     padding: Padding = None
     groups: int | None = 1
-    norm: Norm | None = BatchNorm()
+    normalise: Norm | None = BatchNorm()
     activation: str | None = "relu"
     bias: bool | None = None
     initial: Callable = HE_FAN_OUT
@@ -52,7 +53,7 @@ class ConvolutionNorm(nn.Module):
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch new_height new_width features"]:
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
-        bias = self.norm is None if self.bias is None else self.bias
+        bias = self.normalise is None if self.bias is None else self.bias
         convolution = Convolution(
             self.features,
             self.size,
@@ -65,6 +66,6 @@ class ConvolutionNorm(nn.Module):
             name="convolution",
         )
         y = convolution(x)
-        if self.norm is not None:
-            y = adapted(self.norm, **dtypes).clone(parent=self, name="norm")(y, train)
+        if self.normalise is not None:
+            y = adapted(self.normalise, **dtypes).clone(parent=self, name="norm")(y, train)
         return y if self.activation is None else activation(self.activation)(y)

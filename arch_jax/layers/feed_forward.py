@@ -13,6 +13,7 @@ from arch_jax.ops.activations import gelu_tanh, scaled_tanh
 #: Activation by name. GELU in both forms of Hendrycks & Gimpel (2016, arXiv 1606.08415): exact, and by tanh.
 ACTIVATIONS = {
     "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": gelu_tanh,
     "silu": jax.nn.silu,

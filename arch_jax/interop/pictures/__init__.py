@@ -1,9 +1,18 @@
 """Image models' configurations and tensors, one file each: transformers' names, and torchvision's and timm's."""
 
+from arch_jax.interop.pictures.convnext import CONVNEXT_TYPE
+from arch_jax.interop.pictures.efficientnet import EFFICIENTNET_TYPE
+from arch_jax.interop.pictures.mobilenet_v2 import MOBILENET_V2_TYPE
 from arch_jax.interop.pictures.picture_type import PictureType
 from arch_jax.interop.pictures.resnet import RESNET_TYPE
 from arch_jax.interop.pictures.vit import VIT_TYPE
 
 __all__ = ["PICTURE_TYPES", "PictureType"]
 
-PICTURE_TYPES: dict[str, PictureType] = {"resnet": RESNET_TYPE, "vit": VIT_TYPE}
+PICTURE_TYPES: dict[str, PictureType] = {
+    "resnet": RESNET_TYPE,
+    "convnext": CONVNEXT_TYPE,
+    "mobilenet_v2": MOBILENET_V2_TYPE,
+    "efficientnet": EFFICIENTNET_TYPE,
+    "vit": VIT_TYPE,
+}

@@ -14,7 +14,7 @@ from arch_jax.interop.strict_json import shown
 
 #: Settings of ours that change nothing in the outputs of given weights.
 _TRAINING = {"dropout", "dtype", "implementation", "initial_scale", "initial_std", "momentum", "parameter_dtype"}
-_TRAINING |= {"query_gain", "remat", "residual_scale", "scan", "zero_scale"}
+_TRAINING |= {"query_gain", "remat", "residual_scale", "scan", "stochastic_depth", "zero_scale"}
 
 
 def picture_module_of(data: Mapping[str, Any]) -> tuple[PictureType, nn.Module] | None:

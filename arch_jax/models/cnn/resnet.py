@@ -69,7 +69,7 @@ class Residual(nn.Module):
         shared = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         last = adapted(self.norm, initial_scale=0.0) if self.zero_scale else self.norm
         layer = lambda features, size, stride, name, norm=self.norm, f="relu": ConvolutionNorm(
-            features, size, stride, norm=norm, activation=f, **shared, name=name
+            features, size, stride, normalise=norm, activation=f, **shared, name=name
         )
         if self.bottleneck:
             features = EXPANSION * self.width
@@ -136,9 +136,9 @@ class ResNet(nn.Module):
         self, images: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
         """Logits of each class."""
-        shared = {"norm": self.norm, "dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = ConvolutionNorm(self.width, size, stride, **shared, name="stem")(images, train)
+        x = ConvolutionNorm(self.width, size, stride, normalise=self.norm, **dtypes, name="stem")(images, train)
         if self.stem == "imagenet":
             x = MaxPool(3, 2, padding=1)(x)
         for stage, count in enumerate(self.blocks):
@@ -150,10 +150,10 @@ class ResNet(nn.Module):
                     shortcut=self.shortcut,
                     stride_first=self.stride_first,
                     zero_scale=self.zero_scale,
-                    **shared,
+                    norm=self.norm,
+                    **dtypes,
                     name=f"stage_{stage}_block_{place}",
                 )(x, train)
-        dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         return Dense(self.classes, initial_std=0.01, **dtypes, name="logits")(global_average(x))
 
 

@@ -104,7 +104,9 @@ class AlexNet(nn.Module):
         x = images
         for number, (width, size) in enumerate(zip(self.widths, (11, 5, 3, 3, 3))):
             stride, padding = (4, 2) if number == 0 else (1, None)
-            layer = ConvolutionNorm(width, size, stride, padding, norm=None, **dtypes, name=f"convolution_{number}")
+            layer = ConvolutionNorm(
+                width, size, stride, padding, normalise=None, **dtypes, name=f"convolution_{number}"
+            )
             x = layer(x, train)
             if number in (0, 1, 4):
                 x = MaxPool(3, 2)(x)
@@ -171,7 +173,7 @@ class VGG(nn.Module):
         for stage, (count, width) in enumerate(zip(self.blocks, self.widths)):
             for place in range(count):
                 name = f"stage_{stage}_convolution_{place}"
-                x = ConvolutionNorm(width, norm=self.norm, bias=True, **dtypes, name=name)(x, train)
+                x = ConvolutionNorm(width, normalise=self.norm, bias=True, **dtypes, name=name)(x, train)
             x = MaxPool(2)(x)
         x = adaptive_average_pool(x, self.grid)
         if self.head == "linear":

@@ -1,0 +1,158 @@
+"""EfficientNet (Tan & Le 2019, 1905.11946): depth, width and resolution of one small network, scaled together.
+
+B0 (table 1) is inverted residuals with squeeze and excitation. Equation 3 scales depth by a^p, width by b^p and the
+pictures' side by c^p, with a = 1.2, b = 1.1 and c = 1.15: a b^2 c^2 is about 2, so that each step of p is twice the
+work. B1 to B7 have the factors of the released networks, which are near that (B7: depth 3.1, a^6.2) and not exactly it;
+blocks and channels of every stage follow from two factors.
+"""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from arch_jax.errors import UsageError
+from arch_jax.fields import DType, component
+from arch_jax.inputs import images
+from arch_jax.layers.convolution_norm import ConvolutionNorm
+from arch_jax.layers.dense import Dense
+from arch_jax.layers.inverted_residual import InvertedResidual, divisible
+from arch_jax.layers.mixer import Norm
+from arch_jax.layers.norms import BatchNorm
+from arch_jax.ops.convolution import Padding
+from arch_jax.ops.pooling import global_average
+from arch_jax.registry import Paper, register
+
+PAPER = Paper(
+    "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", "Tan & Le", 2019, "1905.11946"
+)
+
+
+@component("efficientnet", kind="model")
+class EfficientNet(nn.Module):
+    """EfficientNet on pictures, "batch height width channels".
+
+    Attributes:
+      classes: how many there are.
+      depth_factor: of the blocks in each stage, rounded up.
+      width_factor: of all channels, rounded to multiples of `divisor`.
+      stages: expansion, channels, blocks, the first block's stride and the kernel's size, for each row of table 1.
+      stem: channels of the first convolution.
+      head: channels of the last convolution.
+      divisor: what all widths are rounded to a multiple of.
+      padding: of all convolutions: "same" for TensorFlow's, none for as much on both sides.
+      squeeze: share of a block's channels between squeeze and excitation.
+      dropout: share of the pooled features that is dropped in training.
+      stochastic_depth: share of the examples for which the last block's branch is left out in training; 0 for the
+        first, and in equal steps between.
+      norm: after each convolution.
+      dtype: of the computation.
+      parameter_dtype: of the parameters.
+    """
+
+    classes: int = 1000
+    depth_factor: float = 1.0
+    width_factor: float = 1.0
+    stages: tuple[tuple[int, int, int, int, int], ...] = (
+        (1, 16, 1, 1, 3),
+        (6, 24, 2, 2, 3),
+        (6, 40, 2, 2, 5),
+        (6, 80, 3, 2, 3),
+        (6, 112, 3, 1, 5),
+        (6, 192, 4, 2, 5),
+        (6, 320, 1, 1, 3),
+    )
+    stem: int = 32
+    head: int = 1280
+    divisor: int = 8
+    padding: Padding = "same"
+    squeeze: float = 0.25
+    dropout: float = 0.2
+    stochastic_depth: float = 0.2
+    norm: Norm = BatchNorm(epsilon=1e-3, momentum=0.99)
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    def __post_init__(self) -> None:
+        if not (self.depth_factor > 0 and self.width_factor > 0):
+            raise UsageError(
+                f"depth_factor is {self.depth_factor} and width_factor {self.width_factor}; expected numbers above 0"
+            )
+        super().__post_init__()
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Blocks of each stage."""
+        return tuple(math.ceil(self.depth_factor * count) for _, _, count, _, _ in self.stages)
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch classes"]:
+        """Logits of each class."""
+        dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        shared = dtypes | {"normalise": self.norm, "activation": "silu"}
+        width = lambda channels: divisible(channels * self.width_factor, self.divisor)
+        x = ConvolutionNorm(width(self.stem), 3, 2, self.padding, **shared, name="stem")(images, train)
+        number = 0
+        for stage, (expansion, channels, _, stride, size) in enumerate(self.stages):
+            for place in range(self.counts[stage]):
+                x = InvertedResidual(
+                    width(channels),
+                    expansion,
+                    size,
+                    1 if place else stride,
+                    self.padding,
+                    squeeze=self.squeeze,
+                    # The reference divides by the number of blocks, so that the last one does not reach the rate.
+                    stochastic_depth=self.stochastic_depth * number / sum(self.counts),
+                    **shared,
+                    name=f"stage_{stage}_block_{place}",
+                )(x, train)
+                number += 1
+        x = global_average(ConvolutionNorm(width(self.head), 1, **shared, name="head")(x, train))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return Dense(self.classes, initial_std=0.01, **dtypes, name="logits")(x)
+
+
+def _efficientnet(size: int, parameters: int, depth: float, width: float, pixels: int, dropout: float) -> None:
+    """Registers one of B0 to B7 with the factors of the released network."""
+
+    @register(
+        f"efficientnet-b{size}",
+        family="cnn",
+        objective="classify",
+        paper=PAPER,
+        inputs=images(pixels),
+        parameters=parameters,
+        architecture="efficientnet",
+        shrink={
+            "classes": 5,
+            "stem": 4,
+            "head": 12,
+            "divisor": 2,
+            "stages": ((1, 4, 1, 1, 3), (2, 6, 2, 2, 5)),
+            "dropout": 0.0,
+            "stochastic_depth": 0.0,
+        },
+        no_gradient={
+            "project/norm/bias$": "what is added to all pixels of a channel is taken away by the next batch norm"
+        },
+        reference="transformers EfficientNetForImageClassification: logits within 1e-5",
+        difference=1e-6,
+    )
+    def build() -> EfficientNet:
+        return EfficientNet(depth_factor=depth, width_factor=width, dropout=dropout)
+
+    build.__doc__ = f"{depth} times B0's depth and {width} times its width, for pictures of {pixels} x {pixels} pixels."
+
+
+_efficientnet(0, 5_288_548, 1.0, 1.0, 224, 0.2)
+_efficientnet(1, 7_794_184, 1.1, 1.0, 240, 0.2)
+_efficientnet(2, 9_109_994, 1.2, 1.1, 260, 0.3)
+_efficientnet(3, 12_233_232, 1.4, 1.2, 300, 0.3)
+_efficientnet(4, 19_341_616, 1.8, 1.4, 380, 0.4)
+_efficientnet(5, 30_389_784, 2.2, 1.6, 456, 0.4)
+_efficientnet(6, 43_040_704, 2.6, 1.8, 528, 0.5)
+_efficientnet(7, 66_347_960, 3.1, 2.0, 600, 0.5)
