@@ -33,7 +33,7 @@ def module_of(data: Mapping[str, Any]) -> tuple[str, nn.Module]:
     kind = data.get("model_type")
     if not isinstance(kind, str) or kind not in MODEL_TYPES:
         said = "has no model_type" if kind is None else f"has model_type {shown(kind)}, which is not supported"
-        raise UsageError(f"config.json {said}{nearest(str(kind)[:80], [*MODEL_TYPES, *PICTURE_TYPES])}")
+        raise UsageError(f"config.json {said}{nearest(str(kind or '')[:80], [*MODEL_TYPES, *PICTURE_TYPES])}")
     return kind, MODEL_TYPES[kind].read(data)
 
 

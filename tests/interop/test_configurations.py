@@ -179,7 +179,7 @@ REFUSED = {
         {"model_type": "gpt3"},
         "has model_type 'gpt3', which is not supported; the nearest is 'gpt2'",
     ),
-    "no model type": (GPT2, {"model_type": None}, "config.json has no model_type; valid are 'bert', 'gpt2', 'llama'"),
+    "no model type": (GPT2, {"model_type": None}, "config.json has no model_type; valid are 'bert'"),
     "a list as model type": (GPT2, {"model_type": []}, "has model_type [], which is not supported"),
     "unknown": (GPT2, {"n_embed": 8}, "unknown field of config.json 'n_embed'; the nearest"),
     "of another model": (GPT2, {"rms_norm_eps": 1e-5}, "unknown field of config.json 'rms_norm_eps'"),
@@ -516,7 +516,7 @@ UNSAVABLE = {
     "width": (lambda: llama(**{"width": 10, "mixer.head_size": 4}), "heads is 4, which does not divide width (10)"),
     "no decoder": (
         lambda: Strange(),
-        "save_pretrained was given a Strange; expected a BERT, Decoder, EncoderDecoder, ResNet or",
+        "save_pretrained was given a Strange; expected a BERT, ConvNeXt, Decoder, EfficientNet, EncoderDecoder, MobileNetV2, ResNet or",
     ),
 }
 

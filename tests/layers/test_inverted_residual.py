@@ -24,7 +24,7 @@ def test_stochastic_depth_leaves_out_whole_examples_and_keeps_the_mean():
     np.testing.assert_allclose(np.unique(out), [0, 1 / 0.7], rtol=1e-6)
     assert abs((out[:, 0] == 0).mean() - 0.3) < 4 * (0.3 * 0.7 / 4000) ** 0.5
     np.testing.assert_array_equal(layer.apply({}, x), x)
-    with pytest.raises(UsageError, match="stochastic_depth is 1.0"):
+    with pytest.raises(UsageError, match=r"stochastic_depth is 1\.0"):
         StochasticDepth(1.0)
     assert rising(0.4, 5) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     assert rising(0.4, 1) == [0]

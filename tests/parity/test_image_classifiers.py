@@ -103,7 +103,7 @@ def test_logits_running_statistics_and_weights_both_ways(name, tmp_path):
     with torch.no_grad():
         expected = model(inputs).logits.numpy()
     assert np.ptp(expected, axis=0).max() > 0.05 * np.abs(expected).max(), "the logits say nothing of the pictures"
-    # In float32 the MobileNetV2 of transformers is itself 1e-5 from what it gives in float64, where it is held to 1e-12.
+    # In float32 transformers' MobileNetV2 is itself 1e-5 from what it gives in float64, where ours is held to 1e-12.
     close(jax.jit(module.apply)(variables, jnp.asarray(x)), expected, 1e-4 if kind == "mobilenet_v2" else 1e-5)
 
     arch_jax.save_pretrained(module, variables, tmp_path / "ours")
