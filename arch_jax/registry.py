@@ -28,6 +28,7 @@ from arch_jax.errors import UsageError, unknown
 from arch_jax.inputs import Inputs
 
 FAMILIES = (
+    "mlp",
     "transformer",
     "cnn",
     "rnn",

@@ -12,9 +12,13 @@ from arch_jax.errors import UsageError, unknown
 
 SOURCES: dict[str, str] = {
     "digits": "1,797 handwritten digits of 8 x 8; comes with scikit-learn",
+    "gate:NAME": "the four rows of a gate's truth table, as pictures of 1 x 2 pixels: and, or, nand, xor",
     "idx:DIR": "a folder in MNIST's manner: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-...; plain or .gz",
     "tfds:NAME": "a data set of TensorFlow Datasets with features image and label; or tfds:NAME/CONFIG",
 }
+
+#: Gate -> its value at (0, 0), (0, 1), (1, 0), (1, 1).
+GATES = {"and": (0, 0, 0, 1), "or": (0, 1, 1, 1), "nand": (1, 1, 1, 0), "xor": (0, 1, 1, 0)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,7 +90,10 @@ def check_source(source: Any) -> None:
     if not isinstance(source, str):
         raise UsageError(f"a source is a name such as 'digits' or 'idx:DIR', not {source!r}")
     kind, colon, rest = source.partition(":")
-    if colon and kind in ("idx", "tfds"):
+    if kind == "gate":
+        if rest not in GATES:
+            raise unknown("gate", rest, GATES)
+    elif colon and kind in ("idx", "tfds"):
         if not rest.strip():
             expected = "idx:DIR" if kind == "idx" else "tfds:NAME"
             raise UsageError(f"source {source!r} names nothing to read; expected {expected!r}")
@@ -111,6 +118,10 @@ def read_pictures(source: str) -> Found:
         from arch_jax.data import tfds_source
 
         return tfds_source.read(rest)
+    if kind == "gate":
+        rows = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.uint8).reshape(4, 1, 2, 1)
+        table = Part(rows, np.array(GATES[rest], np.int32))
+        return _in_memory(source, table, table, top=1, names=("0", "1"))
     if kind == "idx":
         from arch_jax.data import idx
 

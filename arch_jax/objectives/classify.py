@@ -1,22 +1,22 @@
-"""Classification of pictures: the cross-entropy of each picture's class."""
+"""Classification of pictures: the cross-entropy of each picture's class, or the perceptron's rule."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from arch_jax.errors import UsageError
+from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import component
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
-from arch_jax.ops.losses import cross_entropy
+from arch_jax.ops.losses import cross_entropy, perceptron
 
 
 @component("classify", kind="objective")
 @dataclasses.dataclass(frozen=True)
 class Classify(ObjectiveBase):
-    """-log p(class | picture), in nats, over the pictures that have weight.
+    """-log p(class | picture), in nats, over the pictures that have weight; or another criterion of its scores.
 
     Attributes:
       model: the classifier; filled in by the experiment.
@@ -24,11 +24,14 @@ class Classify(ObjectiveBase):
       rubbish: j of LeNet-5's criterion (LeCun et al. 1998, equation 9), at least 0: a class of logit -j that no picture
         has, in training. While the right class's logit is below -j it is pulled up, whatever the others are. None: no
         such class.
+      criterion: "cross_entropy", or "perceptron": by how much another class's score is above the right one's, whose
+        gradient descent, one picture a step, is Rosenblatt's rule (`ops.losses.perceptron`).
       show_pictures: how many of the validation pictures `show` draws.
     """
 
     label_smoothing: float = 0.0
     rubbish: float | None = None
+    criterion: Literal["cross_entropy", "perceptron"] = "cross_entropy"
     show_pictures: int = 48
 
     def __post_init__(self) -> None:
@@ -36,12 +39,22 @@ class Classify(ObjectiveBase):
             raise UsageError(f"label_smoothing is {self.label_smoothing}; expected a number from 0 to 1, such as 0.1")
         if self.rubbish is not None and not self.rubbish >= 0:
             raise UsageError(f"rubbish is {self.rubbish}; expected a number of at least 0, or none")
+        if self.criterion not in ("cross_entropy", "perceptron"):
+            raise unknown("criterion", self.criterion, ("cross_entropy", "perceptron"))
+        if self.criterion == "perceptron" and (self.label_smoothing or self.rubbish is not None):
+            raise UsageError(
+                f"criterion 'perceptron' has no probabilities, but label_smoothing is {self.label_smoothing} and "
+                f"rubbish is {self.rubbish}; expected 0 and none"
+            )
 
     def arguments(self, batch: Batch) -> tuple:
         return (batch["images"],)
 
     def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
         logits, updates = self.apply(variables, batch["images"], key=key)
+        if self.criterion == "perceptron":
+            metrics = self._metrics(perceptron(logits, batch["labels"]), logits, batch)
+            return metrics["loss"], (metrics, updates)
         scores = logits
         if self.rubbish is not None:
             scores = jnp.concatenate([logits, jnp.full((len(logits), 1), -self.rubbish, logits.dtype)], axis=1)
@@ -50,9 +63,10 @@ class Classify(ObjectiveBase):
         return metrics["loss"], (metrics, updates)
 
     def evaluate(self, variables: Any, batch: Batch) -> dict[str, Pair]:
-        """Nats a picture ("loss"), and the share of pictures whose class is the likeliest ("accuracy")."""
+        """The criterion ("loss", nats a picture), and the share of pictures whose class is likeliest ("accuracy")."""
         logits = self.model.apply(variables, batch["images"])
-        return self._metrics(cross_entropy(logits, batch["labels"]), logits, batch)
+        criterion = perceptron if self.criterion == "perceptron" else cross_entropy
+        return self._metrics(criterion(logits, batch["labels"]), logits, batch)
 
     def _metrics(self, nats: jax.Array, logits: jax.Array, batch: Batch) -> dict[str, Pair]:
         weights = batch["weights"].astype(nats.dtype)

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError
 
-__all__ = ["cross_entropy", "cross_entropy_reference"]
+__all__ = ["cross_entropy", "cross_entropy_reference", "perceptron"]
 
 
 def cross_entropy(
@@ -63,3 +63,22 @@ def cross_entropy_reference(logits, targets, *, label_smoothing=0.0, z_loss=0.0)
     loss = -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1)
     loss = loss + z_loss * jnp.square(jax.nn.logsumexp(logits, axis=-1))
     return jnp.where((targets >= 0) & (targets < vocabulary), loss, jnp.nan)
+
+
+def perceptron(scores: Float[Array, "*batch classes"], targets: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """By how much the highest other class's score is above the target's; 0 where it is below.
+
+    Its gradient is what Rosenblatt's rule ("Principles of Neurodynamics", 1962) subtracts, in Kesler's form for several
+    classes (Duda & Hart 1973, section 5.12): 1 for that class and -1 for the target, for mistakes alone. An equal score
+    is a mistake too, of loss 0 but with that gradient, or weights of 0 would never change.
+
+    Args:
+      scores: of each class, over the last axis; two or more.
+      targets: the true classes, in [0, classes).
+    """
+    classes = jnp.arange(scores.shape[-1])
+    true = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
+    others = jnp.where(classes == targets[..., None], -jnp.inf, scores)
+    # One of several equal ones: the gradient of a maximum would be shared among them.
+    highest = jnp.take_along_axis(scores, jnp.argmax(others, axis=-1)[..., None], axis=-1)[..., 0]
+    return jnp.where(highest >= true, highest - true, 0)

@@ -1,0 +1,57 @@
+"""XOR: what one layer cannot compute, and two hidden units can (Minsky & Papert 1969; Rumelhart et al. 1986).
+
+    arch-jax train xor
+
+The four rows of the truth table are both what is trained on and what is judged: nothing is to be generalised. No line
+has (0, 0) and (1, 1) on one side and (0, 1) and (1, 0) on the other, so a perceptron gets three rows at most; hidden
+units fold the plane.
+"""
+
+import arch_jax
+
+published = (
+    arch_jax.Published(
+        1.0,
+        "Rumelhart, Hinton & Williams, Parallel Distributed Processing 1 (1986), chapter 8: solved by hidden units",
+        tolerance=0.0,
+        metric="accuracy",
+        unit="of the rows",
+        direction="at least",
+        behaviour=True,
+    ),
+)
+
+
+def config() -> arch_jax.Experiment:
+    """Four hidden units, 22 parameters, the whole table at each step."""
+    return arch_jax.Experiment(
+        model=arch_jax.create("mlp", classes=2, hidden=(4,)),
+        objective=arch_jax.objective("classify"),
+        data=arch_jax.Images(source="gate:xor", batch=4, low=-1.0, high=1.0),
+        optimizer=arch_jax.Optimizer("sgd", learning_rate=0.5, schedule="constant", b1=0.9, clip=None),
+        steps=500,
+        evaluate_every=100,
+        checkpoint_every=500,
+        log_every=100,
+        steps_per_dispatch=100,
+    )
+
+
+def ablate_hidden():
+    """Units of the hidden layer; with none it is a perceptron."""
+    for hidden in ((), (1,), (2,), (4,), (8,)):
+        yield {"model.hidden": hidden}
+
+
+def ablate_gate():
+    """Rosenblatt's rule, one row a step, on gates of which only the last is not linear."""
+    for gate in ("and", "or", "nand", "xor"):
+        yield {
+            "model.hidden": (),
+            "model.initial_std": 0.0,
+            "objective.criterion": "perceptron",
+            "data.source": f"gate:{gate}",
+            "data.batch": 1,
+            "optimizer.b1": 0.0,
+            "optimizer.learning_rate": 1.0,
+        }
