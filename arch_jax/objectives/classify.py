@@ -26,12 +26,15 @@ class Classify(ObjectiveBase):
         such class.
       criterion: "cross_entropy", or "perceptron": by how much another class's score is above the right one's, whose
         gradient descent, one picture a step, is Rosenblatt's rule (`ops.losses.perceptron`).
+      auxiliary_weight: what the losses of a model's auxiliary classifiers, where it has them, count in training
+        (Szegedy et al. 2015, 1409.4842, section 5).
       show_pictures: how many of the validation pictures `show` draws.
     """
 
     label_smoothing: float = 0.0
     rubbish: float | None = None
     criterion: Literal["cross_entropy", "perceptron"] = "cross_entropy"
+    auxiliary_weight: float = 0.3
     show_pictures: int = 48
 
     def __post_init__(self) -> None:
@@ -39,6 +42,8 @@ class Classify(ObjectiveBase):
             raise UsageError(f"label_smoothing is {self.label_smoothing}; expected a number from 0 to 1, such as 0.1")
         if self.rubbish is not None and not self.rubbish >= 0:
             raise UsageError(f"rubbish is {self.rubbish}; expected a number of at least 0, or none")
+        if not self.auxiliary_weight >= 0:
+            raise UsageError(f"auxiliary_weight is {self.auxiliary_weight}; expected a number of at least 0")
         if self.criterion not in ("cross_entropy", "perceptron"):
             raise unknown("criterion", self.criterion, ("cross_entropy", "perceptron"))
         if self.criterion == "perceptron" and (self.label_smoothing or self.rubbish is not None):
@@ -51,16 +56,22 @@ class Classify(ObjectiveBase):
         return (batch["images"],)
 
     def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
-        logits, updates = self.apply(variables, batch["images"], key=key)
-        if self.criterion == "perceptron":
-            metrics = self._metrics(perceptron(logits, batch["labels"]), logits, batch)
-            return metrics["loss"], (metrics, updates)
-        scores = logits
-        if self.rubbish is not None:
-            scores = jnp.concatenate([logits, jnp.full((len(logits), 1), -self.rubbish, logits.dtype)], axis=1)
-        nats = cross_entropy(scores, batch["labels"], label_smoothing=self.label_smoothing)
-        metrics = self._metrics(nats, logits, batch)
+        heads = bool(getattr(self.model, "auxiliary", False))
+        said, updates = self.apply(variables, batch["images"], key=key, **({"method": "all_logits"} if heads else {}))
+        logits, *others = said if heads else (said,)
+        each = self._each(logits, batch)
+        for other in others:
+            each = each + self.auxiliary_weight * self._each(other, batch)
+        metrics = self._metrics(each, logits, batch)
         return metrics["loss"], (metrics, updates)
+
+    def _each(self, logits: jax.Array, batch: Batch) -> jax.Array:
+        """What is minimised of each picture, of one classifier's logits."""
+        if self.criterion == "perceptron":
+            return perceptron(logits, batch["labels"])
+        if self.rubbish is not None:
+            logits = jnp.concatenate([logits, jnp.full((len(logits), 1), -self.rubbish, logits.dtype)], axis=1)
+        return cross_entropy(logits, batch["labels"], label_smoothing=self.label_smoothing)
 
     def evaluate(self, variables: Any, batch: Batch) -> dict[str, Pair]:
         """The criterion ("loss", nats a picture), and the share of pictures whose class is likeliest ("accuracy")."""

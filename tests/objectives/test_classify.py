@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import arch_jax
+from arch_jax.ops.losses import cross_entropy
 
 
 def task(model=None, **fields):
@@ -82,3 +83,33 @@ def test_data_that_does_not_fit_is_refused():
         task(arch_jax.create("lenet5", classes=5)).check(arch_jax.Images(source="digits", resize=32).load())
     with pytest.raises(arch_jax.UsageError, match="takes labelled pictures, and the data has x"):
         task().check(arch_jax.Ring().load())
+
+
+def test_auxiliary_classifiers_count_in_training_alone():
+    model = arch_jax.create(
+        "googlenet-auxiliary",
+        classes=3,
+        width=0.0625,
+        modules=(1, 4, 1),
+        auxiliary_hidden=8,
+        dropout=0.0,
+        auxiliary_dropout=0.0,
+    )
+    pictures = {
+        "images": jax.random.normal(jax.random.key(0), (2, 32, 32, 3)),
+        "labels": jnp.array([0, 2]),
+        "weights": jnp.ones(2),
+    }
+    it = arch_jax.objective("classify", auxiliary_weight=0.5).with_model(model)
+    variables = jax.jit(it.init)(jax.random.key(1), pictures)
+    (total, weight), _ = jax.jit(lambda v: it.loss("model", v, pictures, jax.random.key(2)))(variables)
+    said, _ = model.apply(variables, pictures["images"], train=True, mutable=["batch_stats"], method="all_logits")
+    main, first, second = (float(cross_entropy(logits, pictures["labels"]).sum()) for logits in said)
+    np.testing.assert_allclose(total, main + 0.5 * (first + second), rtol=1e-5)
+    assert weight == 2
+    evaluated = it.evaluate(variables, pictures)["loss"][0]
+    np.testing.assert_allclose(
+        evaluated, cross_entropy(model.apply(variables, pictures["images"]), pictures["labels"]).sum(), rtol=1e-5
+    )
+    with pytest.raises(arch_jax.UsageError, match=r"auxiliary_weight is -1"):
+        arch_jax.objective("classify", auxiliary_weight=-1.0)

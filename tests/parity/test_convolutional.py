@@ -10,6 +10,7 @@ import pytest
 
 from arch_jax.layers.norms import BatchNorm
 from arch_jax.models.cnn.densenet import DenseNet
+from arch_jax.models.cnn.googlenet import STAGES, GoogLeNet
 from arch_jax.models.cnn.resnet import ResNet
 from arch_jax.models.cnn.vgg import VGG, AlexNet
 
@@ -252,3 +253,85 @@ def test_densenet(form, bottleneck, side):
 
     module = DenseNet(5, growth, blocks, stem=8, form=form, bottleneck=bottleneck)
     agree(module, nn.Sequential(*layers), variables, side)
+
+
+class TorchGoogLeNet(nn.Module):
+    """torchvision.models.GoogLeNet, with fewer channels; layers lie under the names that ours have."""
+
+    def __init__(self, width, largest, auxiliary, classes=5, hidden=16):
+        super().__init__()
+        self.auxiliary = auxiliary
+        many = lambda n: max(1, round(n * width))
+
+        def basic(name, old, new, size, stride=1):
+            layers = nn.Sequential(nn.Conv2d(old, new, size, stride, size // 2, bias=False), nn.BatchNorm2d(new, 0.001))
+            self.add_module(name, nn.Sequential(layers, nn.ReLU()))
+
+        basic("stem", 3, many(64), 7, 2)
+        basic("reduce", many(64), many(64), 1)
+        basic("convolution", many(64), many(192), 3)
+        channels = many(192)
+        for stage, modules in STAGES.items():
+            for letter, table in zip("abcde", modules):
+                one, reduced, three, least, five, pooled = map(many, table)
+                at = f"inception_{stage}{letter}"
+                basic(f"{at}_one", channels, one, 1)
+                basic(f"{at}_three_reduced", channels, reduced, 1)
+                basic(f"{at}_three", reduced, three, 3)
+                basic(f"{at}_five_reduced", channels, least, 1)
+                basic(f"{at}_five", least, five, largest)
+                basic(f"{at}_pooled", channels, pooled, 1)
+                channels = one + three + five + pooled
+                if auxiliary and f"{stage}{letter}" in ("4a", "4d"):
+                    head = f"auxiliary_{stage}{letter}"
+                    basic(f"{head}_convolution", channels, many(128), 1)
+                    self.add_module(f"{head}_hidden", nn.Linear(16 * many(128), hidden))
+                    self.add_module(f"{head}_logits", nn.Linear(hidden, classes))
+        self.logits = nn.Linear(channels, classes)
+
+    def forward(self, x):
+        layer, heads = self.get_submodule, []
+        x = nn.functional.max_pool2d(layer("stem")(x), 3, 2, ceil_mode=True)
+        x = layer("convolution")(layer("reduce")(x))
+        for stage, modules in STAGES.items():
+            x = nn.functional.max_pool2d(x, 2 if stage == 5 else 3, 2, ceil_mode=True)
+            for letter in "abcde"[: len(modules)]:
+                at = f"inception_{stage}{letter}"
+                a = layer(f"{at}_one")(x)
+                b = layer(f"{at}_three")(layer(f"{at}_three_reduced")(x))
+                c = layer(f"{at}_five")(layer(f"{at}_five_reduced")(x))
+                d = layer(f"{at}_pooled")(nn.functional.max_pool2d(x, 3, 1, padding=1, ceil_mode=True))
+                x = torch.cat([a, b, c, d], 1)
+                head = f"auxiliary_{stage}{letter}"
+                if hasattr(self, f"{head}_logits"):
+                    y = layer(f"{head}_convolution")(nn.functional.adaptive_avg_pool2d(x, 4)).flatten(1)
+                    heads.append(layer(f"{head}_logits")(torch.relu(layer(f"{head}_hidden")(y))))
+        self.said = tuple(heads)
+        return self.logits(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(("auxiliary", "largest", "side"), [(False, 3, 64), (True, 5, 75)])
+def test_googlenet(auxiliary, largest, side):
+    def variables(theirs):
+        found = Variables()
+        for name, layer in theirs.named_children():
+            if isinstance(layer, nn.Linear):
+                found.linear(name, layer, 4 if name.endswith("hidden") else 1)
+            else:
+                found.convolution(f"{name}/convolution", layer[0][0])
+                found.norm(f"{name}/norm", layer[0][1])
+        return found.tree
+
+    dropouts = {"dropout": 0.0, "auxiliary_dropout": 0.0}
+    module = GoogLeNet(5, 0.125, auxiliary=auxiliary, largest=largest, **dropouts, auxiliary_hidden=16)
+    theirs = TorchGoogLeNet(0.125, largest, auxiliary)
+    agree(module, theirs, variables, side)
+    if auxiliary:
+        x = jax.random.normal(jax.random.key(1), (2, side, side, 3))
+        theirs = theirs.float().eval()
+        with torch.no_grad():
+            theirs(torch.from_numpy(np.asarray(x).transpose(0, 3, 1, 2).copy()))
+        ours = jax.jit(lambda v: module.apply(v, x, method="all_logits"))(variables(theirs))
+        assert len(ours) == 3
+        for logits, expected in zip(ours[1:], theirs.said, strict=True):
+            np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected.numpy()).max())
