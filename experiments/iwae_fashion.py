@@ -2,7 +2,10 @@
 
     arch-jax ablate iwae_fashion --seeds 2
 
-The paper's figures are for MNIST: more draws in the bound give a better model there.
+Seen, the bound of 50 draws on the 10,000 test pictures, seeds 0 and 1: 245.4 and 246.3 nats where 1 draw was trained
+with (a variational autoencoder), 244.3 and 243.7 with 5, 243.7 with 50 (seed 0); 4 to 15 minutes each on one CPU core.
+The paper has 86.8, 85.5 and 84.8 nats on MNIST, by 5,000 draws and after far longer training (table 1): the same order,
+and here as there most is gained by the first five.
 """
 
 import arch_jax

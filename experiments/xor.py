@@ -5,6 +5,10 @@
 The four rows of the truth table are both what is trained on and what is judged: nothing is to be generalised. No line
 has (0, 0) and (1, 1) on one side and (0, 1) and (1, 0) on the other, so a perceptron gets three rows at most; hidden
 units fold the plane.
+
+Seen, means of seeds 0 to 2: four and eight hidden units get all rows, one unit three of four, and two units all in two
+seeds of three (in the third they end where no small step helps: two rows); none, 42 %. Rosenblatt's rule, one row a
+step, gets all rows of AND, OR and NAND, and never comes to rest on XOR (two rows when it is stopped). A second each.
 """
 
 import arch_jax

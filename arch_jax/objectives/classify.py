@@ -133,7 +133,7 @@ def predictions(pictures: list, labels: list, guesses: list, names: Any, count: 
     right = [i for i in range(len(labels)) if labels[i] == guesses[i]]
     mistakes = wrong[: max(count // 4, count - len(right))]
     chosen = [*right[: count - len(mistakes)], *mistakes]
-    columns = 8 if any(len(str(name)) > 5 for name in names) else 12
+    columns = min(max(6, len(chosen)), 8 if any(len(str(name)) > 5 for name in names) else 12)
     rows = max(1, -(-len(chosen) // columns))
     figure = Figure(figsize=(columns * 0.95, rows * 1.2 + 0.5), layout="constrained")
     figure.suptitle(
