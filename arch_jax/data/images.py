@@ -26,7 +26,7 @@ class Images:
     """Labelled pictures, and how they are turned into batches.
 
     Attributes:
-      source: "digits", "gate:NAME", "idx:DIR" or "tfds:NAME[/CONFIG]"; see `pictures.SOURCES`.
+      source: "digits", "gate:NAME", "idx:DIR", "images:DIR" or "tfds:NAME[/CONFIG]"; see `pictures.SOURCES`.
       batch: pictures in a batch.
       resize: side to which pictures are scaled first (bilinear; smoothed where they shrink); as they are where None.
       pad: pixels of background, the source's darkest value, that are then put on every side.

@@ -14,6 +14,7 @@ SOURCES: dict[str, str] = {
     "digits": "1,797 handwritten digits of 8 x 8; comes with scikit-learn",
     "gate:NAME": "the four rows of a gate's truth table, as pictures of 1 x 2 pixels: and, or, nand, xor",
     "idx:DIR": "a folder in MNIST's manner: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-...; plain or .gz",
+    "images:DIR": "a folder with a folder for each class, or with such folders in train and validation",
     "tfds:NAME": "a data set of TensorFlow Datasets with features image and label; or tfds:NAME/CONFIG",
 }
 
@@ -93,13 +94,16 @@ def check_source(source: Any) -> None:
     if kind == "gate":
         if rest not in GATES:
             raise unknown("gate", rest, GATES)
-    elif colon and kind in ("idx", "tfds"):
+    elif colon and kind in ("idx", "images", "tfds"):
         if not rest.strip():
-            expected = "idx:DIR" if kind == "idx" else "tfds:NAME"
+            expected = "tfds:NAME" if kind == "tfds" else f"{kind}:DIR"
             raise UsageError(f"source {source!r} names nothing to read; expected {expected!r}")
     elif source != "digits":
         if os.path.isdir(source):
-            raise UsageError(f"unknown source {source!r}; to read the idx files in that folder, write 'idx:{source}'")
+            raise UsageError(
+                f"unknown source {source!r}; to read the idx files in that folder, write 'idx:{source}', and for a "
+                f"folder a class, 'images:{source}'"
+            )
         raise unknown("source", source, SOURCES)
 
 
@@ -118,6 +122,10 @@ def read_pictures(source: str) -> Found:
         from arch_jax.data import tfds_source
 
         return tfds_source.read(rest)
+    if kind == "images":
+        from arch_jax.data import picture_folders
+
+        return picture_folders.read(rest)
     if kind == "gate":
         rows = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.uint8).reshape(4, 1, 2, 1)
         table = Part(rows, np.array(GATES[rest], np.int32))
