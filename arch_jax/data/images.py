@@ -4,14 +4,15 @@ import dataclasses
 import functools
 import math
 import numbers
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
 from arch_jax.data import pictures
+from arch_jax.data.augmentations import Augmentation
 from arch_jax.data.batches import ValidationBatches, check_whole, stream
 from arch_jax.errors import UsageError
-from arch_jax.fields import component
+from arch_jax.fields import Kind, component
 
 if TYPE_CHECKING:
     import grain
@@ -34,6 +35,7 @@ class Images:
       high: what the brightest one becomes.
       validation: the share held out, of each class alike, where the source has no test part of its own.
       split_seed: which pictures are held out, where there is a choice.
+      augment: what is done to training pictures at random; see `Augmentation`.
 
     Raises:
       UsageError: a field is not valid.
@@ -47,6 +49,7 @@ class Images:
     high: float = 1.0
     validation: float = 0.2
     split_seed: int = 0
+    augment: Annotated[Augmentation, Kind("augmentation")] = Augmentation()
 
     def __post_init__(self):
         pictures.check_source(self.source)
@@ -137,10 +140,12 @@ class ImagesCorpus:
     def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and dtype of each array of a training batch: known before there is one."""
         batch = self.images.batch
+        mixed = {"other_labels": ((batch,), "int32"), "shares": ((batch,), "float32")}
         return {
             "images": ((batch, *self._shape), "float32"),
             "labels": ((batch,), "int32"),
             "weights": ((batch,), "float32"),
+            **(mixed if self.images.augment.mixes else {}),
         }
 
     def train(self, seed: int, shard: tuple[int, int] = (0, 1)) -> "grain.DatasetIterator":
@@ -154,7 +159,8 @@ class ImagesCorpus:
         Returns:
           A Grain iterator, with `get_state` and `set_state`. A batch is a dict of `images`, float32 "batch height width
           channels", `labels`, int32 "batch", and `weights`, float32 "batch", all 1. Where the batch does not divide an
-          epoch, a batch holds the end of one and the start of the next.
+          epoch, a batch holds the end of one and the start of the next. Where pictures are mixed in pairs there are
+          `other_labels`, int32, and `shares`, float32: what of each picture is of its own label.
 
         Raises:
           UsageError: a seed out of range; a shard that does not exist; a batch that count does not divide.
@@ -168,7 +174,25 @@ class ImagesCorpus:
 
         def rows(number: int, first: int, last: int) -> dict[str, np.ndarray]:
             places = range(number * batch + first, number * batch + last)
-            return self._batch(part, np.array([order(place // count)[place % count] for place in places]))
+            found = augmented(places)
+            if not self.images.augment.mixes:
+                return found
+            # Each picture's partner is that as far from the batch's other end, which may be in another shard.
+            others = range((number + 1) * batch - 1 - first, (number + 1) * batch - 1 - last, -1)
+            if set(others) == set(places):
+                partners = {name: array[::-1] for name, array in found.items()}
+            else:
+                partners = augmented(others)
+            generator = np.random.default_rng([int(seed), 2, number])
+            images, share = self.images.augment.mixed(found["images"], partners["images"], generator)
+            shares = np.full(len(images), share, np.float32)
+            return found | {"images": images, "other_labels": partners["labels"], "shares": shares}
+
+        def augmented(places: range) -> dict[str, np.ndarray]:
+            indices = np.array([order(place // count)[place % count] for place in places])
+            if self.images.augment == Augmentation():
+                return self._batch(part, indices)
+            return self._augmented(part, indices, [np.random.default_rng([int(seed), 1, place]) for place in places])
 
         return stream(rows, batch, seed, shard)
 
@@ -189,17 +213,36 @@ class ImagesCorpus:
         part = self._found.validation
         return ValidationBatches(functools.partial(self._batch, part), len(part), batch)
 
+    def _augmented(
+        self, part: Any, indices: np.ndarray, generators: list[np.random.Generator]
+    ) -> dict[str, np.ndarray]:
+        found, labels = part.take(indices)
+        fields, top = self.images, self._found.top
+        images = []
+        for picture, generator in zip(found, generators):
+            pixels = fields.augment.pixels(picture, generator, fields.resize, top)
+            scaled = self._padded(self._scaled(pixels[None]))[0]
+            images.append(fields.augment.values(scaled, generator, self.low, self.high))
+        return {"images": np.stack(images), "labels": labels, "weights": np.ones(len(labels), np.float32)}
+
     def _batch(self, part: Any, indices: np.ndarray) -> dict[str, np.ndarray]:
         found, labels = part.take(indices)
-        side, pad = self.images.resize, self.images.pad
+        side = self.images.resize
         if side is None:
             images = self._table[found]
         else:
             groups = [found] if isinstance(found, np.ndarray) else [picture[None] for picture in found]
-            scale = np.float32((self.images.high - self.images.low) / self._found.top)
-            images = np.concatenate([pictures.resized(group, side, side) for group in groups]) * scale
-            images = np.clip(images + np.float32(self.images.low), self._table[0], self._table[self._found.top])
-        if pad:
-            around = [(0, 0), (pad, pad), (pad, pad), (0, 0)]
-            images = np.pad(images, around, constant_values=np.float32(self.images.low))
+            images = self._scaled(np.concatenate([pictures.resized(group, side, side) for group in groups]))
+        images = self._padded(images)
         return {"images": images, "labels": labels, "weights": np.ones(len(labels), np.float32)}
+
+    def _scaled(self, pixels: np.ndarray) -> np.ndarray:
+        """Numbers in the source's range as those that they become."""
+        images = pixels * np.float32((self.images.high - self.images.low) / self._found.top)
+        return np.clip(images + np.float32(self.images.low), self._table[0], self._table[self._found.top])
+
+    def _padded(self, images: np.ndarray) -> np.ndarray:
+        pad = self.images.pad
+        if not pad:
+            return images
+        return np.pad(images, [(0, 0), (pad, pad), (pad, pad), (0, 0)], constant_values=np.float32(self.images.low))

@@ -66,12 +66,18 @@ class Classify(ObjectiveBase):
         return metrics["loss"], (metrics, updates)
 
     def _each(self, logits: jax.Array, batch: Batch) -> jax.Array:
-        """What is minimised of each picture, of one classifier's logits."""
+        """What is minimised of each picture, of one classifier's logits; of mixed pictures, of both their classes."""
+        each = self._of(logits, batch["labels"])
+        if "other_labels" in batch:
+            return batch["shares"] * each + (1 - batch["shares"]) * self._of(logits, batch["other_labels"])
+        return each
+
+    def _of(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         if self.criterion == "perceptron":
-            return perceptron(logits, batch["labels"])
+            return perceptron(logits, labels)
         if self.rubbish is not None:
             logits = jnp.concatenate([logits, jnp.full((len(logits), 1), -self.rubbish, logits.dtype)], axis=1)
-        return cross_entropy(logits, batch["labels"], label_smoothing=self.label_smoothing)
+        return cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def evaluate(self, variables: Any, batch: Batch) -> dict[str, Pair]:
         """The criterion ("loss", nats a picture), and the share of pictures whose class is likeliest ("accuracy")."""
