@@ -13,6 +13,7 @@ from typing import Any
 _HOME = {
     "AddingProblem": "data",
     "ArchJaxError": "errors",
+    "Augmentation": "data",
     "CopyMemory": "data",
     "Experiment": "experiment",
     "Graph": "data",

@@ -26,7 +26,8 @@ class Optimizer:
     Attributes:
       name: "adamw" (1711.05101), "adam" (1412.6980), "sgd", "lion" (2302.06675), "adafactor" (1804.04235), "muon".
       learning_rate: the highest of the schedule.
-      schedule: what follows the warm-up: "constant", "cosine", "linear", or "rsqrt" (1706.03762, section 5.3).
+      schedule: what follows the warm-up: "constant", "cosine", "linear", "steps" (`final`^1/2 of the rate from half
+        of the way on, `final` from three quarters on; 1512.03385, section 4.2), or "rsqrt" (1706.03762, section 5.3).
       warmup: steps of linear warm-up, from learning_rate / (warmup + 1).
       horizon: the step at which the schedule ends; none is the experiment's `steps` when the run begins.
       final: the learning rate at the horizon, as a share of `learning_rate`.
@@ -40,7 +41,7 @@ class Optimizer:
 
     name: Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"] = "adamw"
     learning_rate: float = 1e-3
-    schedule: Literal["constant", "cosine", "linear", "rsqrt"] = "cosine"
+    schedule: Literal["constant", "cosine", "linear", "steps", "rsqrt"] = "cosine"
     warmup: int = 0
     horizon: int | None = None
     final: float = 0.1
@@ -88,6 +89,11 @@ class Optimizer:
             "constant": lambda: optax.constant_schedule(rate),
             "cosine": lambda: optax.cosine_decay_schedule(rate, after, alpha=final),
             "linear": lambda: optax.linear_schedule(rate, rate * final, after),
+            "steps": lambda: (
+                lambda step: (
+                    rate * jnp.where(2 * step < after, 1, jnp.where(4 * step < 3 * after, jnp.sqrt(final), final))
+                )
+            ),
             "rsqrt": lambda: lambda step: rate * (1 + jnp.maximum(step, 0) / (warmup or 1)) ** -0.5,
         }[self.schedule]()
         if not warmup:

@@ -8,6 +8,7 @@ import importlib
 
 _HOME = {
     "AddingProblem": "adding",
+    "Augmentation": "augmentations",
     "CopyMemory": "recall_tasks",
     "Graph": "graphs",
     "Images": "images",

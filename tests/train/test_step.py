@@ -437,7 +437,7 @@ def test_decay_acts_in_the_step():
 
 
 @pytest.mark.parametrize("warmup", [0, 10])
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "rsqrt"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "steps", "rsqrt"])
 def test_learning_rates(schedule, warmup):
     rate, horizon, final = 0.3, 100, 0.1
     rates = Optimizer(learning_rate=rate, schedule=schedule, warmup=warmup, final=final).learning_rates(horizon)
@@ -450,13 +450,15 @@ def test_learning_rates(schedule, warmup):
             return rate * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share)))
         if schedule == "linear":
             return rate * (1 - share * (1 - final))
+        if schedule == "steps":
+            return rate * (1 if share < 0.5 else final**0.5 if share < 0.75 else final)
         if schedule == "rsqrt":  # 1706.03762, equation 3, scaled so that its peak is `rate`
             return rate * math.sqrt((warmup or 1) / max(step if warmup else step + 1, 1))
         return rate
 
     for step in (0, 1, 5, 9, 10, 11, 37, 55, 99, 100, 101, 500):
         assert float(rates(jnp.int32(step))) == pytest.approx(expected(step), rel=1e-5), step
-    if schedule in ("cosine", "linear"):
+    if schedule in ("cosine", "linear", "steps"):
         assert float(rates(horizon)) == pytest.approx(rate * final, rel=1e-5)
     own = Optimizer(learning_rate=rate, schedule=schedule, warmup=warmup, final=final, horizon=100)
     assert float(own.learning_rates(7)(55)) == pytest.approx(expected(55), rel=1e-5)  # the horizon is its own field
