@@ -39,7 +39,7 @@ def test_an_autoencoder_of_the_planted_atoms_has_recovered_them_all():
     data = arch_jax.PlantedDictionary(atoms=5, features=8, active=2).load()
     model = VectorAutoencoder(features=8, latent=5, code_activation="relu", unit_atoms=True)
     task = arch_jax.objective("autoencode", activity_weight=0.5).with_model(model)
-    (batch,) = data.validation()
+    batch = jax.tree.map(jnp.asarray, data.validation()[0])
     params = {
         "encoder": {"kernel": np.linalg.pinv(data.atoms), "bias": np.zeros(5)},
         "decoder": {"kernel": 7 * data.atoms, "bias": np.zeros(8)},
@@ -59,7 +59,7 @@ def test_what_is_drawn_of_points_in_the_plane():
     data = arch_jax.Ring(validation=20).load()
     variables = model.init(jax.random.key(0), jnp.zeros((1, 2)))
     assert task.show(variables, data, jax.random.key(0)).keys() == {"score"}
-    assert task.evaluate(variables, data.validation()[0]).keys() == {"loss", "score_error"}
+    assert task.evaluate(variables, jax.tree.map(jnp.asarray, data.validation()[0])).keys() == {"loss", "score_error"}
 
 
 @pytest.mark.parametrize(
