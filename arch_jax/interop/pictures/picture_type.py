@@ -20,6 +20,7 @@ class Row(NamedTuple):
       ones: how many leading axes of 1 theirs has that ours lacks.
       layers: how many there are on the leading axis of ours; none for what is no stack.
       patch: of a convolution that is a matrix here, the pixels on a side of its kernel.
+      window: whether theirs may have two trailing axes of 1, of a convolution of 1 x 1.
     """
 
     theirs: str
@@ -28,6 +29,7 @@ class Row(NamedTuple):
     ones: int = 0
     layers: int | None = None
     patch: int | None = None
+    window: bool = False
 
 
 class PictureType(NamedTuple):
@@ -35,12 +37,14 @@ class PictureType(NamedTuple):
 
     Attributes:
       module: the class that it becomes.
-      read: the fields of transformers' config.json as a module.
+      read: the fields of the library's config.json as a module.
       write: a module's settings as fields of config.json.
-      rows: naming ("transformers", "torchvision", "timm") -> the tensors of a module, in their order.
+      rows: naming ("transformers", "torchvision", "timm") -> the tensors of a module, in their order; the first is the
+        library's own.
       architectures: timm's and torchvision's name of an architecture -> the name that it is registered under.
       picture: "height width channels" that a module takes.
       plain: a module with the sizes that follow from others written out, so that two can be compared.
+      library: whose config.json and file names these are, "transformers" or "diffusers".
     """
 
     module: type[nn.Module]
@@ -50,6 +54,7 @@ class PictureType(NamedTuple):
     architectures: Mapping[str, str]
     picture: Callable[[Any], tuple[int, int, int]] = lambda module: (64, 64, 3)
     plain: Callable[[Any], nn.Module] = lambda module: module
+    library: str = "transformers"
 
 
 def convolution(theirs: str, ours: str, bias: bool = False) -> list[Row]:
