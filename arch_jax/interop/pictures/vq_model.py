@@ -27,7 +27,7 @@ def _read(data: Mapping[str, Any]) -> VQModel:
 def _write(module: VQModel) -> dict[str, Any]:
     return latent_coders.fields_of(module) | {
         "num_vq_embeddings": module.codes,
-        "vq_embed_dim": module.code_width or module.latent,
+        "vq_embed_dim": module.code_width,
         "norm_type": "group",
         "lookup_from_codebook": False,
         "force_upcast": False,
@@ -50,6 +50,5 @@ VQ_MODEL_TYPE = PictureType(
     },
     architectures={},
     picture=lambda module: (module.factor, module.factor, module.channels),
-    plain=lambda module: module.clone(code_width=module.code_width or module.latent),
     library="diffusers",
 )
