@@ -1,4 +1,4 @@
-"""What the fields of a transformers `config.json` may hold, and which of them change nothing that we compute."""
+"""What the fields of a `config.json` may hold, and which of them change nothing that we compute."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -166,6 +166,7 @@ def read_fields(
     fields: Mapping[str, Field],
     harmless: Iterable[str] = (),
     aliases: Mapping[str, str] | None = None,
+    common: bool = True,
 ) -> dict[str, Any]:
     """Every field of `fields`, read; every other field of `data` is known to be harmless, or refused.
 
@@ -174,18 +175,19 @@ def read_fields(
       fields: those that change what is computed, by name.
       harmless: those of this model that don't, beside the ones that all models share.
       aliases: other names of fields.
+      common: whether the fields that all models of transformers share may be there; diffusers has none of them.
 
     Raises:
       UsageError: an unknown field (nearest names), a value of the wrong type, or one that is not supported.
     """
-    data, fields = dict(data), dict(UNSUPPORTED_IF_SET) | dict(fields)
+    data, fields = dict(data), (UNSUPPORTED_IF_SET if common else {}) | dict(fields)
     for other, name in (aliases or {}).items():
         if other in data:
             value = data.pop(other)
             if name in data and data[name] != value:
                 raise UsageError(f"{name} is {shown(data[name])} and {other} is {shown(value)}; expected them to agree")
             data[name] = value
-    known = {*fields, *_HARMLESS, *harmless}
+    known = {*fields, *(_HARMLESS if common else ()), *harmless}
     for name in data:
         if name not in known and not name.startswith("_"):
             raise unknown("field of config.json", name[:80], known)

@@ -15,7 +15,7 @@ from arch_jax import fields
 from arch_jax.errors import UsageError, nearest
 from arch_jax.interop.model_types import MODEL_TYPES
 from arch_jax.interop.model_types.model_type import divides
-from arch_jax.interop.pictures import PICTURE_TYPES
+from arch_jax.interop.pictures import DIFFUSERS_TYPES, PICTURE_TYPES
 from arch_jax.interop.strict_json import shown
 from arch_jax.layers.attention import Attention
 from arch_jax.layers.cross_attention import CrossAttention
@@ -60,7 +60,7 @@ def configuration_of(module: nn.Module) -> tuple[str, dict[str, Any]]:
     """
     kinds = {kind: model_type for kind, model_type in MODEL_TYPES.items() if model_type.module is type(module)}
     if not kinds:
-        supported = [*MODEL_TYPES.values(), *PICTURE_TYPES.values()]
+        supported = [*MODEL_TYPES.values(), *PICTURE_TYPES.values(), *DIFFUSERS_TYPES.values()]
         classes = sorted({model_type.module.__name__ for model_type in supported})
         expected = f"{', '.join(classes[:-1])} or {classes[-1]}"
         raise UsageError(f"save_pretrained was given a {type(module).__name__}; expected a {expected}")

@@ -1,10 +1,9 @@
-"""Whole checkpoints: a folder that transformers wrote becomes a module and its variables, and the other way round."""
+"""Whole checkpoints: a folder of transformers or diffusers as a module and its variables, and the other way round."""
 
 import contextlib
 import functools
 import json
 import os
-import re
 import tempfile
 from collections.abc import Callable
 from os import PathLike
@@ -20,22 +19,23 @@ from arch_jax.errors import RunError, UsageError, nearest
 from arch_jax.interop.configurations import configuration_of, module_of
 from arch_jax.interop.pictures import weights as picture_weights
 from arch_jax.interop.pictures.configurations import picture_configuration_of, picture_module_of
-from arch_jax.interop.safetensors import INDEX, SINGLE, open_checkpoint, plain_file, write_tensors
+from arch_jax.interop.safetensors import FILES, SINGLE, Files, open_checkpoint, plain_file, write_tensors
 from arch_jax.interop.strict_json import read_object
 from arch_jax.interop.weights import fitted, tensors_of, variables_of
 
 _CONFIGURATION = "config.json"
-_SHARD = re.compile(r"model-[0-9]{5}-of-[0-9]{5}\.safetensors")
+_PIPELINE = "model_index.json"
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **changes: Any) -> tuple[nn.Module, dict]:
-    """A model from a folder as transformers' `save_pretrained` writes it, in safetensors format.
+    """A model from a folder as `save_pretrained` of transformers, or diffusers, writes it, in safetensors format.
 
     GPT-2, Llama, Mistral, BERT (with the heads that the checkpoint has), T5, Marian, Mamba, Mamba-2, RWKV-4 and
     xLSTM 7B; of image classifiers ResNet, ConvNeXt, MobileNetV2, EfficientNet and ViT. For these a folder of timm's
     will do too: a config.json that names the architecture, such as {"architecture": "resnet50", "num_classes": 1000},
-    and tensors under timm's names, torchvision's or, for EfficientNet, those of efficientnet_pytorch.
+    and tensors under timm's names, torchvision's or, for EfficientNet, those of efficientnet_pytorch. Of diffusers,
+    AutoencoderKL and VQModel: a folder such as a pipeline's "vae".
 
         module, variables = arch_jax.load_pretrained("path/to/gpt2")
         logits = module.apply(variables, tokens)
@@ -44,7 +44,8 @@ def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **chan
     and is not supported is refused, not ignored. Dropout is not taken over: it is 0 unless `changes` says otherwise.
 
     Args:
-      directory: holds config.json, and model.safetensors or its shards with their index.
+      directory: holds config.json, and model.safetensors (diffusers: diffusion_pytorch_model.safetensors) or its
+        shards with their index.
       dtype: of the parameters and the computation, whatever the checkpoint is stored in: "float32", "bfloat16",
         "float16", "float64", or the type of that name.
       **changes: fields of the module, as in `create`: `scan=False`, `dropout=0.1`, `**{"mixer.implementation": "xla"}`.
@@ -61,15 +62,16 @@ def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **chan
         raise _no_folder(folder)
     settings = dict.fromkeys(("dtype", "parameter_dtype"), _dtype(dtype)) | changes
     if not (folder / _CONFIGURATION).exists():
-        raise UsageError(f"{str(directory)!r} has no {_CONFIGURATION}; expected a folder that save_pretrained wrote")
+        raise _no_configuration(folder)
     configuration = read_object(plain_file(folder, _CONFIGURATION))
-    opened = functools.cache(lambda: open_checkpoint(folder))  # once the configuration is known to be sound
-    if (found := picture_module_of(configuration, lambda: opened())) is not None:
+    # Called once the configuration is known to be sound.
+    opened = functools.cache(lambda library: open_checkpoint(folder, FILES[library]))
+    if (found := picture_module_of(configuration, lambda: opened("transformers"))) is not None:
         picture_type, module = found
         module = fields.override(module, settings)
-        return module, picture_weights.variables_of(picture_type, opened(), module)
+        return module, picture_weights.variables_of(picture_type, opened(picture_type.library), module)
     kind, module = module_of(configuration)
-    module, tensors = fitted(kind, opened(), module)
+    module, tensors = fitted(kind, opened("transformers"), module)
     module = fields.override(module, settings)
     return module, variables_of(kind, tensors, module)
 
@@ -77,7 +79,7 @@ def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **chan
 def save_pretrained(
     module: nn.Module, variables: Any, directory: str | PathLike, *, shard_bytes: int = 5_000_000_000
 ) -> None:
-    """Writes a model as a folder that transformers' `from_pretrained` and `load_pretrained` read.
+    """Writes a model as a folder that `from_pretrained` of transformers, or diffusers, and `load_pretrained` read.
 
     A checkpoint in the folder is replaced: all new files are written beside it before the first of them takes its
     place, and config.json comes last, so that a folder with a config.json is whole. What concerns training only
@@ -85,36 +87,39 @@ def save_pretrained(
 
     Args:
       module: a `Decoder`, `BERT`, `EncoderDecoder` or image classifier that one of transformers' model types can
-        express.
+        express; or an `AutoencoderKL` or `VQModel` of diffusers.
       variables: its variables; each parameter is written in the dtype that it has.
       directory: made where it doesn't exist.
       shard_bytes: most bytes of tensors in a file; a larger checkpoint becomes several, with an index.
 
     Raises:
-      UsageError: transformers can't express the module (the setting is named), or the variables are not the module's.
+      UsageError: the library can't express the module (the setting is named), or the variables are not the module's.
       RunError: a parameter is NaN or infinite, or a file can't be written.
     """
     if isinstance(shard_bytes, bool) or shard_bytes < 1:
         raise UsageError(
             f"shard_bytes is {shard_bytes}; expected a number of bytes of at least 1, such as 5_000_000_000"
         )
+    library = "transformers"
     if (written := picture_configuration_of(module)) is not None:
         picture_type, configuration = written
+        library = picture_type.library
         tensors = list(picture_weights.tensors_of(picture_type, module, variables))
     else:
         kind, configuration = configuration_of(module)
         tensors = list(tensors_of(kind, module, variables))
-    configuration["dtype"] = tensors[0][2].name
-    folder = Path(directory)
+    if library == "transformers":
+        configuration["dtype"] = tensors[0][2].name
+    folder, files = Path(directory), FILES[library]
     with _Staged(folder) as staged:
-        shards = _shards(tensors, shard_bytes)
+        shards = _shards(tensors, shard_bytes, files)
         for file, entries in shards.items():
             write_tensors(staged.file(file), {name: make() for name, _, _, make in entries})
         if len(shards) > 1:
             names = {name: file for file, entries in shards.items() for name, *_ in entries}
             total = sum(_size(entry) for entry in tensors)
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
-            staged.file(INDEX).write_text(_as_json(index), encoding="utf-8")
+            staged.file(files.index).write_text(_as_json(index), encoding="utf-8")
         staged.file(_CONFIGURATION).write_text(_as_json(configuration), encoding="utf-8")
 
 
@@ -126,6 +131,14 @@ def _no_folder(folder: Path) -> UsageError:
         f"{str(folder)!r} is not a folder; expected one on this machine with {_CONFIGURATION} and {SINGLE} "
         f"(nothing is downloaded){nearest(folder.name, beside)}"
     )
+
+
+def _no_configuration(folder: Path) -> UsageError:
+    expected = "a folder that save_pretrained wrote"
+    if (folder / _PIPELINE).exists():  # a pipeline of diffusers keeps each of its models in a folder of its own
+        models = sorted(path.name for path in folder.iterdir() if (path / _CONFIGURATION).exists())
+        expected = f"one of its models' folders: {', '.join(map(repr, models))}" if models else expected
+    return UsageError(f"{str(folder)!r} has no {_CONFIGURATION}; expected {expected}")
 
 
 class _Staged:
@@ -177,8 +190,7 @@ class _Staged:
     def _remove_stale(self) -> None:
         """Removes what is left of the checkpoint that was here before."""
         for path in self.folder.iterdir():
-            stale = path.name in (SINGLE, INDEX) or _SHARD.fullmatch(path.name)
-            if stale and path.name not in self.temporary:
+            if any(files.include(path.name) for files in FILES.values()) and path.name not in self.temporary:
                 path.unlink()
 
     def _problem(self, error: OSError) -> RunError:
@@ -202,7 +214,7 @@ def _size(entry: tuple[str, tuple[int, ...], np.dtype, Callable]) -> int:
     return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
 
 
-def _shards(tensors: list, most: int) -> dict[str, list]:
+def _shards(tensors: list, most: int, files: Files) -> dict[str, list]:
     """File -> its tensors, in order, each file filled up to `most` bytes (one tensor alone may be larger)."""
     groups: list[list] = [[]]
     used = 0
@@ -213,8 +225,8 @@ def _shards(tensors: list, most: int) -> dict[str, list]:
         groups[-1].append(entry)
         used += _size(entry)
     if len(groups) == 1:
-        return {SINGLE: groups[0]}
-    return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)}
+        return {files.single: groups[0]}
+    return {files.shard(i, len(groups)): group for i, group in enumerate(groups, 1)}
 
 
 def _as_json(data: Any) -> str:

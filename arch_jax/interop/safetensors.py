@@ -10,9 +10,10 @@ Source: https://huggingface.co/docs/safetensors, "Format".
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -20,9 +21,40 @@ import numpy as np
 from arch_jax.errors import RunError, UsageError, nearest
 from arch_jax.interop.strict_json import LARGEST, parse_object, read_object, shown
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-#: Formats of weights that are not read, by the end of the file's name.
-_OTHERS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
+
+class Files(NamedTuple):
+    """How a library calls the files of a checkpoint.
+
+    Attributes:
+      stem: what the names begin with.
+    """
+
+    stem: str
+
+    @property
+    def single(self) -> str:
+        """The file, where there is one."""
+        return f"{self.stem}.safetensors"
+
+    @property
+    def index(self) -> str:
+        """What names the file of each tensor, where there are several."""
+        return f"{self.stem}.safetensors.index.json"
+
+    def shard(self, number: int, count: int) -> str:
+        """One of several, counted from 1."""
+        return f"{self.stem}-{number:05}-of-{count:05}.safetensors"
+
+    def include(self, name: str) -> bool:
+        """Whether a file of that name belongs to a checkpoint."""
+        shard = re.fullmatch(rf"{self.stem}-[0-9]{{5}}-of-[0-9]{{5}}\.safetensors", name)
+        return name in (self.single, self.index) or shard is not None
+
+
+FILES = {"transformers": Files("model"), "diffusers": Files("diffusion_pytorch_model")}
+SINGLE, INDEX = FILES["transformers"].single, FILES["transformers"].index
+#: Formats of weights that are not read, by the end of the file's name: PyTorch's pickles, and others.
+_PICKLES, _OTHERS = (".bin", ".pt", ".pth", ".ckpt"), (".h5", ".msgpack", ".gguf")
 #: Bytes of a number, by dtype. Packed dtypes (several numbers in a byte) are not among them.
 _SIZES = {
     **{"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1},
@@ -190,45 +222,61 @@ def _are_sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
-def open_checkpoint(directory: Path) -> dict[str, StoredTensor]:
+def open_checkpoint(directory: Path, files: Files = FILES["transformers"]) -> dict[str, StoredTensor]:
     """The tensors of the checkpoint in a folder, from one file or from the shards that its index names.
+
+    Args:
+      directory: the folder.
+      files: how they are called.
 
     Raises:
       UsageError: the folder has no weights in safetensors format.
       RunError: a file is missing, damaged, or not where the index says.
     """
-    if os.path.lexists(directory / SINGLE):
-        return read_header(plain_file(directory, SINGLE))
-    if not os.path.lexists(directory / INDEX):
-        raise _no_weights(directory)
-    return _read_shards(directory, read_object(plain_file(directory, INDEX)))
+    if os.path.lexists(directory / files.single):
+        return read_header(plain_file(directory, files.single))
+    if not os.path.lexists(directory / files.index):
+        raise _no_weights(directory, files)
+    return _read_shards(directory, read_object(plain_file(directory, files.index)), files.index)
 
 
-def _no_weights(directory: Path) -> UsageError:
-    others = sorted(path.name for path in directory.iterdir() if path.name.endswith(_OTHERS))
+def _no_weights(directory: Path, files: Files) -> UsageError:
+    names = sorted(path.name for path in directory.iterdir())
+    others = [name for ends in (_PICKLES, _OTHERS) for name in names if name.endswith(ends)]
     if not others:
-        return UsageError(f"{str(directory)!r} holds neither {SINGLE!r} nor {INDEX!r}; expected one of them")
+        there = [name for name in names if name.endswith(".safetensors")]
+        beside = f"; {there[0]!r} is there, and would be read under the first of these names" if there else ""
+        return UsageError(
+            f"{str(directory)!r} holds neither {files.single!r} nor {files.index!r}{beside or '; expected one of them'}"
+        )
+    name = others[0]
+    if name.startswith(FILES["diffusers"].stem):
+        how = "load them in diffusers with use_safetensors=False and write them with model.save_pretrained(folder)"
+    elif name.endswith(_PICKLES) and not name.startswith("pytorch_model"):
+        how = f"safetensors.torch.save_file(torch.load({name!r}, weights_only=True), {files.single!r}) converts a state"
+        how += " dict"
+    else:
+        how = "load them in transformers and write them with model.save_pretrained(folder), as safetensors"
     return UsageError(
-        f"{str(directory)!r} holds weights as {others[0]!r}, which is not read: such files can run code; load them in "
-        "transformers and write them with model.save_pretrained(folder, safe_serialization=True)"
+        f"{str(directory)!r} holds weights as {name!r}, which is not read: such files can run code; {how}"
     )
 
 
-def _read_shards(directory: Path, index: dict[str, Any]) -> dict[str, StoredTensor]:
+def _read_shards(directory: Path, index: dict[str, Any], file: str) -> dict[str, StoredTensor]:
     places = index.get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
-        raise RunError(f"the weight_map of {INDEX} is {shown(places)}; expected the name of a file for each tensor")
+        raise RunError(f"the weight_map of {file} is {shown(places)}; expected the name of a file for each tensor")
     found: dict[str, StoredTensor] = {}
     shards = {name: plain_file(directory, name) for name in sorted(set(places.values()))}
     for shard, path in shards.items():
         for name, tensor in read_header(path).items():
             if places.get(name) != shard:
                 where = f"says that it lies in {shown(places[name])}" if name in places else "does not name it"
-                raise RunError(f"the tensor {shown(name)} lies in {shard!r}, but {INDEX} {where}")
+                raise RunError(f"the tensor {shown(name)} lies in {shard!r}, but {file} {where}")
             found[name] = tensor
     for name, shard in places.items():
         if name not in found:
-            raise RunError(f"the tensor {shown(name)} is missing in {shard!r}, where {INDEX} says that it lies")
+            raise RunError(f"the tensor {shown(name)} is missing in {shard!r}, where {file} says that it lies")
     return found
 
 

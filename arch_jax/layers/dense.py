@@ -21,6 +21,7 @@ class Dense(nn.Module):
         through (fan-in scaling). b starts at 0.
       initial: another draw for W, called with (key, shape, dtype); none is the normal one.
       gain: factor on the standard deviation.
+      initial_bias: the draw of b, called with (key, shape, dtype).
       dtype: of the computation.
       parameter_dtype: of W and b.
     """
@@ -32,6 +33,7 @@ class Dense(nn.Module):
     parameter_dtype: DType = jnp.float32
     initial: Callable | None = None
     gain: float = 1.0
+    initial_bias: Callable = nn.initializers.zeros
 
     @nn.compact
     def weights(self, width: int) -> tuple[Float[Array, "width features"], Float[Array, "features"] | None]:
@@ -41,7 +43,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", initial, (width, self.features), self.parameter_dtype).astype(self.dtype)
         if not self.bias:
             return kernel, None
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.parameter_dtype)
+        bias = self.param("bias", self.initial_bias, (self.features,), self.parameter_dtype)
         return kernel, bias.astype(self.dtype)
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch features"]:

@@ -1,7 +1,7 @@
 """Normalisation layers, all called alike: `norm(x, train=False)`.
 
-LayerNorm (Ba et al. 2016, 1607.06450), RMSNorm (Zhang & Sennrich 2019, 1910.07467) and BatchNorm (Ioffe & Szegedy 2015,
-1502.03167). Only the last differs in training.
+LayerNorm (Ba et al. 2016, 1607.06450), RMSNorm (Zhang & Sennrich 2019, 1910.07467), GroupNorm (Wu & He 2018,
+1803.08494) and BatchNorm (Ioffe & Szegedy 2015, 1502.03167). Only the last differs in training.
 """
 
 import flax.linen as nn
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from arch_jax.fields import DType, component
-from arch_jax.ops.norms import batch_norm, batch_statistics, layer_norm, rms_norm
+from arch_jax.ops.norms import batch_norm, batch_statistics, group_norm, layer_norm, rms_norm
 
 
 @component("layer_norm", kind="norm")
@@ -55,6 +55,31 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Float[Array, "*batch width"], train: bool = False) -> Float[Array, "*batch width"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.parameter_dtype)
         return rms_norm(x.astype(self.dtype), scale, self.epsilon)
+
+
+@component("group_norm", kind="norm")
+class GroupNorm(nn.Module):
+    """y = scale * (x - mean) / sqrt(variance + epsilon) + bias, over places and a group of channels (1803.08494).
+
+    Attributes:
+      groups: equal runs of channels, each of which has a mean and a variance of its own in each example.
+      epsilon: added to the variance.
+      dtype: of the computation; the statistics are at least float32.
+      parameter_dtype: of scale and bias.
+    """
+
+    groups: int = 32
+    epsilon: float = 1e-5
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch *space channels"], train: bool = False
+    ) -> Float[Array, "batch *space channels"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.parameter_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.parameter_dtype)
+        return group_norm(x.astype(self.dtype), scale, bias, self.groups, self.epsilon)
 
 
 @component("batch_norm", kind="norm")

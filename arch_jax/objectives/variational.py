@@ -78,10 +78,11 @@ class Variational(ObjectiveBase):
         images = batch["images"]
         if self.binarised:
             images = jax.random.bernoulli(pixels, images).astype(images.dtype)
-        noise = jax.random.normal(drawing, (draws, len(images), self.model.latent))
+        noise = jax.random.normal(drawing, (draws, len(images), *self.model.latent_shape(images.shape[1:])))
         condition = self._condition(batch)
-        arguments = (condition[0],) if condition else (None,)
-        likely, z, mean, log_variance = self.model.apply(variables, images, noise, *arguments, method="draws")
+        likely, z, mean, log_variance = self.model.apply(variables, images, noise, *condition, method="draws")
+        z = z.reshape(*z.shape[:2], -1)  # a code may be a picture of numbers
+        mean, log_variance = (x.reshape(len(x), -1) for x in (mean, log_variance))
         kl, reconstruction = gaussian_kl(mean, log_variance), -likely.mean(0)
         if self.bound == "evidence":
             each = reconstruction + beta * kl
@@ -115,13 +116,14 @@ class Variational(ObjectiveBase):
         count, classes = len(pictures), getattr(self.model, "classes", None)
         given = (jnp.asarray(labels),) if classes else ()
         made, mean, _ = jax.jit(self.model.apply)(variables, jnp.asarray(pictures), *given)
+        code = mean.shape[1:]
         decode = jax.jit(lambda z, *c: self.model.apply(variables, z, *c, method="decode"))
         scaled = lambda x: (np.asarray(x) - data.low) / (data.high - data.low)
         shown = {"reconstructions": picture_grid({"pictures": scaled(pictures), "made of them": scaled(made)})}
         names = [str(c) for c in range(classes)] if classes else ["z", "z'", "z''", "z'''"]
         rows = {}
         for number, name in enumerate(names):
-            z = jax.random.normal(jax.random.fold_in(key, number), (count, self.model.latent))
+            z = jax.random.normal(jax.random.fold_in(key, number), (count, *code))
             rows[name] = scaled(decode(z, *((jnp.full(count, number),) if classes else ())))
         shown["samples"] = picture_grid(rows, "drawn from the prior" + (", class by class" if classes else ""))
         share = jnp.linspace(0, 1, count)
@@ -129,9 +131,10 @@ class Variational(ObjectiveBase):
         for start in range(0, min(count - 1, 4), 2):
             for name, way in (("straight", linear_interpolation), ("on a circle", spherical_interpolation)):
                 condition = (jnp.full(count, labels[start]),) if classes else ()
-                ways[f"{name} {start // 2 + 1}"] = scaled(decode(way(mean[start], mean[start + 1], share), *condition))
+                z = way(mean[start].ravel(), mean[start + 1].ravel(), share).reshape(count, *code)
+                ways[f"{name} {start // 2 + 1}"] = scaled(decode(z, *condition))
         shown["interpolations"] = picture_grid(ways, "from one code to another")
-        if self.model.latent == 2 and not classes:
+        if code == (2,) and not classes:
             shown["latent_map"] = self._map(decode, scaled)
         return shown
 

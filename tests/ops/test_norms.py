@@ -11,6 +11,8 @@ from arch_jax.errors import UsageError
 from arch_jax.ops.norms import (
     batch_norm,
     batch_statistics,
+    group_norm,
+    group_norm_reference,
     layer_norm,
     layer_norm_reference,
     rms_norm,
@@ -130,3 +132,46 @@ def test_batch_norm_gives_mean_bias_and_deviation_scale():
     np.testing.assert_allclose(y.std((0, 1)), jnp.arange(1.0, 5.0), rtol=1e-5)
     with pytest.raises(UsageError, match="epsilon is -1"):
         batch_norm(x, mean, variance, jnp.ones(4), jnp.ones(4), -1.0)
+
+
+# -- group norm --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+def test_group_norm_is_its_definition_group_after_group(groups):
+    with jax.enable_x64(True):
+        draw = np.random.default_rng(0)
+        shapes = ((2, 3, 5, WIDTH), (WIDTH,), (WIDTH,))
+        given = tuple(jnp.asarray(draw.normal(size=shape) + 1) for shape in shapes)
+        for a, b in zip(
+            values_and_gradients(lambda *g: group_norm(*g, groups, EPSILON), given),
+            values_and_gradients(lambda *g: group_norm_reference(*g, groups, EPSILON), given),
+        ):
+            assert a.dtype == jnp.float64
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
+
+
+def test_group_norm_statistics_and_neighbours():
+    """Scale 2 and bias 3 are deviation and mean of each group; other examples and groups change nothing."""
+    x = 5 * jax.random.normal(jax.random.key(0), (2, 40, 6)) + 7
+    norm = lambda x: group_norm(x, jnp.full(6, 2.0), jnp.full(6, 3.0), 3, 0.0)
+    grouped = norm(x).reshape(2, 40, 3, 2)
+    np.testing.assert_allclose(grouped.mean((1, 3)), 3, atol=1e-5)
+    np.testing.assert_allclose(grouped.std((1, 3)), 2, rtol=1e-5)
+    other = x.at[1].mul(3).at[0, :, 4:].add(jnp.arange(40.0)[:, None])
+    np.testing.assert_array_equal(norm(other)[0, :, :4], norm(x)[0, :, :4])
+    assert not np.allclose(norm(other)[0, :, 4:], norm(x)[0, :, 4:])
+
+
+def test_group_norm_keeps_float32_statistics_of_bfloat16():
+    x = (jax.random.normal(jax.random.key(1), (2, 500, 4)) + 30).astype(jnp.bfloat16)
+    y = group_norm(x, jnp.ones(4), jnp.zeros(4), 2)
+    assert y.dtype == jnp.bfloat16
+    exact = group_norm(x.astype(jnp.float32), jnp.ones(4), jnp.zeros(4), 2)
+    np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=2e-2)
+
+
+@pytest.mark.parametrize("groups", [0, 4, 7])
+def test_groups_that_do_not_divide_the_channels(groups):
+    with pytest.raises(UsageError, match=rf"groups is {groups}; expected a divisor of the 6 channels"):
+        group_norm(jnp.ones((1, 2, 6)), jnp.ones(6), jnp.zeros(6), groups)

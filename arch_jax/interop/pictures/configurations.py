@@ -1,4 +1,4 @@
-"""`config.json` of image models, transformers' and timm's, <-> our modules, for the types of `PICTURE_TYPES`."""
+"""`config.json` of image models, transformers', timm's and diffusers', <-> our modules."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ import flax.linen as nn
 from arch_jax import fields, registry
 from arch_jax.errors import UsageError, nearest
 from arch_jax.interop.configuration_fields import whole
-from arch_jax.interop.pictures import PICTURE_TYPES
+from arch_jax.interop.pictures import DIFFUSERS_TYPES, PICTURE_TYPES
 from arch_jax.interop.pictures.picture_type import PictureType
 from arch_jax.interop.pictures.weights import naming_of
 from arch_jax.interop.strict_json import shown
@@ -23,8 +23,8 @@ def picture_module_of(
 ) -> tuple[PictureType, nn.Module] | None:
     """The type that a `config.json` names, and its module in float32; None where it names no image model.
 
-    timm's has `architecture` (and `num_classes`) in place of transformers' `model_type`. torchvision has no such file:
-    one that says {"architecture": "resnet50"} is enough.
+    timm's has `architecture` (and `num_classes`) in place of transformers' `model_type`, diffusers' has `_class_name`.
+    torchvision has no such file: one that says {"architecture": "resnet50"} is enough.
 
     Args:
       data: the file's content.
@@ -32,10 +32,16 @@ def picture_module_of(
         name with other settings.
 
     Raises:
-      UsageError: an unknown architecture or field, a value of the wrong type, or one that is not supported.
+      UsageError: an unknown class, architecture or field, a value of the wrong type, or one that is not supported.
     """
     if "architecture" in data and "model_type" not in data:
         return _released(data, names)
+    if "_class_name" in data and "model_type" not in data:
+        name = data["_class_name"]
+        if not isinstance(name, str) or name not in DIFFUSERS_TYPES:
+            near = nearest(str(name)[:80], DIFFUSERS_TYPES)
+            raise UsageError(f"_class_name is {shown(name)}, which is not supported{near}")
+        return DIFFUSERS_TYPES[name], DIFFUSERS_TYPES[name].read(data)
     kind = data.get("model_type")
     if not isinstance(kind, str) or kind not in PICTURE_TYPES:
         return None
@@ -62,17 +68,17 @@ def picture_configuration_of(module: nn.Module) -> tuple[PictureType, dict[str, 
     """The type that can hold `module`, and its `config.json`; None where it is no image model of these.
 
     Raises:
-      UsageError: transformers can't express the module; the setting that is in the way is named.
+      UsageError: the library can't express the module; the setting that is in the way is named.
     """
-    for name, kind in PICTURE_TYPES.items():
+    for name, kind in (PICTURE_TYPES | DIFFUSERS_TYPES).items():
         if kind.module is type(module):
-            data = {"model_type": name} | kind.write(module)
+            data = {"model_type" if kind.library == "transformers" else "_class_name": name} | kind.write(module)
             differences = list(fields.difference(*(_settings(kind.plain(each)) for each in (module, kind.read(data)))))
             # That a part is another one says more than the settings that it therefore has or lacks.
             differences.sort(key=lambda difference: not difference[0].endswith("module"))
             for path, value, expected in differences:
                 raise UsageError(
-                    f"transformers has no model for this module, the nearest is {name!r}: {path} is {shown(value)}; "
+                    f"{kind.library} has no model for this module, the nearest is {name!r}: {path} is {shown(value)}; "
                     f"expected {shown(expected)}"
                 )
             return kind, data

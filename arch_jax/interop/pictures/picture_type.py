@@ -21,6 +21,7 @@ class Row(NamedTuple):
       after: how many trailing ones.
       layers: how many there are on the leading axis of ours; none for what is no stack.
       patch: of a convolution that is a matrix here, the pixels on a side of its kernel.
+      window: whether theirs may have two trailing axes of 1, of a convolution of 1 x 1.
     """
 
     theirs: str
@@ -30,6 +31,7 @@ class Row(NamedTuple):
     after: int = 0
     layers: int | None = None
     patch: int | None = None
+    window: bool = False
 
 
 class Released(NamedTuple):
@@ -49,13 +51,15 @@ class PictureType(NamedTuple):
 
     Attributes:
       module: the class that it becomes.
-      read: the fields of transformers' config.json as a module.
+      read: the fields of the library's config.json as a module.
       write: a module's settings as fields of config.json.
-      rows: naming ("transformers", "torchvision", "timm" ...) -> the tensors of a module, in their order.
+      rows: naming ("transformers", "torchvision", "timm" ...) -> the tensors of a module, in their order; the first is
+        the library's own.
       architectures: name of an architecture in another library -> the namings that its tensors may have there, the
         likeliest first, and what the network is in each.
       picture: "height width channels" that a module takes.
       plain: a module with the sizes that follow from others written out, so that two can be compared.
+      library: whose config.json and file names these are, "transformers" or "diffusers".
     """
 
     module: type[nn.Module]
@@ -65,6 +69,7 @@ class PictureType(NamedTuple):
     architectures: Mapping[str, Mapping[str, Released]]
     picture: Callable[[Any], tuple[int, int, int]] = lambda module: (64, 64, 3)
     plain: Callable[[Any], nn.Module] = lambda module: module
+    library: str = "transformers"
 
 
 def convolution(theirs: str, ours: str, bias: bool = False) -> list[Row]:

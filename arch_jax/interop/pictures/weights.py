@@ -49,7 +49,7 @@ def variables_of(kind: PictureType, tensors: Mapping[str, Any], module: nn.Modul
         if name not in tensors:
             raise UsageError(f"the tensor {name!r} is missing from the checkpoint{nearest(name, tensors)}")
         expected = _theirs(row, shapes)
-        if tuple(tensors[name].shape) != expected:
+        if tuple(tensors[name].shape) not in ((expected, (*expected, 1, 1)) if row.window else (expected,)):
             raise wrong_shape(name, tensors[name].shape, expected)
         names.add(name)
     for name in tensors:
@@ -61,7 +61,8 @@ def variables_of(kind: PictureType, tensors: Mapping[str, Any], module: nn.Modul
     found: dict[str, np.ndarray] = {path: np.empty(shape, dtype) for path, shape in shapes.items()}
     for name, row, layer in _each(rows):
         array = read_tensor(name, tensors[name], dtype)
-        array = array.reshape(array.shape[row.ones : array.ndim - row.after])
+        end = array.ndim - row.after - 2 * (row.window and array.ndim > 3)
+        array = array.reshape(array.shape[row.ones : end])
         array = array if row.axes is None else array.transpose(row.axes)
         array = array if row.patch is None else array.reshape(-1, array.shape[-1])
         ends = np.cumsum([_ours(row, path, shapes)[-1] for path in row.ours])[:-1] if row.ours[1:] else []
@@ -71,14 +72,20 @@ def variables_of(kind: PictureType, tensors: Mapping[str, Any], module: nn.Modul
 
 
 def tensors_of(
-    kind: PictureType, module: nn.Module, variables: Any, naming: str = "transformers"
+    kind: PictureType, module: nn.Module, variables: Any, naming: str | None = None
 ) -> Iterator[tuple[str, Shape, np.dtype, Any]]:
     """The tensors of a checkpoint from the variables of `module`: name, shape, dtype, and a function that makes it.
+
+    Args:
+      kind: how the module's class is written.
+      module: what the variables are of.
+      variables: its variables.
+      naming: one of the type's; none is the library's own.
 
     Raises:
       UsageError: the variables are not those of the module.
     """
-    rows, shapes = kind.rows[naming](module), _shapes(module, kind.picture(module))
+    rows, shapes = kind.rows[naming or next(iter(kind.rows))](module), _shapes(module, kind.picture(module))
     leaves = flatten_dict(dict(variables), sep="/")
     for path in sorted(shapes.keys() - leaves.keys()):
         raise UsageError(f"the variables lack {path!r}, which the module has{nearest(path, leaves)}")

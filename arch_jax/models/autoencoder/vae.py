@@ -74,6 +74,10 @@ class VAE(nn.Module):
         if self.likelihood == "gaussian":
             self.log_variance = self.param("log_variance", nn.initializers.zeros, (), self.parameter_dtype)
 
+    def latent_shape(self, shape: Any) -> tuple[int, ...]:
+        """The shape of z, ("latent",), for pictures of `shape`, "height width channels"."""
+        return (self.latent,)
+
     def encode(
         self, x: Float[Array, "batch height width channels"], condition: Any = None
     ) -> tuple[Float[Array, "batch latent"], Float[Array, "batch latent"]]:

@@ -1,0 +1,64 @@
+"""A codebook: the nearest of a set of codes to each vector, with codes that follow what chooses them."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from arch_jax.fields import DType
+from arch_jax.ops.vector_quantisation import moved_codes, nearest_code, revived
+
+
+class Codebook(nn.Module):
+    """The nearest of a set of codes to each vector.
+
+    Attributes:
+      codes: how many there are.
+      width: numbers in each.
+      average: share of the moving averages that is kept at each step; none for codes that are parameters.
+      least: codes whose average count is below are put where a vector of the batch is; 0 for none.
+      parameter_dtype: of the codes.
+      initial: the draw of the codes, called with (key, shape, dtype).
+    """
+
+    codes: int
+    width: int
+    average: float | None = 0.99
+    least: float = 0.0
+    parameter_dtype: DType = jnp.float32
+    initial: Callable = nn.initializers.normal(0.1)
+
+    def setup(self) -> None:
+        shape = (self.codes, self.width)
+        if self.average is None:
+            self.table = self.param("codes", self.initial, shape, self.parameter_dtype)
+            return
+        draw = lambda: self.initial(self.make_rng("params"), shape, self.parameter_dtype)
+        self.moving = self.variable("codebook", "codes", draw)
+        self.counts = self.variable("codebook", "counts", jnp.ones, (self.codes,), self.parameter_dtype)
+        self.sums = self.variable("codebook", "sums", lambda: self.moving.value)
+
+    def __call__(
+        self, x: Float[Array, "*batch width"], train: bool = False
+    ) -> tuple[Float[Array, "*batch width"], Int[Array, "*batch"]]:
+        """The nearest code of each vector, and its number; in training, the moving averages are updated."""
+        chosen = nearest_code(x, self._codes)
+        quantised = self.look_up(chosen)
+        moves = train and self.average is not None and not self.is_initializing()
+        if moves and self.is_mutable_collection("codebook"):
+            flat = jax.lax.stop_gradient(x).reshape(-1, self.width)
+            moved = moved_codes(flat, chosen.ravel(), self.counts.value, self.sums.value, self.average)
+            if self.least > 0:
+                moved = revived(self.make_rng("dropout"), flat, *moved, self.least)
+            self.moving.value, self.counts.value, self.sums.value = moved
+        return quantised, chosen
+
+    def look_up(self, chosen: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
+        """The codes of these numbers."""
+        return self._codes[chosen]
+
+    @property
+    def _codes(self) -> Array:
+        return self.table if self.average is None else self.moving.value

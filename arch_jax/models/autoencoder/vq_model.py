@@ -1,0 +1,185 @@
+"""VQGAN's autoencoder (Esser et al. 2021, 2012.09841), which is latent diffusion's with quantised latents too.
+
+    z_q(x) = argmin over codes e of |z_e(x) - e|, at every place                                        (equation 2)
+
+between the encoder and the decoder of `latent_coders`, with a 1 x 1 convolution on either side of the codebook. Codes
+are parameters. The authors' error is perceptual with a discriminator (equations 5 and 6); here the objective
+"vector_quantised" trains it with squared errors, which the published models were not.
+
+Latent diffusion (2112.10752, section 3.1) counts the codebook as part of the decoder: what diffuses are the latents
+before they are quantised (`latents`, `decode_latents`), times `scale`, which nothing here multiplies by.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from arch_jax.errors import UsageError
+from arch_jax.fields import DType, component
+from arch_jax.inputs import images
+from arch_jax.models.autoencoder.autoencoder_kl import PAPER as LATENT_DIFFUSION
+from arch_jax.models.autoencoder.codebook import Codebook
+from arch_jax.models.autoencoder.latent_coders import (
+    LatentDecoder,
+    LatentEncoder,
+    check_coders,
+    check_sides,
+    convolution,
+)
+from arch_jax.ops.vector_quantisation import straight_through
+from arch_jax.registry import Paper, register
+
+PAPER = Paper("Taming Transformers for High-Resolution Image Synthesis", "Esser et al.", 2020, "2012.09841")
+
+
+@component("vq_model", kind="model")
+class VQModel(nn.Module):
+    """A vector-quantised autoencoder on pictures, "batch height width channels".
+
+    Height and width may be any multiples of 2 to the number of levels less 1.
+
+    Attributes:
+      picture: pixels on a side of what it is trained with; others are taken too.
+      channels: 1 for grey, 3 for colour.
+      latent: channels between the coders and the 1 x 1 convolutions.
+      codes: in the codebook.
+      code_width: numbers in a code; none is as many as `latent`.
+      widths: channels of each level; from one to the next, height and width are halved.
+      units: residual blocks of a level of the encoder; the decoder has one more.
+      groups: of the group norms, a divisor of all widths.
+      attention: levels, counted from 0, with attention behind each residual block.
+      mid_attention: whether there is attention where the picture is smallest.
+      scale: what latents are multiplied by for a diffusion model; nothing in here does so.
+      average: share of the moving averages of the codes that is kept at each step; none for codes that are parameters.
+      least: codes whose average count is below are put where a vector of the batch is; 0 for none.
+      dtype: of the computation; distances to codes and the norms' statistics are at least float32.
+      parameter_dtype: of the parameters.
+    """
+
+    picture: int = 256
+    channels: int = 3
+    latent: int = 3
+    codes: int = 8192
+    code_width: int | None = None
+    widths: tuple[int, ...] = (128, 256, 512)
+    units: int = 2
+    groups: int = 32
+    attention: tuple[int, ...] = ()
+    mid_attention: bool = True
+    scale: float = 1.0
+    average: float | None = None
+    least: float = 0.0
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    def __post_init__(self) -> None:
+        check_coders(self.picture, self.channels, self.latent, self.widths, self.units, self.groups, self.attention)
+        if self.codes < 2:
+            raise UsageError(f"codes is {self.codes}; expected at least 2")
+        if self.code_width is not None and self.code_width < 1:
+            raise UsageError(f"code_width is {self.code_width}; expected at least 1, or none")
+        if not self.scale > 0:
+            raise UsageError(f"scale is {self.scale}; expected a number above 0, such as 1")
+        if self.average is not None and not 0 <= self.average < 1:
+            raise UsageError(f"average is {self.average}; expected a share from 0 to below 1, such as 0.99, or none")
+        super().__post_init__()
+
+    def setup(self) -> None:
+        dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        shared = {"widths": self.widths, "units": self.units, "groups": self.groups, "attention": self.attention}
+        shared |= {"mid_attention": self.mid_attention} | dtypes
+        width = self.code_width or self.latent
+        draw = functools.partial(jax.random.uniform, minval=-1 / self.codes, maxval=1 / self.codes)  # the authors'
+        self.encoder = LatentEncoder(self.latent, **shared)
+        self.to_code = convolution(width, 1, self.latent, **dtypes)
+        self.codebook = Codebook(self.codes, width, self.average, self.least, self.parameter_dtype, draw)
+        self.from_code = convolution(self.latent, 1, width, **dtypes)
+        self.decoder = LatentDecoder(self.channels, **shared)
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a picture, on a side, for one code."""
+        return 2 ** (len(self.widths) - 1)
+
+    def latents(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w code"]:
+        """What the encoder gives (z_e), before it is quantised.
+
+        Raises:
+          UsageError: pictures of another number of channels, or of sides that can't be halved often enough.
+        """
+        self.check(x.shape[1:])
+        return self.to_code(self.encoder(x))
+
+    def decode_latents(self, z: Float[Array, "batch h w code"]) -> Float[Array, "batch height width channels"]:
+        """The picture of the codes that are nearest to z."""
+        return self._pixels(self.codebook(z)[0].astype(self.dtype))
+
+    def encode(self, x: Float[Array, "batch height width channels"]) -> Int[Array, "batch h w"]:
+        """The number of the code at each place.
+
+        Raises:
+          UsageError: pictures of another number of channels, or of sides that can't be halved often enough.
+        """
+        return self.codebook(self.latents(x))[1]
+
+    def decode(self, code: Int[Array, "batch h w"]) -> Float[Array, "batch height width channels"]:
+        """The picture from the numbers of its codes."""
+        return self._pixels(self.codebook.look_up(code).astype(self.dtype))
+
+    def quantised(
+        self, x: Float[Array, "batch height width channels"], train: bool = False
+    ) -> tuple[
+        Float[Array, "batch height width channels"],
+        Float[Array, "batch h w code"],
+        Float[Array, "batch h w code"],
+        Int[Array, "batch h w"],
+    ]:
+        """The reconstruction, what the encoder gave (z_e), its nearest codes (z_q), and their numbers."""
+        encoded = self.latents(x)
+        nearest, chosen = self.codebook(encoded, train)
+        nearest = nearest.astype(encoded.dtype)
+        return self._pixels(straight_through(encoded, nearest)), encoded, nearest, chosen
+
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch height width channels"]:
+        """The reconstruction of each picture."""
+        return self.quantised(x, train)[0]
+
+    def _pixels(self, codes: Array) -> Array:
+        return self.decoder(self.from_code(codes))
+
+    def check(self, shape: Any) -> None:
+        """Refuses pictures that it can't take.
+
+        Raises:
+          UsageError: `shape` ("height width channels") has another number of channels, or sides that can't be halved.
+        """
+        check_sides(self.factor, self.channels, shape)
+
+
+_SHARED = {
+    "family": "autoencoder",
+    "objective": "vector_quantised",
+    "architecture": "vq-f4",
+    "shrink": {"picture": 8, "codes": 5, "widths": (8, 12), "units": 1, "groups": 2},
+    "reference": "diffusers VQModel: codes, reconstruction, gradients; the count is of its model at these sizes",
+    "difference": 1.4e-6,
+    "no_gradient": {"key/bias": "the same term for every key; softmax does not change with it"},
+}
+
+
+@register("vq-f4", inputs=images(256), paper=LATENT_DIFFUSION, parameters=55_322_782, **_SHARED)
+def vq_f4() -> VQModel:
+    """Latent diffusion's vq-f4: 4 x 4 pixels become one of 8,192 codes of 3 numbers."""
+    return VQModel()
+
+
+@register("vq-f8", inputs=images(256), paper=LATENT_DIFFUSION, parameters=62_404_783, **_SHARED)
+def vq_f8() -> VQModel:
+    """Latent diffusion's vq-f8: 8 x 8 pixels become one of 16,384 codes of 4 numbers."""
+    return VQModel(latent=4, codes=16_384, widths=(128, 128, 256, 512), attention=(3,))

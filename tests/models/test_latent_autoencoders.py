@@ -1,0 +1,170 @@
+"""The autoencoders of latent diffusion: shapes at published sizes, what decoding undoes, likelihood, codes."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import arch_jax
+from arch_jax.errors import UsageError
+from arch_jax.models.autoencoder.autoencoder_kl import AutoencoderKL
+from arch_jax.models.autoencoder.latent_coders import doubled
+from arch_jax.models.autoencoder.vq_model import VQModel
+from arch_jax.ops.latents import gaussian_kl
+from arch_jax.ops.vector_quantisation import nearest_code_reference
+
+TINY = {"picture": 8, "channels": 1, "widths": (4, 6), "units": 1, "groups": 2}
+
+
+def pictures(*sides, channels=1):
+    draw = np.random.default_rng(0)
+    return jnp.asarray(draw.normal(size=(2, *(sides or (8, 8)), channels)), jnp.float32)
+
+
+def noisy(module, x):
+    variables = jax.jit(module.init)(jax.random.key(0), x)
+    draw = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: leaf + 0.3 * draw.normal(size=leaf.shape).astype(np.float32), variables)
+
+
+@pytest.fixture(scope="module")
+def kl():
+    module = AutoencoderKL(latent=3, variance=0.25, **TINY)
+    return module, noisy(module, pictures())
+
+
+@pytest.fixture(scope="module")
+def vq():
+    module = VQModel(latent=3, codes=9, code_width=2, **TINY)
+    return module, noisy(module, pictures())
+
+
+@pytest.mark.parametrize(("name", "factor", "latent"), [("autoencoder-kl", 8, 4), ("autoencoder-kl-f16", 16, 16)])
+def test_sides_are_divided_at_published_sizes(name, factor, latent):
+    module = arch_jax.create(name)
+    x = jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.float32)
+    (made, mean, log_variance), _ = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
+    assert made.shape == x.shape
+    assert mean.shape == log_variance.shape == (1, 64 // factor, 96 // factor, latent)
+    assert mean.shape[1:] == module.latent_shape(x.shape[1:])
+
+
+def test_doubling_is_nearest_neighbours():
+    x = np.asarray(pictures(3, 5, channels=2))
+    expected = np.stack([[[x[b, i // 2, j // 2] for j in range(10)] for i in range(6)] for b in range(2)])
+    np.testing.assert_array_equal(doubled(jnp.asarray(x)), expected)
+
+
+def test_the_reconstruction_is_the_mean_decoded(kl):
+    module, variables = kl
+    x = pictures(6, 10)
+    made, mean, log_variance = module.apply(variables, x)
+    again, spread = module.apply(variables, x, method="encode")
+    np.testing.assert_allclose(mean, again, atol=1e-6)
+    np.testing.assert_allclose(log_variance, spread, atol=1e-6)
+    np.testing.assert_allclose(made, module.apply(variables, mean, method="decode"), atol=1e-5)
+    several = module.apply(variables, jnp.stack([mean, 2 * mean]), method="decode")
+    assert several.shape == (2, *x.shape)
+    np.testing.assert_allclose(several[0], made, atol=1e-5)
+
+
+def test_scale_and_shift_change_no_number(kl):
+    module, variables = kl
+    for a, b in zip(
+        module.clone(scale=3.0, shift=1.0).apply(variables, pictures()), module.apply(variables, pictures())
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_logarithm_of_the_variance_is_kept_in_range(kl):
+    module, variables = kl
+    params = {**variables["params"], "moments": jax.tree.map(lambda leaf: 1e4 * leaf, variables["params"]["moments"])}
+    _, log_variance = module.apply({"params": params}, pictures(), method="encode")
+    assert (float(log_variance.min()), float(log_variance.max())) == (-30, 20)
+
+
+def test_the_likelihood_is_normal_and_the_divergence_counts_every_place(kl):
+    module, variables = kl
+    x, noise = pictures(), jax.random.normal(jax.random.key(0), (5, 2, 4, 4, 3))
+    likely, z, mean, log_variance = jax.jit(lambda v: module.apply(v, x, noise, method="draws"))(variables)
+    np.testing.assert_allclose(z, mean + jnp.exp(log_variance / 2) * noise, atol=1e-5)
+    made = np.asarray(module.apply(variables, z, method="decode"), np.float64)
+    expected = stats.norm(made, 0.5).logpdf(np.asarray(x)).sum((2, 3, 4))
+    np.testing.assert_allclose(likely, expected, rtol=1e-4)
+
+    task = arch_jax.objective("variational", beta=2.0).with_model(module)
+    batch = {"images": x, "labels": jnp.zeros(2, jnp.int32), "weights": jnp.ones(2)}
+    (total, count), (metrics, _) = task.loss("model", variables, batch, jax.random.key(1))
+    kl = float(gaussian_kl(mean.reshape(2, -1), log_variance.reshape(2, -1)).sum())
+    assert float(metrics["kl"][0]) == pytest.approx(kl, rel=1e-5)
+    assert float(total) == pytest.approx(float(metrics["reconstruction"][0]) + 2 * kl, rel=1e-5)
+    assert float(count) == 2
+    importance = arch_jax.objective("variational", bound="importance").with_model(module)
+    assert np.isfinite(float(importance.loss("model", variables, batch, jax.random.key(1))[0][0]))
+
+
+def test_what_is_shown_of_codes_that_are_pictures(kl):
+    module, variables = kl
+    batch = {"images": np.asarray(pictures()), "labels": np.zeros(2, np.int32), "weights": np.ones(2)}
+    data = types.SimpleNamespace(low=-1.0, high=1.0, validation=lambda: [batch], shapes={"images": ((2, 8, 8, 1), "f")})
+    task = arch_jax.objective("variational", show_pictures=2).with_model(module)
+    task.check(data)
+    shown = task.show(variables, data, jax.random.key(0))
+    assert set(shown) == {"reconstructions", "samples", "interpolations"}
+
+
+def test_codes_say_everything_that_is_decoded(vq):
+    module, variables = vq
+    x = pictures(6, 10)
+    apply = lambda method, *given: module.apply(variables, *given, method=method)
+    made, encoded, nearest, chosen = apply("quantised", x)
+    codes = variables["params"]["codebook"]["codes"]
+    np.testing.assert_array_equal(chosen, nearest_code_reference(encoded, codes))
+    np.testing.assert_array_equal(nearest, codes[chosen])
+    np.testing.assert_array_equal(chosen, apply("encode", x))
+    assert chosen.shape == (2, 3, 5)
+    for other in (apply("decode", chosen), apply("decode_latents", apply("latents", x)), module.apply(variables, x)):
+        np.testing.assert_allclose(other, made, atol=1e-5)
+
+
+def test_codes_may_follow_by_moving_averages():
+    module = VQModel(latent=3, codes=9, average=0.5, **TINY)
+    task = arch_jax.objective("vector_quantised").with_model(module)
+    batch = {"images": pictures(), "labels": jnp.zeros(2, jnp.int32), "weights": jnp.ones(2)}
+    variables = task.init(jax.random.key(0), batch)
+    assert "codebook" not in variables["params"]
+    _, (_, updates) = task.loss("model", variables, batch, jax.random.key(0))
+    before, after = (each["codebook"]["codebook"]["codes"] for each in (variables, updates))
+    assert float(jnp.abs(before - after).max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"groups": 4}, r"widths is \(4, 6\) and groups is 4; expected multiples of the groups"),
+        ({"widths": ()}, r"widths is \(\) and groups is 2"),
+        ({"attention": (2,)}, r"attention is \(2,\); expected levels from 0 to 1"),
+        ({"picture": 9}, "picture is 9, which 1 convolutions can't halve; expected a multiple of 2, such as 8"),
+        ({"units": 0}, "units is 0; expected at least 1"),
+        ({"scale": 0.0}, "scale is 0.0; expected a number above 0"),
+    ],
+)
+@pytest.mark.parametrize("cls", [AutoencoderKL, VQModel])
+def test_settings_that_are_refused(cls, settings, message):
+    with pytest.raises(UsageError, match=message):
+        cls(**{**TINY, **settings})
+
+
+@pytest.mark.parametrize("sides", [(7, 8), (8, 7), (0, 8)])
+def test_pictures_that_are_refused(kl, sides):
+    message = rf"shape {sides[0]} x {sides[1]} x 1, .*multiples of 2 with 1 channels; expected such as"
+    with pytest.raises(UsageError, match=message):
+        kl[0].check((*sides, 1))
+    if all(sides):
+        with pytest.raises(UsageError, match=message):
+            kl[0].apply(kl[1], pictures(*sides))
+    with pytest.raises(UsageError, match="expected such as 8 x 8 x 1"):
+        kl[0].check((8, 8, 3))
