@@ -32,8 +32,9 @@ def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **chan
     """A model from a folder as transformers' `save_pretrained` writes it, in safetensors format.
 
     GPT-2, Llama, Mistral, BERT (with the heads that the checkpoint has), T5, Marian, Mamba, Mamba-2, RWKV-4 and
-    xLSTM 7B; of image classifiers ResNet, ConvNeXt, MobileNetV2, EfficientNet and ViT, for which a folder of timm's
-    will do too: a config.json that names the architecture, and tensors under its names (torchvision's, for ResNet).
+    xLSTM 7B; masked autoencoders (ViTMAE, with their decoder); of image classifiers ResNet, ConvNeXt, MobileNetV2,
+    EfficientNet and ViT, for which a folder of timm's will do too: a config.json that names the architecture, and
+    tensors under its names (torchvision's, for ResNet).
 
         module, variables = arch_jax.load_pretrained("path/to/gpt2")
         logits = module.apply(variables, tokens)
@@ -81,8 +82,8 @@ def save_pretrained(
     (dropout of a Llama, rematerialisation) and the tokenizer's ids of special tokens are not in it.
 
     Args:
-      module: a `Decoder`, `BERT`, `EncoderDecoder` or image classifier that one of transformers' model types can
-        express.
+      module: a `Decoder`, `BERT`, `EncoderDecoder`, `MAE` or image classifier that one of transformers' model types
+        can express.
       variables: its variables; each parameter is written in the dtype that it has.
       directory: made where it doesn't exist.
       shard_bytes: most bytes of tensors in a file; a larger checkpoint becomes several, with an index.

@@ -6,6 +6,7 @@ from arch_jax.interop.pictures.mobilenet_v2 import MOBILENET_V2_TYPE
 from arch_jax.interop.pictures.picture_type import PictureType
 from arch_jax.interop.pictures.resnet import RESNET_TYPE
 from arch_jax.interop.pictures.vit import VIT_TYPE
+from arch_jax.interop.pictures.vit_mae import VIT_MAE_TYPE
 
 __all__ = ["PICTURE_TYPES", "PictureType"]
 
@@ -15,4 +16,5 @@ PICTURE_TYPES: dict[str, PictureType] = {
     "mobilenet_v2": MOBILENET_V2_TYPE,
     "efficientnet": EFFICIENTNET_TYPE,
     "vit": VIT_TYPE,
+    "vit_mae": VIT_MAE_TYPE,
 }

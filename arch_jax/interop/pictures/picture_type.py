@@ -4,10 +4,23 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import numpy as np
 
 #: The axes of a tensor of theirs in our order: kernels of convolutions are "features channels height width" there.
 CONVOLUTION = (2, 3, 1, 0)
 LINEAR = (1, 0)
+
+
+class Fixed(NamedTuple):
+    """A tensor of theirs that is computed here: no variable of ours.
+
+    Attributes:
+      shape: of theirs.
+      make: what computes it; large ones should not be computed before their shape is compared.
+    """
+
+    shape: tuple[int, ...]
+    make: Callable[[], np.ndarray]
 
 
 class Row(NamedTuple):
@@ -20,6 +33,7 @@ class Row(NamedTuple):
       ones: how many leading axes of 1 theirs has that ours lacks.
       layers: how many there are on the leading axis of ours; none for what is no stack.
       patch: of a convolution that is a matrix here, the pixels on a side of its kernel.
+      fixed: of a tensor that is computed here; then there are none of ours.
     """
 
     theirs: str
@@ -28,6 +42,7 @@ class Row(NamedTuple):
     ones: int = 0
     layers: int | None = None
     patch: int | None = None
+    fixed: Fixed | None = None
 
 
 class PictureType(NamedTuple):
