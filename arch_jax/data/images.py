@@ -213,6 +213,26 @@ class ImagesCorpus:
         part = self._found.validation
         return ValidationBatches(functools.partial(self._batch, part), len(part), batch)
 
+    def training_sample(self, count: int, batch: int | None = None) -> ValidationBatches:
+        """Some training pictures once each, without augmentation: what a probe of features is fitted on.
+
+        Args:
+          count: how many, or all where there are not so many. Which, and in which order, `split_seed` determines.
+          batch: pictures in a batch; the training batch by default.
+
+        Returns:
+          An iterable of batches like those of `validation`.
+
+        Raises:
+          UsageError: count or batch is not at least 1.
+        """
+        check_whole("count", count, 1)
+        batch = self.images.batch if batch is None else check_whole("batch", batch, 1)
+        total = len(self._found.train)
+        generator = np.random.default_rng([int(self.images.split_seed), 1])
+        part = pictures.Chosen(self._found.train, generator.permutation(total)[:count])
+        return ValidationBatches(functools.partial(self._batch, part), len(part), batch)
+
     def _augmented(
         self, part: Any, indices: np.ndarray, generators: list[np.random.Generator]
     ) -> dict[str, np.ndarray]:

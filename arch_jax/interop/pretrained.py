@@ -32,10 +32,11 @@ def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **chan
     """A model from a folder as `save_pretrained` of transformers, or diffusers, writes it, in safetensors format.
 
     GPT-2, Llama, Mistral, BERT (with the heads that the checkpoint has), T5, Marian, Mamba, Mamba-2, RWKV-4 and
-    xLSTM 7B; of image classifiers ResNet, ConvNeXt, MobileNetV2, EfficientNet and ViT. For these a folder of timm's
-    will do too: a config.json that names the architecture, such as {"architecture": "resnet50", "num_classes": 1000},
-    and tensors under timm's names, torchvision's or, for EfficientNet, those of efficientnet_pytorch. Of diffusers,
-    AutoencoderKL and VQModel: a folder such as a pipeline's "vae".
+    xLSTM 7B; masked autoencoders (ViTMAE, with their decoder); of image classifiers ResNet, ConvNeXt, MobileNetV2,
+    EfficientNet and ViT. For these a folder of timm's will do too: a config.json that names the architecture, such as
+    {"architecture": "resnet50", "num_classes": 1000}, and tensors under timm's names, torchvision's or, for
+    EfficientNet, those of efficientnet_pytorch. Of diffusers, AutoencoderKL and VQModel: a folder such as a pipeline's
+    "vae".
 
         module, variables = arch_jax.load_pretrained("path/to/gpt2")
         logits = module.apply(variables, tokens)
@@ -86,8 +87,8 @@ def save_pretrained(
     (dropout of a Llama, rematerialisation) and the tokenizer's ids of special tokens are not in it.
 
     Args:
-      module: a `Decoder`, `BERT`, `EncoderDecoder` or image classifier that one of transformers' model types can
-        express; or an `AutoencoderKL` or `VQModel` of diffusers.
+      module: a `Decoder`, `BERT`, `EncoderDecoder`, `MAE` or image classifier that one of transformers' model types
+        can express; or an `AutoencoderKL` or `VQModel` of diffusers.
       variables: its variables; each parameter is written in the dtype that it has.
       directory: made where it doesn't exist.
       shard_bytes: most bytes of tensors in a file; a larger checkpoint becomes several, with an index.

@@ -1,9 +1,11 @@
-"""Position encodings without parameters: rotary (RoPE), sinusoidal, ALiBi's slopes, T5's relative buckets."""
+"""Position encodings without parameters: rotary (RoPE), sinusoidal in one and two dimensions, ALiBi's slopes, T5's
+relative buckets."""
 
 import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError
@@ -16,6 +18,8 @@ __all__ = [
     "relative_buckets_reference",
     "rope_frequencies",
     "sinusoidal",
+    "sinusoidal_grid",
+    "sinusoidal_grid_reference",
 ]
 
 
@@ -126,6 +130,51 @@ def sinusoidal(length: int, width: int) -> Float[Array, "length width"]:
         )
     angles = jnp.arange(length, dtype=float)[:, None] * rope_frequencies(width)
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(length, width)
+
+
+def sinusoidal_grid(height: int, width: int, features: int) -> Float[Array, "places features"]:
+    """Fixed position encodings of a grid's places, row by row: half of each says the column, half the row.
+
+    A coordinate p becomes [sin(p w_0) ... sin(p w_k-1), cos(p w_0) ... cos(p w_k-1)] with w_i = 10000^(-i/k) and
+    k = features / 4. The column comes first, as in the authors' code of MAE, whose checkpoints depend on it.
+
+    Args:
+      height: rows of the grid.
+      width: columns of the grid.
+      features: numbers for each place, a multiple of 4.
+
+    Returns:
+      Numbers in [-1, 1], computed in float64 and given in JAX's default float type.
+
+    Raises:
+      UsageError: a side is below 1, or `features` is no multiple of 4.
+
+    Source: He et al. 2021 (2111.06377), appendix A.1; Chen et al. 2021, MoCo v3 (2104.02057), section 6.3.
+    """
+    if height < 1 or width < 1:
+        raise UsageError(f"the grid is {height} x {width}; expected at least 1 x 1 places")
+    if features < 4 or features % 4:
+        raise UsageError(
+            f"sine-cosine positions of a grid have {features} features; expected a multiple of 4, such as "
+            f"{max(4, round(features / 4) * 4)}"
+        )
+    quarter = features // 4
+    frequencies = 10_000.0 ** -(np.arange(quarter) / quarter)
+    waves = lambda p: np.concatenate([np.sin(p[:, None] * frequencies), np.cos(p[:, None] * frequencies)], axis=1)
+    columns, rows = waves(np.arange(float(width))), waves(np.arange(float(height)))
+    table = np.concatenate([np.tile(columns, (height, 1)), np.repeat(rows, width, axis=0)], axis=1)
+    return jnp.asarray(table, dtype=float)
+
+
+def sinusoidal_grid_reference(height, width, features):
+    """`sinusoidal_grid`, one number after another."""
+    k = features // 4
+    table = np.empty((height, width, features))
+    for row, column, i in np.ndindex(height, width, k):
+        for start, p in ((0, column), (2 * k, row)):
+            angle = p / 10_000 ** (i / k)
+            table[row, column, start + i], table[row, column, start + k + i] = math.sin(angle), math.cos(angle)
+    return table.reshape(height * width, features)
 
 
 def alibi_slopes(heads: int) -> Float[Array, "heads"]:

@@ -4,10 +4,23 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import numpy as np
 
 #: The axes of a tensor of theirs in our order: kernels of convolutions are "features channels height width" there.
 CONVOLUTION = (2, 3, 1, 0)
 LINEAR = (1, 0)
+
+
+class Fixed(NamedTuple):
+    """A tensor of theirs that is computed here: no variable of ours.
+
+    Attributes:
+      shape: of theirs.
+      make: what computes it; large ones should not be computed before their shape is compared.
+    """
+
+    shape: tuple[int, ...]
+    make: Callable[[], np.ndarray]
 
 
 class Row(NamedTuple):
@@ -22,6 +35,7 @@ class Row(NamedTuple):
       layers: how many there are on the leading axis of ours; none for what is no stack.
       patch: of a convolution that is a matrix here, the pixels on a side of its kernel.
       window: whether theirs may have two trailing axes of 1, of a convolution of 1 x 1.
+      fixed: of a tensor that is computed here; then there are none of ours.
     """
 
     theirs: str
@@ -32,6 +46,7 @@ class Row(NamedTuple):
     layers: int | None = None
     patch: int | None = None
     window: bool = False
+    fixed: Fixed | None = None
 
 
 class Released(NamedTuple):

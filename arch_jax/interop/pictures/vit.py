@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
+
 from arch_jax.interop.configuration_fields import (
     ACTIVATIONS,
     Field,
@@ -83,15 +85,21 @@ def _write(module: ViT) -> dict[str, Any]:
     }
 
 
+def plain_layer(mixer: nn.Module, feed_forward: nn.Module, width: int) -> tuple[nn.Module, nn.Module]:
+    """The two parts of a layer with the sizes that follow from others written out."""
+    if isinstance(mixer, Attention):
+        _, kv_heads, size = mixer.sizes(width)
+        bias = mixer.bias if mixer.output_bias is None else mixer.output_bias
+        mixer = mixer.clone(kv_heads=kv_heads, head_size=size, output_bias=bias)
+    if isinstance(feed_forward, MLP) and feed_forward.hidden is None:
+        feed_forward = feed_forward.clone(hidden=4 * width)
+    return mixer, feed_forward
+
+
 def _plain(module: ViT) -> ViT:
     """Sizes that follow from others, written out."""
-    if isinstance(module.mixer, Attention):
-        _, kv_heads, size = module.mixer.sizes(module.width)
-        bias = module.mixer.bias if module.mixer.output_bias is None else module.mixer.output_bias
-        module = module.clone(mixer=module.mixer.clone(kv_heads=kv_heads, head_size=size, output_bias=bias))
-    if isinstance(module.feed_forward, MLP) and module.feed_forward.hidden is None:
-        module = module.clone(feed_forward=module.feed_forward.clone(hidden=4 * module.width))
-    return module
+    mixer, feed_forward = plain_layer(module.mixer, module.feed_forward, module.width)
+    return module.clone(mixer=mixer, feed_forward=feed_forward)
 
 
 def _ends(module: ViT, token: str, position: str, patch: str) -> list[Row]:
@@ -103,23 +111,26 @@ def _ends(module: ViT, token: str, position: str, patch: str) -> list[Row]:
     ]
 
 
+def layer_rows(theirs: str, ours: str, bias: bool, depth: int) -> list[Row]:
+    """The rows of `depth` layers under transformers' names; `bias` is whether queries, keys and values have one."""
+    rows = []
+    for part in ("query", "key", "value"):
+        rows += linear(f"{theirs}.attention.attention.{part}", f"{ours}/mixer/{part}", bias=bias, layers=depth)
+    rows += linear(f"{theirs}.attention.output.dense", f"{ours}/mixer/output", layers=depth)
+    rows += linear(f"{theirs}.intermediate.dense", f"{ours}/feed_forward/up", layers=depth)
+    rows += linear(f"{theirs}.output.dense", f"{ours}/feed_forward/down", layers=depth)
+    rows += layer_norm(f"{theirs}.layernorm_before", f"{ours}/mixer_norm", depth)
+    return rows + layer_norm(f"{theirs}.layernorm_after", f"{ours}/feed_forward_norm", depth)
+
+
 def _transformers(module: ViT) -> list[Row]:
-    theirs, ours, depth = "vit.encoder.layer.{}", "stack/layers/block_0", module.depth
     rows = _ends(
         module,
         "vit.embeddings.cls_token",
         "vit.embeddings.position_embeddings",
         "vit.embeddings.patch_embeddings.projection",
     )
-    for part in ("query", "key", "value"):
-        rows += linear(
-            f"{theirs}.attention.attention.{part}", f"{ours}/mixer/{part}", bias=module.mixer.bias, layers=depth
-        )
-    rows += linear(f"{theirs}.attention.output.dense", f"{ours}/mixer/output", layers=depth)
-    rows += linear(f"{theirs}.intermediate.dense", f"{ours}/feed_forward/up", layers=depth)
-    rows += linear(f"{theirs}.output.dense", f"{ours}/feed_forward/down", layers=depth)
-    rows += layer_norm(f"{theirs}.layernorm_before", f"{ours}/mixer_norm", depth)
-    rows += layer_norm(f"{theirs}.layernorm_after", f"{ours}/feed_forward_norm", depth)
+    rows += layer_rows("vit.encoder.layer.{}", "stack/layers/block_0", module.mixer.bias, module.depth)
     return rows + layer_norm("vit.layernorm", "final_norm") + linear("classifier", "logits")
 
 
@@ -151,10 +162,10 @@ def _torchvision(module: ViT) -> list[Row]:
     return rows + layer_norm("encoder.ln", "final_norm") + linear("heads.head", "logits")
 
 
-def _apart(rows: Callable[[ViT], list[Row]]) -> Callable[[ViT], list[Row]]:
+def apart(rows: Callable[[Any], list[Row]]) -> Callable[[Any], list[Row]]:
     """The same rows, one of each layer where the module does not stack its layers."""
 
-    def of(module: ViT) -> list[Row]:
+    def of(module: Any) -> list[Row]:
         if module.scan:
             return rows(module)
         each = []
@@ -182,7 +193,7 @@ VIT_TYPE = PictureType(
     module=ViT,
     read=_read,
     write=_write,
-    rows={"transformers": _apart(_transformers), "timm": _apart(_timm), "torchvision": _apart(_torchvision)},
+    rows={"transformers": apart(_transformers), "timm": apart(_timm), "torchvision": apart(_torchvision)},
     architectures={
         **{f"vit_{theirs}_224": {"timm": Released(f"vit-{ours}")} for theirs, ours in _SIZES.items()},
         **{f"vit_{theirs}": {"torchvision": Released(f"vit-{ours}")} for theirs, ours in _TORCHVISION.items()},

@@ -12,12 +12,15 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from arch_jax.errors import UsageError, nearest
-from arch_jax.interop.pictures.picture_type import PictureType, Row
+from arch_jax.interop.pictures.picture_type import Fixed, PictureType, Row
 from arch_jax.interop.strict_json import shown
 from arch_jax.interop.tensors import Shape, check_finite, read_tensor, wrong_shape
 
 #: How many batches a PyTorch batch norm has counted: nothing is computed from it.
 _COUNTS = re.compile(r".*\.num_batches_tracked")
+
+#: How far tables may be from ours: sines of angles up to some tens, in float32 or less.
+_ROUNDING = {"bfloat16": 2e-2, "float16": 2e-3}
 
 
 def naming_of(kind: PictureType, module: nn.Module, names: Iterable[str], among: Iterable[str] | None = None) -> str:
@@ -40,7 +43,8 @@ def variables_of(kind: PictureType, tensors: Mapping[str, Any], module: nn.Modul
     All names and shapes are checked before any number is read.
 
     Raises:
-      UsageError: a tensor is missing, unknown or of another shape, or its numbers don't fit the parameter dtype.
+      UsageError: a tensor is missing, unknown or of another shape, its numbers don't fit the parameter dtype, or they
+        are not those of a table that is computed here.
       RunError: a tensor holds NaN or infinity, or can't be read.
     """
     rows, shapes = kind.rows[naming_of(kind, module, tensors)](module), _shapes(module, kind.picture(module))
@@ -61,6 +65,9 @@ def variables_of(kind: PictureType, tensors: Mapping[str, Any], module: nn.Modul
     found: dict[str, np.ndarray] = {path: np.empty(shape, dtype) for path, shape in shapes.items()}
     for name, row, layer in _each(rows):
         array = read_tensor(name, tensors[name], dtype)
+        if row.fixed is not None:
+            _check_fixed(name, array, row.fixed)
+            continue
         end = array.ndim - row.after - 2 * (row.window and array.ndim > 3)
         array = array.reshape(array.shape[row.ones : end])
         array = array if row.axes is None else array.transpose(row.axes)
@@ -96,6 +103,10 @@ def tensors_of(
             raise wrong_shape(path, leaves[path].shape, shape)
     for name, row, layer in _each(rows):
         shape = _theirs(row, shapes)
+        if row.fixed is not None:
+            dtype = np.dtype(next(iter(leaves.values())).dtype)
+            yield name, shape, dtype, lambda fixed=row.fixed, dtype=dtype: fixed.make().astype(dtype)
+            continue
 
         def make(name: str = name, row: Row = row, layer: int | None = layer, shape: Shape = shape) -> np.ndarray:
             parts = [np.asarray(leaves[path] if layer is None else leaves[path][layer]) for path in row.ours]
@@ -107,6 +118,16 @@ def tensors_of(
             return np.ascontiguousarray(array).reshape(shape)
 
         yield name, shape, np.dtype(leaves[row.ours[0]].dtype), make
+
+
+def _check_fixed(name: str, array: np.ndarray, fixed: Fixed) -> None:
+    """Refuses other numbers than those that are computed here, but for the rounding of the dtype they came in."""
+    table = fixed.make().astype(array.dtype)
+    off = float(np.abs(np.asarray(array, np.float64) - np.asarray(table, np.float64)).max())
+    if off > _ROUNDING.get(array.dtype.name, 1e-4):
+        raise UsageError(
+            f"the tensor {name!r} is up to {off:.2g} from the table that the architecture fixes; expected that table"
+        )
 
 
 def _each(rows: Iterable[Row]) -> Iterator[tuple[str, Row, int | None]]:
@@ -123,6 +144,8 @@ def _ours(row: Row, path: str, shapes: Mapping[str, Shape]) -> Shape:
 
 def _theirs(row: Row, shapes: Mapping[str, Shape]) -> Shape:
     """The shape of their tensor from ours."""
+    if row.fixed is not None:
+        return row.fixed.shape
     parts = [_ours(row, path, shapes) for path in row.ours]
     shape = (*parts[0][:-1], sum(part[-1] for part in parts))
     if row.patch is not None:

@@ -28,23 +28,8 @@ from arch_jax.layers.dense import Dense
 from arch_jax.layers.feed_forward import MLP
 from arch_jax.layers.mixer import FeedForward, Mixer, Norm, adapted
 from arch_jax.layers.norms import LayerNorm
+from arch_jax.ops.patches import patches
 from arch_jax.registry import Paper, register
-
-
-def patches(images: Float[Array, "batch height width channels"], size: int) -> Float[Array, "batch patches pixels"]:
-    """The picture in squares of `size` pixels, row by row; in each, its pixels row by row, channels last.
-
-    Raises:
-      UsageError: `size` does not divide the picture's sides.
-    """
-    batch, height, width, channels = images.shape
-    if height % size or width % size or not height or not width:
-        raise UsageError(
-            f"the pictures have {height} x {width} pixels, which patches of {size} don't divide; expected multiples of "
-            f"{size}, such as {max(size, height // size * size)} x {max(size, width // size * size)}"
-        )
-    x = images.reshape(batch, height // size, size, width // size, size, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size * channels)
 
 
 def interpolated(
@@ -65,6 +50,24 @@ def _between(old: int, new: int) -> Any:
     """How much each of `old` places counts for each of `new` that are spread evenly from the first to the last."""
     places = jnp.linspace(0.0, old - 1.0, new) if new > 1 else jnp.zeros(1)
     return jnp.maximum(0, 1 - jnp.abs(places[:, None] - jnp.arange(old)))
+
+
+def encoder_stack(
+    owner: nn.Module, mixer: nn.Module, feed_forward: nn.Module, depth: int, dropout: float = 0.0
+) -> Stack:
+    """The layers of equations 2 and 3, in which every patch sees every other, as an unbound `Stack`.
+
+    Args:
+      owner: has the norm, the dtypes, and whether layers are scanned and computed again: `norm`, `dtype`,
+        `parameter_dtype`, `scan` and `remat`.
+      mixer: of each layer; it is made to look both ways.
+      feed_forward: of each layer.
+      depth: how many layers.
+      dropout: share of each part's output that is dropped in training.
+    """
+    part = functools.partial(adapted, dtype=owner.dtype, parameter_dtype=owner.parameter_dtype)
+    block = Block(part(mixer, causal=False), part(owner.norm), part(feed_forward), dropout, parent=None)
+    return Stack((block,), depth, owner.scan, owner.remat, parent=None)
 
 
 @component("vit", kind="model")
@@ -141,11 +144,8 @@ class ViT(nn.Module):
             table = draw("position_embedding", side**2 + token, self.width).astype(self.dtype)
             height, width = (n // self.patch for n in images.shape[1:3])
             x = x + jnp.concatenate([table[:token], interpolated(table[token:], side, height, width)])
-        block = Block(
-            part(self.mixer, causal=False), part(self.norm), part(self.feed_forward), self.dropout, parent=None
-        )
-        stack = Stack((block,), self.depth, self.scan, self.remat, parent=self, name="stack")
-        x, _ = stack(dropout(x), None, None, train)
+        stack = encoder_stack(self, self.mixer, self.feed_forward, self.depth, self.dropout)
+        x, _ = stack.clone(parent=self, name="stack")(dropout(x), None, None, train)
         x = part(self.norm).clone(parent=self, name="final_norm")(x)
         pooled = x[:, 0] if token else x.mean(1, dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)
         return dense(self.classes, name="logits")(pooled)

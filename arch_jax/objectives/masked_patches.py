@@ -1,0 +1,124 @@
+"""Reconstruction of masked patches, the pre-training of masked autoencoders; judged by a linear probe."""
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from arch_jax.errors import UsageError
+from arch_jax.fields import component
+from arch_jax.objectives.autoencode import check_pictures
+from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
+from arch_jax.objectives.linear_probe import probe_accuracy
+from arch_jax.objectives.picture_grid import picture_grid, validation_pictures
+from arch_jax.ops.patches import normalised, patch_statistics, patches, picture_of
+
+
+@component("masked_patches", kind="objective")
+@dataclasses.dataclass(frozen=True)
+class MaskedPatches(ObjectiveBase):
+    """The mean squared error of the masked patches' pixels (He et al. 2021, 2111.06377, section 3).
+
+    Masks are drawn anew in each step, and are the same in every validation. Where the model says so
+    (`normalised_pixels`), the pixels are those of each patch normalised by its own mean and variance.
+
+    At the end, a linear probe says what the encoder's features are good for (section 4.1): a multinomial logistic
+    regression on features of whole training pictures, each scaled to variance 1, is tested on the validation pictures.
+
+    Attributes:
+      model: the masked autoencoder; filled in by the experiment.
+      probe_pictures: how many training pictures the probe is fitted on, at most; none for no probe.
+      probe_features: what it sees: the class "token", as in the paper, or the "mean" over the patches.
+      show_pictures: how many of the validation pictures `show` draws.
+    """
+
+    probe_pictures: int | None = 10_000
+    probe_features: Literal["token", "mean"] = "token"
+    show_pictures: int = 12
+
+    unit: ClassVar[str] = "squared error a masked pixel"
+
+    def __post_init__(self) -> None:
+        if self.probe_pictures is not None and self.probe_pictures < 2:
+            raise UsageError(f"probe_pictures is {self.probe_pictures}; expected at least 2, or none for no probe")
+
+    def arguments(self, batch: Batch) -> tuple:
+        return (batch["images"],)
+
+    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+        pair = self._error(variables, batch, key)
+        return pair, ({"loss": pair}, {})
+
+    def evaluate(self, variables: Any, batch: Batch) -> dict[str, Pair]:
+        """The error of a masked pixel ("loss"); the same places are masked each time."""
+        return {"loss": self._error(variables, batch, jax.random.key(0))}
+
+    def _error(self, variables: Any, batch: Batch, key: jax.Array) -> Pair:
+        images = batch["images"]
+        predicted, masking = self.model.apply(variables, images, self.noise(images, key), method="masked")
+        target = patches(images, self.model.patch)
+        target = normalised(target) if self.model.normalised_pixels else target
+        wide = jnp.promote_types(predicted.dtype, jnp.float32)
+        of_patch = jnp.mean(jnp.square(predicted.astype(wide) - target.astype(wide)), axis=-1)
+        # As many are masked in each picture, so the mean over pictures is the one over all masked patches.
+        each = jnp.sum(of_patch * masking.mask, axis=1) / jnp.sum(masking.mask, axis=1)
+        weights = batch["weights"].astype(wide)
+        return jnp.sum(jnp.where(weights > 0, each * weights, 0)), jnp.sum(weights)
+
+    def noise(self, images: jax.Array, key: jax.Array) -> jax.Array:
+        """A uniform number for each patch of the pictures, "batch patches"."""
+        down, across = self.model.grid(*images.shape[1:3])
+        return jax.random.uniform(key, (len(images), down * across))
+
+    def check(self, data: Any) -> None:
+        """The pictures must be of the shape that the model takes."""
+        check_pictures(data, self.model, "masked_patches")
+
+    def score(self, variables: Any, data: Any) -> dict[str, float]:
+        """The probe's accuracy ("probe_accuracy"), that on the same network before training, its parameters drawn with
+        another key ("probe_untrained"), and the difference ("probe_gain"); nothing where data can't be drawn from."""
+        if self.probe_pictures is None or not hasattr(data, "training_sample"):
+            return {}
+        batches = lambda: data.training_sample(self.probe_pictures)
+        first = next(iter(batches()))
+        untrained = jax.jit(self.init)(jax.random.key(0), first)
+        features = jax.jit(self.features)
+        trained, before = (
+            probe_accuracy(lambda images, v=v: features(v, images), batches(), data.validation())
+            for v in (variables, untrained)
+        )
+        return {"probe_accuracy": trained, "probe_untrained": before, "probe_gain": trained - before}
+
+    def features(self, variables: Any, images: jax.Array) -> jax.Array:
+        """What the probe sees of whole pictures, "batch width"."""
+        tokens = self.model.apply(variables, images, method="encode")
+        return tokens[:, 0] if self.probe_features == "token" else tokens[:, 1:].mean(1)
+
+    def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        """Validation pictures, what is left of them, what is made of it, and that with the visible patches pasted in.
+
+        Predictions of normalised pixels are drawn with the true mean and variance of each patch, which the model does
+        not know.
+        """
+        pictures, _ = validation_pictures(data, self.show_pictures)
+        images = jnp.asarray(pictures)
+        predicted, masking = jax.jit(lambda v, x, n: self.model.apply(v, x, n, method="masked"))(
+            variables, images, self.noise(images, jax.random.key(0))
+        )
+        real, hidden = patches(images, self.model.patch), masking.mask[..., None]
+        if self.model.normalised_pixels:
+            mean, deviation = patch_statistics(real)
+            predicted = predicted * deviation + mean
+        grey = (data.low + data.high) / 2
+        rows = {
+            "pictures": real,
+            "visible": jnp.where(hidden, grey, real),
+            "predicted": predicted,
+            "pasted": jnp.where(hidden, predicted, real),
+        }
+        scaled = lambda x: (np.asarray(x) - data.low) / (data.high - data.low)
+        whole = lambda x: picture_of(x.astype(images.dtype), self.model.patch, *images.shape[1:3])
+        title = f"{self.model.masking_ratio:.0%} of the patches are masked"
+        return {"reconstructions": picture_grid({name: scaled(whole(x)) for name, x in rows.items()}, title)}
