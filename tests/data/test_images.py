@@ -161,6 +161,32 @@ def test_validation_is_the_test_part_in_order_and_padding_has_no_weight(folder):
         corpus.validation(batch=0)
 
 
+def test_a_sample_of_the_training_pictures_is_plain_and_always_the_same():
+    data = Images(batch=64, augment=Augmentation(flip=True, erase=1.0)).load()
+    batches = list(data.training_sample(100))
+    assert [len(batch["images"]) for batch in batches] == [64, 64]
+    assert sum(batch["weights"].sum() for batch in batches) == 100
+    whole = Images(batch=64).load()
+    known = {image.tobytes(): label for image, label in zip(*rows_of(whole.training_sample(10_000)))}
+    held = {image.tobytes() for image in rows_of(whole.validation())[0]}
+    images, labels = rows_of(batches)
+    assert len(rows_of(whole.training_sample(10_000))[0]) == whole.facts["train_images"]
+    assert all(known[image.tobytes()] == label for image, label in zip(images, labels))
+    assert not {image.tobytes() for image in images} & held
+    assert len(set(labels)) == 10  # from all over the source, not its first pictures
+    assert all(equal(a, b) for a, b in zip(batches, data.training_sample(100)))
+    other = Images(batch=64, split_seed=1).load().training_sample(100)
+    assert not equal(batches[0], next(iter(other)))
+    with pytest.raises(UsageError, match="count is 0; expected a whole number of at least 1"):
+        data.training_sample(0)
+
+
+def rows_of(batches):
+    """Pictures and labels of weight 1."""
+    real = [(batch, batch["weights"] > 0) for batch in batches]
+    return tuple(np.concatenate([batch[name][kept] for batch, kept in real]) for name in ("images", "labels"))
+
+
 def test_the_held_out_share_is_of_every_class_and_disjoint(folder):
     corpus = Images(folder(train=200, test=0), batch=10, validation=0.25).load()
     (held,) = corpus.validation(batch=50)

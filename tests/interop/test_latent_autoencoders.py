@@ -75,7 +75,7 @@ def test_fields_that_change_nothing(saved):
 REFUSED = {
     "unknown": (
         {"laten_channels": 4},
-        "unknown field of config.json 'laten_channels'; the nearest is 'latent_channels'",
+        "unknown field of config.json 'laten_channels'; the nearest are 'latent_channels'",
     ),
     "of transformers": ({"num_beams": 1}, "unknown field of config.json 'num_beams'"),
     "class": (
@@ -84,7 +84,10 @@ REFUSED = {
     ),
     "list as class": ({"_class_name": ["VQModel"]}, r"_class_name is \['VQModel'\], which is not supported"),
     "activation": ({"act_fn": "mish"}, "act_fn is 'mish', which is not supported"),
-    "block": ({"down_block_types": ["DownBlock2D"]}, "has 'DownBlock2D', which is not supported; the nearest is 'Down"),
+    "block": (
+        {"down_block_types": ["DownBlock2D"]},
+        "has 'DownBlock2D', which is not supported; the nearest are 'Down",
+    ),
     "no blocks": ({"up_block_types": []}, r"up_block_types is \[\]; expected a list"),
     "fewer blocks": ({"block_out_channels": [4]}, "down_block_types has 2 entries; expected 1, as block_out_channels"),
     "channels": ({"out_channels": 1}, "out_channels is 1; expected in_channels, 3"),

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from arch_jax.errors import UsageError
-from arch_jax.ops.positions import apply_rope, apply_rope_reference, rope_frequencies, sinusoidal
+from arch_jax.ops.positions import (
+    apply_rope,
+    apply_rope_reference,
+    rope_frequencies,
+    sinusoidal,
+    sinusoidal_grid,
+    sinusoidal_grid_reference,
+)
 from arch_jax.ops.rope_scaling import Llama3Scaling
 
 
@@ -131,3 +138,24 @@ def test_sinusoidal_by_its_definition():
 def test_mistakes_are_named(call, message):
     with pytest.raises(UsageError, match=message):
         call()
+
+
+def test_a_grid_has_the_column_in_one_half_and_the_row_in_the_other():
+    table = np.asarray(sinusoidal_grid(3, 5, 12))
+    np.testing.assert_allclose(table, sinusoidal_grid_reference(3, 5, 12), atol=1e-6)
+    places = table.reshape(3, 5, 2, 6)
+    np.testing.assert_array_equal(places[:, :, 0], np.broadcast_to(places[:1, :, 0], (3, 5, 6)))
+    np.testing.assert_array_equal(places[:, :, 1], np.broadcast_to(places[:, :1, 1], (3, 5, 6)))
+    # Products depend on the distance alone, as those of one dimension do.
+    products = table @ table.T
+    np.testing.assert_allclose(products[0, 6], products[7, 13], rtol=1e-5)  # one down and one across
+    np.testing.assert_allclose(np.diag(products), 6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [((2, 2, 10), "have 10 features; expected a multiple of 4, such as 8"), ((0, 2, 8), "the grid is 0 x 2")],
+)
+def test_a_grid_that_has_no_positions(sizes, said):
+    with pytest.raises(UsageError, match=said):
+        sinusoidal_grid(*sizes)

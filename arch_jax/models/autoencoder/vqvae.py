@@ -177,7 +177,7 @@ class VQVAE(nn.Module):
     inputs=images(32),
     shrink={"picture": 8, "codes": 5, "code_width": 4, "width": 8, "hidden": 4},
     reference="nearest codes by all differences; moving averages without memory are k-means",
-    reproduces="reconstruction and perplexity on digits (vqvae_digits)",
+    reproduces="reconstruction and perplexity on Fashion-MNIST (vqvae_fashion)",
 )
 def vq_vae() -> VQVAE:
     """512 codes of 64 numbers, 8 x 8 of them for a picture of CIFAR-10, in the sizes of the authors' example."""

@@ -1,0 +1,115 @@
+"""The masked autoencoder's identities: what is masked has no influence, and what becomes of the encoder."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from arch_jax.errors import UsageError
+from arch_jax.layers.attention import Attention
+from arch_jax.models.transformer.mae import MAE, classifier_of
+from arch_jax.ops.patches import Masking, patches, picture_of, random_masking
+
+SETTINGS = {
+    "picture": 16,
+    "channels": 2,
+    "patch": 4,
+    "depth": 2,
+    "width": 12,
+    "mixer": Attention(heads=2, bias=True, causal=True),  # not causal here, whatever it says
+    "decoder_depth": 1,
+    "decoder_width": 8,
+    "decoder_mixer": Attention(heads=2, bias=True),
+}
+
+
+def pictures(height=16, width=16):
+    return jnp.asarray(np.random.default_rng(0).normal(size=(2, height, width, 2)), jnp.float32)
+
+
+def noise(count=16):
+    return jax.random.uniform(jax.random.key(2), (2, count))
+
+
+def noisy(module, x):
+    variables = jax.jit(module.init)(jax.random.key(0), x)
+    draw = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: leaf + 0.3 * draw.normal(size=leaf.shape).astype(np.float32), variables)
+
+
+def test_masked_pixels_have_no_influence():
+    """The Jacobian of encoder and decoder in them is exactly 0; in each visible patch it is not."""
+    module, x = MAE(**SETTINGS), pictures()
+    variables, masking = noisy(module, x), random_masking(noise(), 0.75)
+    encoded = lambda x: module.apply(variables, x, masking, method="encode")
+    predicted = lambda x: module.apply(variables, x, noise(), method="masked")[0]
+    for function in (encoded, predicted):
+        jacobian = jax.jacrev(function)(x)
+        size = jnp.abs(jacobian).max(axis=(0, 1, 2))  # of each pixel
+        of_patch = patches(size, 4).max(-1)
+        np.testing.assert_array_equal(np.asarray(of_patch)[masking.mask], 0)
+        assert np.asarray(of_patch)[~masking.mask].min() > 1e-4
+    assert encoded(x).shape == (2, 1 + 4, 12)
+
+
+def test_the_order_of_the_visible_does_not_matter():
+    """Tokens carry their positions: where all are visible, a masking only shuffles them."""
+    module, x = MAE(**SETTINGS), pictures()
+    variables = noisy(module, x)
+    whole = module.apply(variables, x, method="encode")
+    order = jnp.argsort(noise(), axis=1)
+    everything = Masking(order, jnp.argsort(order, axis=1), jnp.zeros((2, 16), bool))
+    shuffled = module.apply(variables, x, everything, method="encode")
+    back = jnp.take_along_axis(shuffled[:, 1:], everything.restore[:, :, None], axis=1)
+    np.testing.assert_allclose(back, whole[:, 1:], atol=1e-5)
+    np.testing.assert_allclose(shuffled[:, 0], whole[:, 0], atol=1e-5)
+    decode = lambda features, masking: module.apply(variables, features, masking, method="decode")
+    np.testing.assert_allclose(decode(shuffled, everything), decode(whole, None), atol=1e-5)
+
+
+def test_a_masked_place_knows_its_position_and_what_attention_brings():
+    """Without the decoder's layers, predictions of masked places say nothing of the picture, but differ by place."""
+    module, x = MAE(**SETTINGS), pictures()
+    params = noisy(module, x)["params"]
+    params = params | {"decoder_stack": jax.tree.map(jnp.zeros_like, params["decoder_stack"])}
+    rows, masking = module.apply({"params": params}, x, noise(), method="masked")
+    others, _ = module.apply({"params": params}, 2 * x, noise(), method="masked")
+    mask = np.asarray(masking.mask)
+    np.testing.assert_array_equal(np.asarray(rows)[mask], np.asarray(others)[mask])
+    assert np.abs(np.diff(np.asarray(rows)[0][mask[0]], axis=0)).max(-1).min() > 1e-3
+
+
+def test_a_reconstruction_is_the_predictions_in_their_places():
+    module, x = MAE(**SETTINGS), pictures(8, 20)  # patches of another grid than the model's own
+    variables = noisy(module, pictures())
+    rows, _ = module.apply(variables, x, noise(10), method="masked")
+    np.testing.assert_array_equal(module.apply(variables, x, noise(10)), picture_of(rows, 4, 8, 20))
+    features = module.apply(variables, x, method="encode")
+    seen = module.apply(variables, features, None, (2, 5), method="decode")
+    np.testing.assert_array_equal(module.apply(variables, x), picture_of(seen, 4, 8, 20))
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_the_encoder_becomes_a_classifier(scan):
+    module, x = MAE(**SETTINGS, scan=scan), pictures()
+    variables = noisy(module, x)
+    vit, kept = classifier_of(module, variables, jax.random.key(0), classes=7)
+    expected = jax.eval_shape(vit.init, jax.random.key(0), x)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), kept) == jax.tree.map(lambda a: (a.shape, a.dtype), expected)
+    logits, seen = vit.apply(kept, x, capture_intermediates=lambda m, _: m.name == "final_norm")
+    features = module.apply(variables, x, method="encode")
+    np.testing.assert_array_equal(seen["intermediates"]["final_norm"]["__call__"][0], features)
+    np.testing.assert_allclose(logits, features[:, 0] @ kept["params"]["logits"]["kernel"], atol=1e-6)
+
+
+def test_what_is_refused():
+    with pytest.raises(UsageError, match="picture is 18 and patch is 4; expected a multiple of the patch, such as 16"):
+        MAE(**SETTINGS | {"picture": 18})
+    with pytest.raises(UsageError, match=r"masking_ratio is 0\.99 of 16 patches; expected a share that masks some"):
+        MAE(**SETTINGS, masking_ratio=0.99)
+    with pytest.raises(UsageError, match="decoder_width is 10, and sine-cosine positions need a multiple of 4"):
+        MAE(**SETTINGS | {"decoder_width": 10})
+    with pytest.raises(UsageError, match=r"have 3 channels and the model predicts 2; set model\.channels=3"):
+        MAE(**SETTINGS).check((16, 16, 3))
+    with pytest.raises(UsageError, match="18 x 16 pixels, which patches of 4 don't divide"):
+        MAE(**SETTINGS).check((18, 16, 2))
