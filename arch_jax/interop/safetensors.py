@@ -253,8 +253,9 @@ def _no_weights(directory: Path, files: Files) -> UsageError:
     if name.startswith(FILES["diffusers"].stem):
         how = "load them in diffusers with use_safetensors=False and write them with model.save_pretrained(folder)"
     elif name.endswith(_PICKLES) and not name.startswith("pytorch_model"):
-        how = f"safetensors.torch.save_file(torch.load({name!r}, weights_only=True), {files.single!r}) converts a state"
-        how += " dict"
+        loaded = f"torch.load({name!r}, weights_only=True)"
+        kept = f"{{name: tensor.contiguous() for name, tensor in {loaded}.items()}}"  # save_file takes no others
+        how = f"safetensors.torch.save_file({kept}, {files.single!r}) converts a state dict"
     else:
         how = "load them in transformers and write them with model.save_pretrained(folder), as safetensors"
     return UsageError(

@@ -1,5 +1,6 @@
 """The linear probe: what a linear classifier makes of features that were learned without labels."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ def probe_accuracy(
     Raises:
       UsageError: the training pictures are of fewer than two classes.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     x, labels = _gathered(features, training)
@@ -42,7 +44,9 @@ def probe_accuracy(
     mean, deviation = x.mean(0), x.std(0)
     deviation[deviation == 0] = 1
     classifier = LogisticRegression(C=1.0, max_iter=_ITERATIONS)
-    classifier.fit((x - mean) / deviation, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # see _ITERATIONS
+        classifier.fit((x - mean) / deviation, labels)
     unseen, expected = _gathered(features, validation)
     return float(np.mean(classifier.predict((unseen - mean) / deviation) == expected))
 

@@ -156,7 +156,7 @@ _REFERENCE = "a linear one reaches the likelihood of probabilistic principal com
     inputs=images(28, 1),
     shrink={"picture": 8, "latent": 3, "hidden": (6,)},
     reference=_REFERENCE,
-    reproduces="the bound on handwritten digits (vae_digits)",
+    reproduces="the bound on Fashion-MNIST (vae_fashion)",
     **_SHARED,
 )
 def vae() -> VAE:
