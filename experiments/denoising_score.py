@@ -6,6 +6,10 @@ Points of eight Gaussians on a circle are to be given back from points with nois
 of the clean point given the noisy one, and (r(x) - x) / noise^2 the score, the gradient of the noisy density's
 logarithm, which of this mixture is known. "score_error" is the mean squared difference between the two, over the mean
 square of the score: 0 at the best, 1 for a network that gives back what it is given.
+
+Seen, three seeds, 95 % intervals: .007 +- .004 with noise of .3; .003 +- .003 with .6 and .54 +- .04 with .1, where
+errors of r(x) are divided by so little. A code of two numbers gives .27 +- .06, of one number 5.8 +- 2.0. In the picture
+the arrows agree with the true ones along the ring; they differ in the middle, where hardly a point ever lies.
 """
 
 import arch_jax
@@ -23,7 +27,7 @@ published = (
 
 
 def config() -> arch_jax.Experiment:
-    """17,282 parameters, 3,000 batches of 512 points."""
+    """33,666 parameters, 3,000 batches of 512 points."""
     return arch_jax.Experiment(
         model=arch_jax.create("autoencoder-denoising"),
         objective=arch_jax.objective("autoencode", noise=0.3),
