@@ -8,8 +8,8 @@ logarithm, which of this mixture is known. "score_error" is the mean squared dif
 square of the score: 0 at the best, 1 for a network that gives back what it is given.
 
 Seen, three seeds, 95 % intervals: .007 +- .004 with noise of .3; .003 +- .003 with .6 and .54 +- .04 with .1, where
-errors of r(x) are divided by so little. A code of two numbers gives .27 +- .06, of one number 5.8 +- 2.0. In the picture
-the arrows agree with the true ones along the ring; they differ in the middle, where hardly a point ever lies.
+errors of r(x) are divided by so little. A code of two numbers gives .27 +- .06, of one number 5.8 +- 2.0. In the
+picture the arrows agree with the true ones along the ring; they differ in the middle, where hardly a point ever lies.
 """
 
 import arch_jax

@@ -6,10 +6,10 @@ Each vector is a sum of three atoms of a planted dictionary, 128 of them in 64 d
 autoencoder has 256 rectified units, the rows of its decoder have length 1, and each unit's activity costs. "recovered"
 is the share of the atoms with 1 - |cosine| below 0.01 for one of the rows: K-SVD's own criterion.
 
-Seen, three seeds, 95 % intervals: 97.7 +- 1.9 % of the atoms, 97.4 +- 1.1 % at about 20 dB and none at 7 dB; 98.2 +- 3.0
-and 99.5 +- 1.1 % with 128 and 512 units. Without the price none is found; with it but rows of any length 2 +- 2 %, since
-codes then shrink as rows grow; 51 +- 26 % where only the three largest activities are kept. In the picture the cosines
-of atoms and rows are near 1 for all but a few.
+Seen, three seeds, 95 % intervals: 97.7 +- 1.9 % of the atoms, 97.4 +- 1.1 % at about 20 dB and none at 7 dB; 98.2 +-
+3.0 and 99.5 +- 1.1 % with 128 and 512 units. Without the price none is found; with it but rows of any length 2 +- 2 %,
+since codes then shrink as rows grow; 51 +- 26 % where only the three largest activities are kept. In the picture the
+cosines of atoms and rows are near 1 for all but a few.
 """
 
 import arch_jax
