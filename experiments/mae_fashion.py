@@ -1,6 +1,14 @@
-"""The masked autoencoder (He et al. 2021, 2111.06377) on Fashion-MNIST (Xiao et al. 2017, 1708.07747).
+"""What masked pre-training is worth to a linear probe (He et al. 2021, 2111.06377), on Fashion-MNIST.
 
-arch-jax train mae_fashion --set data.source=idx:/usr/share/datasets/fashion-mnist
+    arch-jax train mae_fashion
+
+A masked autoencoder sees 4 of a picture's 16 patches and predicts the others, without labels. Then a linear classifier
+is fitted on its class token for 10,000 training pictures and tested on the 10,000 test pictures: "probe_accuracy",
+beside that on the same network untrained, "probe_untrained".
+
+Seen, three seeds, 95 % interval: 81.9 +- .3 % of the test pictures, and 75.5 % untrained: 6.4 +- .3 points gained. In
+the pictures sleeves, legs and soles come back in their places, smooth, without prints and checks; where all that is
+visible is empty, a shoe is drawn.
 """
 
 import arch_jax
