@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from arch_jax.errors import UsageError, unknown
+from arch_jax.ops.depthwise import Pads, shifts
 from arch_jax.ops.platform import platform
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
 
 #: Zeros around a picture: a number for every side, (before, after) for both axes, "same", or None; see `padded`.
 Padding = int | tuple[int, int] | str | None
-Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 def choose(on: str | None = None, depthwise: bool = False) -> str:
@@ -171,10 +171,8 @@ def _patches(x: Array, kernel: Array, stride: int, pads: Pads, groups: int, dila
 
 def _shifts(x: Array, kernel: Array, stride: int, pads: Pads, groups: int, dilation: int) -> Array:
     """A depthwise convolution as a sum of shifted pictures, each times its place of the kernel."""
-    size, _, _, features = kernel.shape
-    x = jnp.repeat(x, features // groups, axis=-1)
-    rows, columns = _slices(x, size, stride, pads, dilation)
-    return sum(part * kernel[i, j, 0] for i, row in enumerate(rows) for j, part in enumerate(columns(row)))
+    x = jnp.repeat(x, kernel.shape[-1] // groups, axis=-1)
+    return shifts(x, kernel[:, :, 0], stride, pads, dilation)
 
 
 def _slices(x: Array, size: int, stride: int, pads: Pads, dilation: int):
