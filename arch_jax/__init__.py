@@ -26,6 +26,7 @@ _HOME = {
     "Optimizer": "optimizer",
     "Paper": "registry",
     "Parity": "data",
+    "PlantedDictionary": "data",
     "Published": "experiment",
     "RandomPairs": "data",
     "Repeats": "data",
@@ -54,6 +55,7 @@ _HOME = {
     "register": "registry",
     "save_pretrained": "interop",
     "tokens": "inputs",
+    "vectors": "inputs",
 }
 __all__ = sorted([*_HOME, "train"])
 __version__ = "0.1.0"

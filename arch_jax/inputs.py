@@ -203,6 +203,26 @@ class Points(Rows):
 
 
 @dataclasses.dataclass(frozen=True)
+class Vectors(Rows):
+    """Random vectors for an autoencoder: `x` "batch features".
+
+    Attributes:
+      features: coordinates of a vector.
+    """
+
+    features: int
+    names = ("x",)
+
+    def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
+        """Normal numbers."""
+        return {"x": jax.random.normal(key, (size, self.features))}
+
+    def resized(self, module: nn.Module) -> "Vectors":
+        """As many coordinates as the module takes."""
+        return Vectors(module.features)
+
+
+@dataclasses.dataclass(frozen=True)
 class Graphs:
     """Random graphs with a label on each node, side by side: the arrays of `Graph`, and `labels`, `weights` "nodes".
 
@@ -282,6 +302,11 @@ def labelled_images(size: int, channels: int = 3) -> LabelledImages:
 def points(features: int) -> Points:
     """Example inputs of an adversarial pair on points."""
     return Points(features)
+
+
+def vectors(features: int) -> Vectors:
+    """Example inputs of an autoencoder of vectors."""
+    return Vectors(features)
 
 
 def graphs(nodes: int, edges: int, features: int) -> Graphs:

@@ -18,6 +18,7 @@ _HOME = {
     "MultiQueryRecall": "recall_tasks",
     "Nodes": "nodes",
     "Parity": "recall_tasks",
+    "PlantedDictionary": "dictionary",
     "RandomPairs": "random_pairs",
     "Repeats": "repeats",
     "Ring": "points",

@@ -1,6 +1,7 @@
 """Whole checkpoints: a folder that transformers wrote becomes a module and its variables, and the other way round."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -32,8 +33,9 @@ def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **chan
     """A model from a folder as transformers' `save_pretrained` writes it, in safetensors format.
 
     GPT-2, Llama, Mistral, BERT (with the heads that the checkpoint has), T5, Marian, Mamba, Mamba-2, RWKV-4 and
-    xLSTM 7B; of image classifiers ResNet, ConvNeXt, MobileNetV2, EfficientNet and ViT, for which a folder of timm's
-    will do too: a config.json that names the architecture, and tensors under its names (torchvision's, for ResNet).
+    xLSTM 7B; of image classifiers ResNet, ConvNeXt, MobileNetV2, EfficientNet and ViT. For these a folder of timm's
+    will do too: a config.json that names the architecture, such as {"architecture": "resnet50", "num_classes": 1000},
+    and tensors under timm's names, torchvision's or, for EfficientNet, those of efficientnet_pytorch.
 
         module, variables = arch_jax.load_pretrained("path/to/gpt2")
         logits = module.apply(variables, tokens)
@@ -61,12 +63,13 @@ def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **chan
     if not (folder / _CONFIGURATION).exists():
         raise UsageError(f"{str(directory)!r} has no {_CONFIGURATION}; expected a folder that save_pretrained wrote")
     configuration = read_object(plain_file(folder, _CONFIGURATION))
-    if (found := picture_module_of(configuration)) is not None:
+    opened = functools.cache(lambda: open_checkpoint(folder))  # once the configuration is known to be sound
+    if (found := picture_module_of(configuration, lambda: opened())) is not None:
         picture_type, module = found
         module = fields.override(module, settings)
-        return module, picture_weights.variables_of(picture_type, open_checkpoint(folder), module)
+        return module, picture_weights.variables_of(picture_type, opened(), module)
     kind, module = module_of(configuration)
-    module, tensors = fitted(kind, open_checkpoint(folder), module)
+    module, tensors = fitted(kind, opened(), module)
     module = fields.override(module, settings)
     return module, variables_of(kind, tensors, module)
 

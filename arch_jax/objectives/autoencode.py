@@ -1,4 +1,8 @@
-"""Reconstruction through a code, from clean or corrupted pictures, with or without a price on activity."""
+"""Reconstruction through a code, from clean or corrupted examples, with or without a price on activity.
+
+Examples are pictures ("images") or vectors ("x"). Where the data says how it was made, what the model found of it is
+measured and drawn: the score of a mixture of Gaussians, or the atoms of a dictionary.
+"""
 
 import dataclasses
 from typing import Any, ClassVar, Literal
@@ -11,6 +15,7 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.objectives.picture_grid import picture_grid, validation_pictures
+from arch_jax.objectives.planted import atoms_figure, recovered, score_error, score_figure
 from arch_jax.ops.latents import bernoulli_log_likelihood, bernoulli_sparsity
 
 
@@ -32,7 +37,7 @@ def check_pictures(data: Any, model: Any, name: str) -> None:
 @component("autoencode", kind="objective")
 @dataclasses.dataclass(frozen=True)
 class Autoencode(ObjectiveBase):
-    """The error of the reconstruction, summed over the pixels of a picture; validation is of clean pictures.
+    """The error of the reconstruction, summed over an example's numbers; validation is of clean examples.
 
     Attributes:
       model: the autoencoder; filled in by the experiment.
@@ -45,6 +50,10 @@ class Autoencode(ObjectiveBase):
       sparsity_weight: price of the divergence from it, in training.
       activity_weight: price of the sum of the code's absolute values, in training.
       show_pictures: how many of the validation pictures `show` draws.
+
+    With `centres` and `std` in a validation batch, and noise, "score_error" says how far (r(x) - x) / noise^2 is from
+    the score of the noisy mixture (`planted.score_error`); with `atoms`, "recovered" is the share of them that is a
+    row of the decoder, and "cosine" how near the nearest row is (`planted.recovered`).
     """
 
     likelihood: Literal["gaussian", "bernoulli"] = "gaussian"
@@ -55,7 +64,7 @@ class Autoencode(ObjectiveBase):
     activity_weight: float = 0.0
     show_pictures: int = 12
 
-    unit: ClassVar[str] = "a picture"
+    unit: ClassVar[str] = "an example"
 
     def __post_init__(self) -> None:
         if not self.noise >= 0:
@@ -64,19 +73,24 @@ class Autoencode(ObjectiveBase):
             raise UsageError(f"masked is {self.masked}; expected a share from 0 to below 1, such as 0.25")
 
     def arguments(self, batch: Batch) -> tuple:
-        return (batch["images"],)
+        return (self.examples(batch),)
 
-    def corrupted(self, images: jax.Array, key: jax.Array) -> jax.Array:
-        """The pictures as the model is given them in training."""
+    @staticmethod
+    def examples(batch: Batch) -> Any:
+        """The examples of a batch."""
+        return batch["x"] if "x" in batch else batch["images"]
+
+    def corrupted(self, examples: jax.Array, key: jax.Array) -> jax.Array:
+        """The examples as the model is given them in training."""
         noise, mask = jax.random.split(key)
         if self.noise:
-            images = images + self.noise * jax.random.normal(noise, images.shape, images.dtype)
+            examples = examples + self.noise * jax.random.normal(noise, examples.shape, examples.dtype)
         if self.masked:
-            images = jnp.where(jax.random.bernoulli(mask, self.masked, images.shape), 0, images)
-        return images
+            examples = jnp.where(jax.random.bernoulli(mask, self.masked, examples.shape), 0, examples)
+        return examples
 
     def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
-        module, inputs = self.model, self.corrupted(batch["images"], key)
+        module, inputs = self.model, self.corrupted(self.examples(batch), key)
         code = module.apply(variables, inputs, method="encode")
         reconstruction = module.apply(variables, code, method="decode")
         total, weight = self._error(reconstruction, batch)
@@ -86,25 +100,37 @@ class Autoencode(ObjectiveBase):
             total = total + self.sparsity_weight * price * weight
             metrics["sparsity"] = (price * weight, weight)
         if self.activity_weight:
-            price = jnp.sum(jnp.abs(code).reshape(len(code), -1).sum(-1) * batch["weights"])
+            price = jnp.sum(jnp.abs(code).reshape(len(code), -1).sum(-1) * _weights(batch))
             total = total + self.activity_weight * price
             metrics["activity"] = (price, weight)
         return (total, weight), ({"loss": (total, weight), **metrics}, {})
 
     def evaluate(self, variables: Any, batch: Batch) -> dict[str, Pair]:
-        """The error of a clean picture ("loss")."""
-        return {"loss": self._error(self.model.apply(variables, batch["images"]), batch)}
+        """The error of a clean example ("loss"), and what was found of how the data was made."""
+        x, apply = self.examples(batch), lambda x: self.model.apply(variables, x)
+        metrics = {"loss": self._error(apply(x), batch)}
+        if "centres" in batch and self.noise:
+            noisy = self.corrupted(x, jax.random.key(0))
+            metrics["score_error"] = score_error(
+                apply(noisy) - noisy, noisy, self.noise, batch["centres"], batch["std"]
+            )
+        if "atoms" in batch:
+            metrics |= recovered(self.model.apply(variables, method="atoms"), batch["atoms"])
+        return metrics
 
     def _error(self, reconstruction: jax.Array, batch: Batch) -> Pair:
         wide = jnp.promote_types(reconstruction.dtype, jnp.float32)
         flat = lambda x: x.reshape(len(x), -1).astype(wide)
-        x, y, weights = flat(batch["images"]), flat(reconstruction), batch["weights"].astype(wide)
+        x, y, weights = flat(self.examples(batch)), flat(reconstruction), _weights(batch).astype(wide)
         bernoulli = self.likelihood == "bernoulli"
         each = -bernoulli_log_likelihood(x, y) if bernoulli else jnp.sum(jnp.square(x - y), axis=-1)
         return jnp.sum(jnp.where(weights > 0, each * weights, 0)), jnp.sum(weights)
 
     def check(self, data: Any) -> None:
-        """The pictures must be of the shape that the model takes; and in [0, 1], where they are probabilities."""
+        """The examples must be of the shape that the model takes; and in [0, 1], where they are probabilities."""
+        if "x" in data.shapes:
+            self._check_vectors(data)
+            return
         check_pictures(data, self.model, "autoencode")
         if self.likelihood == "bernoulli" and (data.low < 0 or data.high > 1):
             raise UsageError(
@@ -112,8 +138,20 @@ class Autoencode(ObjectiveBase):
                 "set data.low=0 and data.high=1, or objective.likelihood=gaussian"
             )
 
+    def _check_vectors(self, data: Any) -> None:
+        if not hasattr(self.model, "features"):
+            raise UsageError(
+                f"the model takes pictures, and the data has {', '.join(data.shapes)}; expected images, such as "
+                "arch_jax.Images(), or a model of vectors, such as autoencoder-denoising"
+            )
+        self.model.check(data.shapes["x"][0][1:])
+        if self.likelihood == "bernoulli":
+            raise UsageError("likelihood is 'bernoulli', which is for pixels from 0 to 1; expected 'gaussian'")
+
     def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
-        """Validation pictures, what is given to the model, and what it makes of it."""
+        """Validation pictures, what is given to the model, and what it makes of it; of planted data, what was found."""
+        if "x" in data.shapes:
+            return self._show_planted(variables, next(iter(data.validation())))
         pictures, _ = validation_pictures(data, self.show_pictures)
         given = self.corrupted(jnp.asarray(pictures), key)
         made = jax.jit(self.model.apply)(variables, given)
@@ -123,3 +161,17 @@ class Autoencode(ObjectiveBase):
         if self.noise or self.masked:
             rows["given"] = scaled(given)
         return {"reconstructions": picture_grid(rows | {"made of them": scaled(made)})}
+
+    def _show_planted(self, variables: Any, batch: Batch) -> dict[str, Any]:
+        shown = {}
+        if "centres" in batch and self.noise and batch["x"].shape[-1] == 2:
+            estimate = jax.jit(lambda x: (self.model.apply(variables, x) - x) / self.noise**2)
+            shown["score"] = score_figure(estimate, batch["centres"], batch["std"], self.noise)
+        if "atoms" in batch:
+            shown["atoms"] = atoms_figure(self.model.apply(variables, method="atoms"), batch["atoms"])
+        return shown
+
+
+def _weights(batch: Batch) -> Any:
+    """Of each example; data that is drawn afresh has no padding, and no weights."""
+    return batch["weights"] if "weights" in batch else jnp.ones(len(Autoencode.examples(batch)))

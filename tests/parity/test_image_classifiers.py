@@ -140,35 +140,49 @@ def in_float64(kind, model, folder, x):
             close(moved[key], tensor, 1e-10)
 
 
+#: Architecture, naming -> a tensor of it and its shape, and what the library has otherwise.
 NAMES = {
-    "convnext_tiny": ("timm", "stages.2.blocks.8.conv_dw.weight", (384, 1, 7, 7)),
-    "tf_efficientnet_b0": ("timm", "blocks.6.0.se.conv_reduce.weight", (48, 1152, 1, 1)),
-    "mobilenet_v2": ("torchvision", "features.17.conv.2.weight", (320, 960, 1, 1)),
+    ("convnext_tiny", "timm"): ("stages.2.blocks.8.conv_dw.weight", (384, 1, 7, 7), {}),
+    ("convnext_tiny", "torchvision"): ("features.1.0.layer_scale", (96, 1, 1), {}),
+    ("tf_efficientnet_b0", "timm"): ("blocks.6.0.se.conv_reduce.weight", (48, 1152, 1, 1), {}),
+    ("tf_efficientnet_lite0", "timm"): ("blocks.1.0.conv_pwl.weight", (24, 96, 1, 1), {}),
+    ("efficientnet_b0", "timm"): ("blocks.0.0.se.conv_expand.bias", (32,), {"padding": None, "norm.epsilon": 1e-5}),
+    ("efficientnet_b0", "torchvision"): (
+        "features.2.0.block.2.fc1.weight",
+        (4, 96, 1, 1),
+        {"padding": None, "norm.epsilon": 1e-5},
+    ),
+    ("efficientnet_b5", "torchvision"): ("features.0.0.weight", (48, 3, 3, 3), {"padding": None}),
+    ("efficientnet-b0", "efficientnet_pytorch"): ("_blocks.1._se_reduce.weight", (4, 96, 1, 1), {}),
+    ("efficientnet-lite0", "efficientnet_pytorch"): ("_blocks.15._bn2.running_var", (320,), {}),
+    ("mobilenet_v2", "torchvision"): ("features.17.conv.2.weight", (320, 960, 1, 1), {"norm.epsilon": 1e-5}),
+    ("mobilenetv2_100", "timm"): ("blocks.2.0.conv_pwl.weight", (32, 144, 1, 1), {"norm.epsilon": 1e-5}),
+    ("resnet18", "torchvision"): ("layer2.0.downsample.0.weight", (128, 64, 1, 1), {}),
+    ("vit_tiny_patch16_224", "timm"): ("blocks.11.attn.qkv.weight", (576, 192), {}),
+    ("vit_b_32", "torchvision"): ("encoder.layers.encoder_layer_0.self_attention.in_proj_bias", (2304,), {}),
 }
+KNOWN = {name: (kind, choices) for kind in PICTURE_TYPES.values() for name, choices in kind.architectures.items()}
 
 
-@pytest.mark.parametrize("theirs", NAMES)
-def test_tensors_under_other_names(theirs, tmp_path):
+@pytest.mark.parametrize(("theirs", "naming"), NAMES)
+def test_tensors_under_other_names(theirs, naming, tmp_path):
+    """The names, shapes and settings are those that the libraries themselves showed."""
     from safetensors.numpy import save_file
 
-    naming, name, shape = NAMES[theirs]
-    known = {n: (kind, ours) for kind in PICTURE_TYPES.values() for n, ours in kind.architectures.items()}
-    kind, ours = known.get(theirs, (PICTURE_TYPES["mobilenet_v2"], "mobilenet-v2"))
-    module = arch_jax.create(ours, classes=7)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    name, shape, settings = NAMES[theirs, naming]
+    kind, choices = KNOWN[theirs]
+    registered = arch_jax.create(choices[naming].ours)
+    plain = {field: 0.0 for field in ("dropout", "stochastic_depth") if hasattr(registered, field)}
+    module = arch_jax.create(choices[naming].ours, classes=7, **plain | settings)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *kind.picture(module))))
     draw = np.random.default_rng(0)
-    variables = jax.tree.map(lambda leaf: draw.normal(size=leaf.shape).astype(np.float32), shapes)
+    variables = jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape, np.float32), shapes)
     tensors = {n: make() for n, _, _, make in tensors_of(kind, module, variables, naming)}
     assert tensors[name].shape == shape
-    if theirs in known:
-        save_file(tensors, tmp_path / "model.safetensors")
-        (tmp_path / "config.json").write_text(json.dumps({"architecture": theirs, "num_classes": 7}))
-        found, again = arch_jax.load_pretrained(tmp_path)
-        assert found == module
-    else:
-        from arch_jax.interop.pictures.weights import variables_of
-
-        again = variables_of(kind, tensors, module)
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": theirs, "num_classes": 7}))
+    found, again = arch_jax.load_pretrained(tmp_path)
+    assert found == module
     jax.tree.map(np.testing.assert_array_equal, again, variables)
 
 

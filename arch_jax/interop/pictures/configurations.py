@@ -1,6 +1,6 @@
 """`config.json` of image models, transformers' and timm's, <-> our modules, for the types of `PICTURE_TYPES`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +10,7 @@ from arch_jax.errors import UsageError, nearest
 from arch_jax.interop.configuration_fields import whole
 from arch_jax.interop.pictures import PICTURE_TYPES
 from arch_jax.interop.pictures.picture_type import PictureType
+from arch_jax.interop.pictures.weights import naming_of
 from arch_jax.interop.strict_json import shown
 
 #: Settings of ours that change nothing in the outputs of given weights.
@@ -17,32 +18,44 @@ _TRAINING = {"dropout", "dtype", "implementation", "initial_scale", "initial_std
 _TRAINING |= {"query_gain", "remat", "residual_scale", "scan", "stochastic_depth", "zero_scale"}
 
 
-def picture_module_of(data: Mapping[str, Any]) -> tuple[PictureType, nn.Module] | None:
+def picture_module_of(
+    data: Mapping[str, Any], names: Callable[[], Iterable[str]]
+) -> tuple[PictureType, nn.Module] | None:
     """The type that a `config.json` names, and its module in float32; None where it names no image model.
 
-    timm's has `architecture` (and `num_classes`) in place of transformers' `model_type`.
+    timm's has `architecture` (and `num_classes`) in place of transformers' `model_type`. torchvision has no such file:
+    one that says {"architecture": "resnet50"} is enough.
+
+    Args:
+      data: the file's content.
+      names: gives the names of the checkpoint's tensors, by which libraries are told apart that have a network of one
+        name with other settings.
 
     Raises:
       UsageError: an unknown architecture or field, a value of the wrong type, or one that is not supported.
     """
     if "architecture" in data and "model_type" not in data:
-        return _timm(data)
+        return _released(data, names)
     kind = data.get("model_type")
     if not isinstance(kind, str) or kind not in PICTURE_TYPES:
         return None
     return PICTURE_TYPES[kind], PICTURE_TYPES[kind].read(data)
 
 
-def _timm(data: Mapping[str, Any]) -> tuple[PictureType, nn.Module]:
+def _released(data: Mapping[str, Any], names: Callable[[], Iterable[str]]) -> tuple[PictureType, nn.Module]:
     name = data["architecture"]
     known = {theirs: kind for kind in PICTURE_TYPES.values() for theirs in kind.architectures}
     if not isinstance(name, str) or name not in known:
         raise UsageError(f"architecture is {shown(name)}, which is not supported{nearest(str(name)[:80], known)}")
     if data.get("model_args"):
         raise UsageError(f"model_args is {shown(data['model_args'])}, which is not supported; expected none")
-    module = registry.create(known[name].architectures[name])
-    classes = whole("num_classes", data.get("num_classes", module.classes))
-    return known[name], module.clone(classes=classes)
+    kind, choices = known[name], known[name].architectures[name]
+    first = next(iter(choices.values()))
+    # The names of tensors do not depend on what libraries have otherwise: sizes of epsilon, padding.
+    naming = naming_of(kind, registry.create(first.ours), names(), choices) if len(choices) > 1 else next(iter(choices))
+    module = registry.create(choices[naming].ours, **choices[naming].changes)
+    plain = {name: 0.0 for name in ("dropout", "stochastic_depth") if hasattr(module, name)}
+    return kind, module.clone(classes=whole("num_classes", data.get("num_classes", module.classes)), **plain)
 
 
 def picture_configuration_of(module: nn.Module) -> tuple[PictureType, dict[str, Any]] | None:

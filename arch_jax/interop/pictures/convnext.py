@@ -15,7 +15,7 @@ from arch_jax.interop.configuration_fields import (
     whole,
     wholes,
 )
-from arch_jax.interop.pictures.picture_type import PictureType, Row, convolution, layer_norm, linear
+from arch_jax.interop.pictures.picture_type import PictureType, Released, Row, convolution, layer_norm, linear
 from arch_jax.layers.norms import LayerNorm
 from arch_jax.models.cnn.convnext import ConvNeXt
 
@@ -87,6 +87,20 @@ def _timm(module: ConvNeXt) -> list[Row]:
     return rows + layer_norm("head.norm", "logits_norm") + linear("head.fc", "logits")
 
 
+def _torchvision(module: ConvNeXt) -> list[Row]:
+    rows = convolution("features.0.0", "stem", bias=True) + layer_norm("features.0.1", "stem_norm")
+    for stage, count in enumerate(module.blocks):
+        if stage:
+            rows += layer_norm(f"features.{2 * stage}.0", f"halving_{stage}_norm")
+            rows += convolution(f"features.{2 * stage}.1", f"halving_{stage}", bias=True)
+        for place in range(count):
+            names = ("layer_scale", "block.0", "block.2", "block.3", "block.5")
+            theirs = f"features.{2 * stage + 1}.{place}"
+            block = _block(module, theirs, f"stage_{stage}_block_{place}", *names)
+            rows += [row._replace(after=2) if row.theirs.endswith("layer_scale") else row for row in block]
+    return rows + layer_norm("classifier.0", "logits_norm") + linear("classifier.2", "logits")
+
+
 def _block(
     module: ConvNeXt, theirs: str, ours: str, scale: str, depthwise: str, norm: str, up: str, down: str
 ) -> list[Row]:
@@ -101,6 +115,9 @@ CONVNEXT_TYPE = PictureType(
     module=ConvNeXt,
     read=_read,
     write=_write,
-    rows={"transformers": _transformers, "timm": _timm},
-    architectures={f"convnext_{size}": f"convnext-{size}" for size in ("tiny", "small", "base", "large")},
+    rows={"transformers": _transformers, "timm": _timm, "torchvision": _torchvision},
+    architectures={
+        f"convnext_{size}": dict.fromkeys(("timm", "torchvision"), Released(f"convnext-{size}"))
+        for size in ("tiny", "small", "base", "large")
+    },
 )

@@ -1,4 +1,4 @@
-"""EfficientNet: `model_type` "efficientnet", and timm's tf_efficientnet_b0 to b7."""
+"""EfficientNet: `model_type` "efficientnet", and the names of timm, torchvision and efficientnet_pytorch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,15 @@ from arch_jax.interop.configuration_fields import (
     whole,
     wholes,
 )
-from arch_jax.interop.pictures.picture_type import CONVOLUTION, PictureType, Row, batch_norm, convolution, linear
+from arch_jax.interop.pictures.picture_type import (
+    CONVOLUTION,
+    PictureType,
+    Released,
+    Row,
+    batch_norm,
+    convolution,
+    linear,
+)
 from arch_jax.layers.inverted_residual import divisible
 from arch_jax.layers.norms import BatchNorm
 from arch_jax.models.cnn.efficientnet import EfficientNet
@@ -84,7 +92,7 @@ def _write(module: EfficientNet) -> dict[str, Any]:
         **stages,
         "in_channels": [module.stem, *stages["out_channels"][:-1]],
         "depthwise_padding": [],
-        "squeeze_expansion_ratio": module.squeeze,
+        "squeeze_expansion_ratio": module.squeeze or 0.25,
         "hidden_act": "swish",
         "hidden_dim": divisible(module.head * module.width_factor, module.divisor),
         "pooling_type": "mean",
@@ -103,9 +111,11 @@ def _blocks(module: EfficientNet) -> list[tuple[int, int, str, bool]]:
     ]
 
 
-def _squeeze(theirs: str, ours: str, reduce: str, expand: str) -> list[Row]:
+def _squeeze(module: EfficientNet, theirs: str, ours: str, reduce: str, expand: str) -> list[Row]:
     """Linear layers here, and 1 x 1 convolutions there."""
-    rows = []
+    rows: list[Row] = []
+    if module.squeeze is None:
+        return rows
     for name, our in ((reduce, "reduce"), (expand, "expand")):
         rows.append(Row(f"{theirs}.{name}.weight", (f"params/{ours}/squeeze/{our}/kernel",), CONVOLUTION, patch=1))
         rows.append(Row(f"{theirs}.{name}.bias", (f"params/{ours}/squeeze/{our}/bias",)))
@@ -125,7 +135,7 @@ def _transformers(module: EfficientNet) -> list[Row]:
             rows += _layer(f"{theirs}.expansion.expand_conv", f"{theirs}.expansion.expand_bn", f"{ours}/expand")
         depthwise = f"{theirs}.depthwise_conv.depthwise"
         rows += _layer(f"{depthwise}_conv", f"{depthwise}_norm", f"{ours}/depthwise")
-        rows += _squeeze(f"{theirs}.squeeze_excite", ours, "reduce", "expand")
+        rows += _squeeze(module, f"{theirs}.squeeze_excite", ours, "reduce", "expand")
         rows += _layer(f"{theirs}.projection.project_conv", f"{theirs}.projection.project_bn", f"{ours}/project")
     rows += _layer("efficientnet.encoder.top_conv", "efficientnet.encoder.top_bn", "head")
     return rows + linear("classifier", "logits")
@@ -139,14 +149,64 @@ def _timm(module: EfficientNet) -> list[Row]:
         parts = ["expand", "depthwise", "project"] if widens else ["depthwise", "project"]
         for at, (name, part) in enumerate(zip(names, parts), 1):
             rows += _layer(f"{theirs}.{name}", f"{theirs}.bn{at}", f"{ours}/{part}")
-        rows += _squeeze(f"{theirs}.se", ours, "conv_reduce", "conv_expand")
+        rows += _squeeze(module, f"{theirs}.se", ours, "conv_reduce", "conv_expand")
     return rows + _layer("conv_head", "bn2", "head") + linear("classifier", "logits")
+
+
+def _torchvision(module: EfficientNet) -> list[Row]:
+    layer = lambda theirs, ours: _layer(f"features.{theirs}.0", f"features.{theirs}.1", ours)
+    rows = layer("0", "stem")
+    for stage, place, ours, widens in _blocks(module):
+        theirs, at = f"{stage + 1}.{place}.block", int(widens)
+        if widens:
+            rows += layer(f"{theirs}.0", f"{ours}/expand")
+        rows += layer(f"{theirs}.{at}", f"{ours}/depthwise")
+        rows += _squeeze(module, f"features.{theirs}.{at + 1}", ours, "fc1", "fc2")
+        rows += layer(f"{theirs}.{at + 2}", f"{ours}/project")
+    return rows + layer(str(len(module.stages) + 1), "head") + linear("classifier.1", "logits")
+
+
+def _efficientnet_pytorch(module: EfficientNet) -> list[Row]:
+    rows = _layer("_conv_stem", "_bn0", "stem")
+    for at, (_, _, ours, widens) in enumerate(_blocks(module)):
+        theirs = f"_blocks.{at}"
+        if widens:
+            rows += _layer(f"{theirs}._expand_conv", f"{theirs}._bn0", f"{ours}/expand")
+        rows += _layer(f"{theirs}._depthwise_conv", f"{theirs}._bn1", f"{ours}/depthwise")
+        rows += _squeeze(module, theirs, ours, "_se_reduce", "_se_expand")
+        rows += _layer(f"{theirs}._project_conv", f"{theirs}._bn2", f"{ours}/project")
+    return rows + _layer("_conv_head", "_bn1", "head") + linear("_fc", "logits")
+
+
+def _architectures() -> dict[str, dict[str, Released]]:
+    """timm's networks of the released weights ("tf_"), timm's own, torchvision's, and efficientnet_pytorch's."""
+    even = {"padding": None, "norm.epsilon": 1e-5}  # PyTorch's own padding and default
+    found = {}
+    for size in range(8):
+        ours = f"efficientnet-b{size}"
+        found[f"tf_efficientnet_b{size}"] = {"timm": Released(ours)}
+        found[f"efficientnet_b{size}"] = {
+            "timm": Released(ours, even),
+            # torchvision keeps the released epsilon from B5 on.
+            "torchvision": Released(ours, even if size < 5 else {"padding": None}),
+        }
+        found[f"efficientnet-b{size}"] = {"efficientnet_pytorch": Released(ours)}
+    for size in range(5):
+        ours = f"efficientnet-lite{size}"
+        found[f"tf_efficientnet_lite{size}"] = {"timm": Released(ours)}
+        found[ours] = {"efficientnet_pytorch": Released(ours)}
+    return found
 
 
 EFFICIENTNET_TYPE = PictureType(
     module=EfficientNet,
     read=_read,
     write=_write,
-    rows={"transformers": _transformers, "timm": _timm},
-    architectures={f"tf_efficientnet_b{size}": f"efficientnet-b{size}" for size in range(8)},
+    rows={
+        "transformers": _transformers,
+        "timm": _timm,
+        "torchvision": _torchvision,
+        "efficientnet_pytorch": _efficientnet_pytorch,
+    },
+    architectures=_architectures(),
 )

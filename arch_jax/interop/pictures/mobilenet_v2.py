@@ -15,7 +15,7 @@ from arch_jax.interop.configuration_fields import (
     read_fields,
     whole,
 )
-from arch_jax.interop.pictures.picture_type import PictureType, Row, batch_norm, convolution, linear
+from arch_jax.interop.pictures.picture_type import PictureType, Released, Row, batch_norm, convolution, linear
 from arch_jax.layers.norms import BatchNorm
 from arch_jax.models.cnn.mobilenet import MobileNetV2
 
@@ -116,10 +116,33 @@ def _torchvision(module: MobileNetV2) -> list[Row]:
     return rows + layer(f"{last}.0", f"{last}.1", "head") + linear("classifier.1", "logits")
 
 
+def _timm(module: MobileNetV2) -> list[Row]:
+    layer = lambda convolved, normed, ours: [
+        *convolution(convolved, f"{ours}/convolution"),
+        *batch_norm(normed, f"{ours}/norm"),
+    ]
+    rows = layer("conv_stem", "bn1", "stem")
+    for stage, (expansion, _, count, _) in enumerate(module.stages):
+        for place in range(count):
+            theirs, ours = f"blocks.{stage}.{place}", f"stage_{stage}_block_{place}"
+            names = ["conv_pw", "conv_dw", "conv_pwl"] if expansion != 1 else ["conv_dw", "conv_pw"]
+            for at, (name, part) in enumerate(zip(names, ["expand", "depthwise", "project"][-len(names) :]), 1):
+                rows += layer(f"{theirs}.{name}", f"{theirs}.bn{at}", f"{ours}/{part}")
+    return rows + layer("conv_head", "bn2", "head") + linear("classifier", "logits")
+
+
+#: Both libraries have PyTorch's default; the paper's own code has 1e-3.
+_EPSILON = {"norm.epsilon": 1e-5}
+
 MOBILENET_V2_TYPE = PictureType(
     module=MobileNetV2,
     read=_read,
     write=_write,
-    rows={"transformers": _transformers, "torchvision": _torchvision},
-    architectures={},
+    rows={"transformers": _transformers, "torchvision": _torchvision, "timm": _timm},
+    architectures={
+        "mobilenet_v2": {"torchvision": Released("mobilenet-v2", _EPSILON)},
+        "mobilenetv2_100": {"timm": Released("mobilenet-v2", _EPSILON)},
+        "mobilenetv2_050": {"timm": Released("mobilenet-v2", _EPSILON | {"multiplier": 0.5})},
+        "mobilenetv2_140": {"timm": Released("mobilenet-v2", _EPSILON | {"multiplier": 1.4})},
+    },
 )

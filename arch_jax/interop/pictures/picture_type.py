@@ -18,6 +18,7 @@ class Row(NamedTuple):
       ours: paths of the variables, their collection first; several lie side by side on the last axis.
       axes: of theirs, in the order of ours; none is as they are.
       ones: how many leading axes of 1 theirs has that ours lacks.
+      after: how many trailing ones.
       layers: how many there are on the leading axis of ours; none for what is no stack.
       patch: of a convolution that is a matrix here, the pixels on a side of its kernel.
     """
@@ -26,8 +27,21 @@ class Row(NamedTuple):
     ours: tuple[str, ...]
     axes: tuple[int, ...] | None = None
     ones: int = 0
+    after: int = 0
     layers: int | None = None
     patch: int | None = None
+
+
+class Released(NamedTuple):
+    """A network as a library released it under a name of its own.
+
+    Attributes:
+      ours: the name that the architecture is registered under.
+      changes: fields that the library has otherwise, such as `norm.epsilon`.
+    """
+
+    ours: str
+    changes: Mapping[str, Any] = {}
 
 
 class PictureType(NamedTuple):
@@ -37,8 +51,9 @@ class PictureType(NamedTuple):
       module: the class that it becomes.
       read: the fields of transformers' config.json as a module.
       write: a module's settings as fields of config.json.
-      rows: naming ("transformers", "torchvision", "timm") -> the tensors of a module, in their order.
-      architectures: timm's and torchvision's name of an architecture -> the name that it is registered under.
+      rows: naming ("transformers", "torchvision", "timm" ...) -> the tensors of a module, in their order.
+      architectures: name of an architecture in another library -> the namings that its tensors may have there, the
+        likeliest first, and what the network is in each.
       picture: "height width channels" that a module takes.
       plain: a module with the sizes that follow from others written out, so that two can be compared.
     """
@@ -47,7 +62,7 @@ class PictureType(NamedTuple):
     read: Callable[[Mapping[str, Any]], nn.Module]
     write: Callable[[Any], dict[str, Any]]
     rows: Mapping[str, Callable[[Any], list[Row]]]
-    architectures: Mapping[str, str]
+    architectures: Mapping[str, Mapping[str, Released]]
     picture: Callable[[Any], tuple[int, int, int]] = lambda module: (64, 64, 3)
     plain: Callable[[Any], nn.Module] = lambda module: module
 

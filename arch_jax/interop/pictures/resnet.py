@@ -15,7 +15,7 @@ from arch_jax.interop.configuration_fields import (
     whole,
     wholes,
 )
-from arch_jax.interop.pictures.picture_type import PictureType, Row, batch_norm, convolution, linear
+from arch_jax.interop.pictures.picture_type import PictureType, Released, Row, batch_norm, convolution, linear
 from arch_jax.models.cnn.resnet import EXPANSION, ResNet
 
 FIELDS = {
@@ -111,5 +111,6 @@ RESNET_TYPE = PictureType(
     read=_read,
     write=_write,
     rows={"transformers": _transformers, "torchvision": _torchvision},
-    architectures={f"resnet{layers}": f"resnet-{layers}" for layers in (18, 34, 50, 101, 152)},
+    # timm has torchvision's names.
+    architectures={f"resnet{n}": {"torchvision": Released(f"resnet-{n}")} for n in (18, 34, 50, 101, 152)},
 )

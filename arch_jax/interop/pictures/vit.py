@@ -1,4 +1,4 @@
-"""The Vision Transformer: `model_type` "vit", and timm's vit_tiny_patch16_224 and its kin."""
+"""The Vision Transformer: `model_type` "vit", timm's vit_tiny_patch16_224 and torchvision's vit_b_16 and their kin."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from arch_jax.interop.configuration_fields import (
     whole,
 )
 from arch_jax.interop.model_types.model_type import divides
-from arch_jax.interop.pictures.picture_type import CONVOLUTION, PictureType, Row, layer_norm, linear
+from arch_jax.interop.pictures.picture_type import CONVOLUTION, LINEAR, PictureType, Released, Row, layer_norm, linear
 from arch_jax.layers.attention import Attention
 from arch_jax.layers.feed_forward import MLP
 from arch_jax.layers.norms import LayerNorm
@@ -136,6 +136,21 @@ def _timm(module: ViT) -> list[Row]:
     return rows + layer_norm("norm", "final_norm") + linear("head", "logits")
 
 
+def _torchvision(module: ViT) -> list[Row]:
+    theirs, ours, depth = "encoder.layers.encoder_layer_{}", "stack/layers/block_0", module.depth
+    rows = _ends(module, "class_token", "encoder.pos_embedding", "conv_proj")
+    parts = tuple(f"params/{ours}/mixer/{part}" for part in ("query", "key", "value"))
+    attention = f"{theirs}.self_attention"
+    rows.append(Row(f"{attention}.in_proj_weight", tuple(f"{part}/kernel" for part in parts), LINEAR, layers=depth))
+    rows.append(Row(f"{attention}.in_proj_bias", tuple(f"{part}/bias" for part in parts), layers=depth))
+    rows += linear(f"{attention}.out_proj", f"{ours}/mixer/output", layers=depth)
+    rows += linear(f"{theirs}.mlp.0", f"{ours}/feed_forward/up", layers=depth)
+    rows += linear(f"{theirs}.mlp.3", f"{ours}/feed_forward/down", layers=depth)
+    rows += layer_norm(f"{theirs}.ln_1", f"{ours}/mixer_norm", depth)
+    rows += layer_norm(f"{theirs}.ln_2", f"{ours}/feed_forward_norm", depth)
+    return rows + layer_norm("encoder.ln", "final_norm") + linear("heads.head", "logits")
+
+
 def _apart(rows: Callable[[ViT], list[Row]]) -> Callable[[ViT], list[Row]]:
     """The same rows, one of each layer where the module does not stack its layers."""
 
@@ -161,12 +176,17 @@ _SIZES = {
     "huge_patch14": "huge-14",
 }
 
+_TORCHVISION = {"b_16": "base-16", "b_32": "base-32", "l_16": "large-16", "h_14": "huge-14"}
+
 VIT_TYPE = PictureType(
     module=ViT,
     read=_read,
     write=_write,
-    rows={"transformers": _apart(_transformers), "timm": _apart(_timm)},
-    architectures={f"vit_{theirs}_224": f"vit-{ours}" for theirs, ours in _SIZES.items()},
+    rows={"transformers": _apart(_transformers), "timm": _apart(_timm), "torchvision": _apart(_torchvision)},
+    architectures={
+        **{f"vit_{theirs}_224": {"timm": Released(f"vit-{ours}")} for theirs, ours in _SIZES.items()},
+        **{f"vit_{theirs}": {"torchvision": Released(f"vit-{ours}")} for theirs, ours in _TORCHVISION.items()},
+    },
     picture=lambda module: (module.picture, module.picture, 3),
     plain=_plain,
 )

@@ -20,10 +20,18 @@ from arch_jax.interop.tensors import Shape, check_finite, read_tensor, wrong_sha
 _COUNTS = re.compile(r".*\.num_batches_tracked")
 
 
-def naming_of(kind: PictureType, module: nn.Module, names: Iterable[str]) -> str:
-    """Which naming a checkpoint's names follow: the one that shares most of them."""
+def naming_of(kind: PictureType, module: nn.Module, names: Iterable[str], among: Iterable[str] | None = None) -> str:
+    """Which naming a checkpoint's names follow: the one that shares most of them.
+
+    Args:
+      kind: whose namings.
+      module: what the tensors are of.
+      names: of the checkpoint's tensors.
+      among: the namings in question; none is all.
+    """
     names = set(names)
-    return max(kind.rows, key=lambda naming: len(names & {name for name, *_ in _each(kind.rows[naming](module))}))
+    shared = lambda naming: len(names & {name for name, *_ in _each(kind.rows[naming](module))})
+    return max(kind.rows if among is None else among, key=shared)
 
 
 def variables_of(kind: PictureType, tensors: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
@@ -53,7 +61,7 @@ def variables_of(kind: PictureType, tensors: Mapping[str, Any], module: nn.Modul
     found: dict[str, np.ndarray] = {path: np.empty(shape, dtype) for path, shape in shapes.items()}
     for name, row, layer in _each(rows):
         array = read_tensor(name, tensors[name], dtype)
-        array = array.reshape(array.shape[row.ones :])
+        array = array.reshape(array.shape[row.ones : array.ndim - row.after])
         array = array if row.axes is None else array.transpose(row.axes)
         array = array if row.patch is None else array.reshape(-1, array.shape[-1])
         ends = np.cumsum([_ours(row, path, shapes)[-1] for path in row.ours])[:-1] if row.ours[1:] else []
@@ -113,7 +121,7 @@ def _theirs(row: Row, shapes: Mapping[str, Shape]) -> Shape:
     if row.patch is not None:
         shape = (row.patch, row.patch, shape[0] // row.patch**2, shape[1])
     shape = shape if row.axes is None else tuple(shape[axis] for axis in np.argsort(row.axes))
-    return (1,) * row.ones + shape
+    return (1,) * row.ones + shape + (1,) * row.after
 
 
 @functools.lru_cache(maxsize=16)

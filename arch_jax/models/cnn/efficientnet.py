@@ -4,9 +4,13 @@ B0 (table 1) is inverted residuals with squeeze and excitation. Equation 3 scale
 pictures' side by c^p, with a = 1.2, b = 1.1 and c = 1.15: a b^2 c^2 is about 2, so that each step of p is twice the
 work. B1 to B7 have the factors of the released networks, which are near that (B7: depth 3.1, a^6.2) and not exactly it;
 blocks and channels of every stage follow from two factors.
+
+EfficientNet-Lite, of the same authors' code, leaves squeeze and excitation out and has ReLU6 in place of SiLU, so that
+it can be quantised; its first and last layers keep B0's size.
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -42,7 +46,10 @@ class EfficientNet(nn.Module):
       head: channels of the last convolution.
       divisor: what all widths are rounded to a multiple of.
       padding: of all convolutions: "same" for TensorFlow's, none for as much on both sides.
-      squeeze: share of a block's channels between squeeze and excitation.
+      squeeze: share of a block's channels between squeeze and excitation; none leaves them out.
+      activation: after each convolution but a block's last.
+      fixed_ends: whether the first and the last convolution keep their widths, and the first and the last stage their
+        blocks, whatever the factors are.
       dropout: share of the pooled features that is dropped in training.
       stochastic_depth: share of the examples for which the last block's branch is left out in training; 0 for the
         first, and in equal steps between.
@@ -67,7 +74,9 @@ class EfficientNet(nn.Module):
     head: int = 1280
     divisor: int = 8
     padding: Padding = "same"
-    squeeze: float = 0.25
+    squeeze: float | None = 0.25
+    activation: str = "silu"
+    fixed_ends: bool = False
     dropout: float = 0.2
     stochastic_depth: float = 0.2
     norm: Norm = BatchNorm(epsilon=1e-3, momentum=0.99)
@@ -84,7 +93,10 @@ class EfficientNet(nn.Module):
     @property
     def counts(self) -> tuple[int, ...]:
         """Blocks of each stage."""
-        return tuple(math.ceil(self.depth_factor * count) for _, _, count, _, _ in self.stages)
+        scaled = [math.ceil(self.depth_factor * count) for _, _, count, _, _ in self.stages]
+        if self.fixed_ends:
+            scaled[0], scaled[-1] = self.stages[0][2], self.stages[-1][2]
+        return tuple(scaled)
 
     @nn.compact
     def __call__(
@@ -92,9 +104,10 @@ class EfficientNet(nn.Module):
     ) -> Float[Array, "batch classes"]:
         """Logits of each class."""
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
-        shared = dtypes | {"normalise": self.norm, "activation": "silu"}
+        shared = dtypes | {"normalise": self.norm, "activation": self.activation}
         width = lambda channels: divisible(channels * self.width_factor, self.divisor)
-        x = ConvolutionNorm(width(self.stem), 3, 2, self.padding, **shared, name="stem")(images, train)
+        end = lambda channels: channels if self.fixed_ends else width(channels)
+        x = ConvolutionNorm(end(self.stem), 3, 2, self.padding, **shared, name="stem")(images, train)
         number = 0
         for stage, (expansion, channels, _, stride, size) in enumerate(self.stages):
             for place in range(self.counts[stage]):
@@ -111,22 +124,24 @@ class EfficientNet(nn.Module):
                     name=f"stage_{stage}_block_{place}",
                 )(x, train)
                 number += 1
-        x = global_average(ConvolutionNorm(width(self.head), 1, **shared, name="head")(x, train))
+        x = global_average(ConvolutionNorm(end(self.head), 1, **shared, name="head")(x, train))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return Dense(self.classes, initial_std=0.01, **dtypes, name="logits")(x)
 
 
-def _efficientnet(size: int, parameters: int, depth: float, width: float, pixels: int, dropout: float) -> None:
-    """Registers one of B0 to B7 with the factors of the released network."""
+def _efficientnet(
+    name: str, parameters: int, depth: float, width: float, pixels: int, dropout: float, **settings: Any
+) -> None:
+    """Registers one network with the factors of the released one."""
 
     @register(
-        f"efficientnet-b{size}",
+        f"efficientnet-{name}",
         family="cnn",
         objective="classify",
         paper=PAPER,
         inputs=images(pixels),
         parameters=parameters,
-        architecture="efficientnet",
+        architecture="efficientnet-lite" if settings else "efficientnet",
         shrink={
             "classes": 5,
             "stem": 4,
@@ -139,20 +154,29 @@ def _efficientnet(size: int, parameters: int, depth: float, width: float, pixels
         no_gradient={
             "project/norm/bias$": "what is added to all pixels of a channel is taken away by the next batch norm"
         },
-        reference="transformers EfficientNetForImageClassification: logits within 1e-5",
+        reference="efficientnet_lite_pytorch with its ImageNet weights, on photographs: logits within 1e-5"
+        if settings
+        else "transformers EfficientNetForImageClassification: logits within 1e-5",
         difference=1e-6,
     )
     def build() -> EfficientNet:
-        return EfficientNet(depth_factor=depth, width_factor=width, dropout=dropout)
+        return EfficientNet(depth_factor=depth, width_factor=width, dropout=dropout, **settings)
 
     build.__doc__ = f"{depth} times B0's depth and {width} times its width, for pictures of {pixels} x {pixels} pixels."
 
 
-_efficientnet(0, 5_288_548, 1.0, 1.0, 224, 0.2)
-_efficientnet(1, 7_794_184, 1.1, 1.0, 240, 0.2)
-_efficientnet(2, 9_109_994, 1.2, 1.1, 260, 0.3)
-_efficientnet(3, 12_233_232, 1.4, 1.2, 300, 0.3)
-_efficientnet(4, 19_341_616, 1.8, 1.4, 380, 0.4)
-_efficientnet(5, 30_389_784, 2.2, 1.6, 456, 0.4)
-_efficientnet(6, 43_040_704, 2.6, 1.8, 528, 0.5)
-_efficientnet(7, 66_347_960, 3.1, 2.0, 600, 0.5)
+_efficientnet("b0", 5_288_548, 1.0, 1.0, 224, 0.2)
+_efficientnet("b1", 7_794_184, 1.1, 1.0, 240, 0.2)
+_efficientnet("b2", 9_109_994, 1.2, 1.1, 260, 0.3)
+_efficientnet("b3", 12_233_232, 1.4, 1.2, 300, 0.3)
+_efficientnet("b4", 19_341_616, 1.8, 1.4, 380, 0.4)
+_efficientnet("b5", 30_389_784, 2.2, 1.6, 456, 0.4)
+_efficientnet("b6", 43_040_704, 2.6, 1.8, 528, 0.5)
+_efficientnet("b7", 66_347_960, 3.1, 2.0, 600, 0.5)
+
+_LITE = {"squeeze": None, "activation": "relu6", "fixed_ends": True}
+_efficientnet("lite0", 4_652_008, 1.0, 1.0, 224, 0.2, **_LITE)
+_efficientnet("lite1", 5_416_680, 1.1, 1.0, 240, 0.2, **_LITE)
+_efficientnet("lite2", 6_092_072, 1.2, 1.1, 260, 0.3, **_LITE)
+_efficientnet("lite3", 8_197_096, 1.4, 1.2, 280, 0.3, **_LITE)
+_efficientnet("lite4", 13_006_568, 1.8, 1.4, 300, 0.3, **_LITE)

@@ -1,0 +1,97 @@
+"""What an autoencoder found of how its data was made: the score of a mixture, the atoms of a dictionary."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from arch_jax.objectives.base import Pair
+from arch_jax.ops.mixtures import mixture_log_density, mixture_score
+
+#: A row counts as an atom where 1 - |cosine| is below this (Aharon et al. 2006, "K-SVD", section V.A).
+NEAR = 0.01
+
+
+def score_error(
+    step: Float[Array, "batch size"],
+    noisy: Float[Array, "batch size"],
+    noise: float,
+    centres: Float[Array, "modes size"],
+    std: Float[Array, ""],
+) -> Pair:
+    """The mean of |s - score|^2 over the mean of |score|^2, s = step / noise^2: 0 at the best, 1 for s = 0.
+
+    Args:
+      step: r(x) - x of a denoising autoencoder (Alain & Bengio 2014, 1211.4246, theorem 1).
+      noisy: x, points of the mixture with noise.
+      noise: standard deviation of the noise.
+      centres, std: of the mixture without noise.
+    """
+    truth = mixture_score(noisy, centres, jnp.sqrt(jnp.square(std) + noise**2))
+    return jnp.sum(jnp.square(step / noise**2 - truth)), jnp.sum(jnp.square(truth))
+
+
+def recovered(found: Float[Array, "rows size"], atoms: Float[Array, "atoms size"]) -> dict[str, Pair]:
+    """The share of the atoms that a row is as good as equal to ("recovered"), and the nearest row's cosine ("cosine").
+
+    Args:
+      found: rows of length 1.
+      atoms: of length 1.
+    """
+    best = jnp.max(jnp.abs(atoms @ found.T), axis=1)
+    count = jnp.asarray(len(atoms), best.dtype)
+    return {"recovered": (jnp.sum((best > 1 - NEAR).astype(best.dtype)), count), "cosine": (jnp.sum(best), count)}
+
+
+def score_figure(
+    estimate: Callable[[Array], Array], centres: np.ndarray, std: np.ndarray, noise: float, places: int = 21
+) -> Any:
+    """A figure of the score over the density in the plane: as it is, as the model has it, and how far they differ."""
+    from matplotlib.figure import Figure
+
+    wide = float(np.sqrt(np.square(std) + noise**2))
+    reach = float(np.abs(centres).max()) + 2.5 * wide
+    plane = lambda count: jnp.stack(jnp.meshgrid(*[jnp.linspace(-reach, reach, count)] * 2), axis=-1).reshape(-1, 2)
+    fine, coarse = plane(121), plane(places)
+    density = np.exp(mixture_log_density(fine, jnp.asarray(centres), wide)).reshape(121, 121)
+    truth = {
+        count: np.asarray(mixture_score(at, jnp.asarray(centres), wide))
+        for count, at in ((121, fine), (places, coarse))
+    }
+    made = {count: np.asarray(estimate(at)) for count, at in ((121, fine), (places, coarse))}
+    figure = Figure(figsize=(11.0, 3.9), layout="constrained")
+    axes = figure.subplots(1, 3)
+    longest = float(np.linalg.norm(truth[places], axis=1).max())
+    for part, title, field in ((axes[0], "score of the noisy mixture", truth), (axes[1], "(r(x) - x) / noise²", made)):
+        part.imshow(density, extent=(-reach, reach) * 2, origin="lower", cmap="Greys", interpolation="bilinear")
+        part.quiver(*np.asarray(coarse).T, *field[places].T, color="C3", scale=longest * 14, width=0.004)
+        part.set_title(title, size=9)
+    error = np.linalg.norm(made[121] - truth[121], axis=1).reshape(121, 121)
+    drawn = axes[2].imshow(error, extent=(-reach, reach) * 2, origin="lower", cmap="magma", vmin=0, vmax=longest)
+    axes[2].contour(density, extent=(-reach, reach) * 2, colors="white", linewidths=0.5, levels=4)
+    axes[2].set_title("length of the difference", size=9)
+    figure.colorbar(drawn, ax=axes[2], shrink=0.8)
+    for part in axes:
+        part.set(xticks=[], yticks=[], aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach))
+    return figure
+
+
+def atoms_figure(found: Float[Array, "rows size"], atoms: np.ndarray) -> Any:
+    """A figure of |cosine| of every atom with the rows nearest to each, and of the nearest row's, in order."""
+    from matplotlib.figure import Figure
+
+    cosines = np.abs(np.asarray(atoms) @ np.asarray(jax.device_get(found)).T)
+    best = cosines.max(axis=1)
+    figure = Figure(figsize=(9.0, 3.9), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
+    drawn = left.imshow(cosines[:, cosines.argmax(axis=1)], cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+    left.set(xlabel="the row nearest to each atom", ylabel="atom")
+    figure.colorbar(drawn, ax=left, shrink=0.8)
+    right.plot(np.sort(best)[::-1], color="C0")
+    right.axhline(1 - NEAR, color="grey", linewidth=0.8, linestyle="--")
+    right.set(xlabel="atoms, the best found first", ylabel="|cosine| with the nearest row", ylim=(0, 1.03))
+    right.set_title(f"{int((best > 1 - NEAR).sum())} of {len(atoms)} atoms recovered", size=9)
+    return figure

@@ -1,0 +1,69 @@
+"""torchvision's and timm's own networks under their own names: logits in float64, from weights that are drawn.
+
+Each library is skipped where it is missing: torchvision needs a PyTorch of its own release.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import arch_jax
+
+torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
+
+NETWORKS = {
+    "torchvision": [
+        "resnet18",
+        "resnet50",
+        "convnext_tiny",
+        "mobilenet_v2",
+        "efficientnet_b0",
+        "efficientnet_b5",
+        "vit_b_32",
+    ],
+    "timm": [
+        "resnet18",
+        "convnext_tiny",
+        "mobilenetv2_100",
+        "mobilenetv2_140",
+        "efficientnet_b0",
+        "tf_efficientnet_b0",
+        "tf_efficientnet_lite0",
+        "vit_tiny_patch16_224",
+    ],
+}
+
+
+@pytest.mark.parametrize(("library", "name"), [(lib, name) for lib, names in NETWORKS.items() for name in names])
+def test_logits(library, name, tmp_path):
+    from safetensors.torch import save_file
+
+    if library == "torchvision":
+        models = pytest.importorskip("torchvision", reason="torchvision is not installed").models
+        model = getattr(models, name)(num_classes=7)
+    else:
+        model = pytest.importorskip("timm", reason="timm is not installed").create_model(name, num_classes=7)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for key, tensor in model.state_dict().items():
+            if tensor.is_floating_point() and (tensor.ndim == 1 or "gamma" in key or "layer_scale" in key):
+                tensor.add_(0.3 * torch.rand(tensor.shape, generator=generator))
+            elif name.startswith(("vit", "resnet", "convnext")) and "head" in key:
+                tensor.normal_(generator=generator)  # heads of zeros would hide everything
+    model = model.double().eval()
+    side = 224 if name.startswith("vit") else 64
+    x = np.random.default_rng(0).normal(size=(2, side, side, 3))
+    with torch.no_grad():
+        expected = model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+    assert np.ptp(expected, axis=0).max() > 1e-3 * np.abs(expected).max(), "the logits say nothing of the pictures"
+    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": name, "num_classes": 7}))
+    with jax.enable_x64(True):
+        module, variables = arch_jax.load_pretrained(tmp_path, dtype="float64")
+        logits = jax.jit(module.apply)(variables, jnp.asarray(x))
+    difference = np.abs(logits - expected).max() / np.abs(expected).max()
+    print(f"{library} {name}: {difference:.1e}")
+    assert difference < 1e-10
