@@ -41,12 +41,14 @@ def shifts(
 
 
 def shifts_reference(x, kernel, stride, pads, dilation=1):
-    """`shifts` differentiated automatically."""
-    size = len(kernel)
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    """`shifts` differentiated automatically; sums are at least float32."""
+    size, dtype = len(kernel), jnp.promote_types(x.dtype, kernel.dtype)
+    precision = jnp.promote_types(dtype, jnp.float32)
+    x, kernel = jnp.pad(x, ((0, 0), *pads, (0, 0))).astype(precision), kernel.astype(precision)
     last = [(n - (size - 1) * dilation - 1) // stride * stride + 1 for n in x.shape[1:3]]
     part = lambda i, j: x[:, i : i + last[0] : stride, j : j + last[1] : stride]
-    return sum(part(i * dilation, j * dilation) * kernel[i, j] for i in range(size) for j in range(size))
+    y = sum(part(i * dilation, j * dilation) * kernel[i, j] for i in range(size) for j in range(size))
+    return y.astype(dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
