@@ -71,7 +71,7 @@ def test_values_and_gradients(height, width, channels, size, stride, padding, di
 
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (5, 2)])
 def test_bfloat16_sums_in_float32(size, stride):
-    """Each result is what float32 gives for the same numbers, rounded once; sums in bfloat16 would be rounded at every place."""
+    """Each result is what float32 gives for the same numbers, rounded once, not at every place of the kernel."""
     height, width, pads = 24, COLUMNS + 8, ((size // 2,) * 2,) * 2
     x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in arrays(height, width, 3, size))
     x, kernel = abs(x), abs(kernel)
