@@ -4,6 +4,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import arch_jax
@@ -55,6 +57,24 @@ def test_those_that_come_with_the_project(name):
         changes = list(make())
         assert len(changes) > 1, key
         assert len({one.overridden(change) for change in changes}) == len(changes), key
+
+
+def costs(model) -> tuple[int, int, int]:
+    """Parameters, and on one picture of 30 x 30 the products of a training step and of a forward pass."""
+    x = jax.ShapeDtypeStruct((1, 30, 30, 1), jnp.float32)
+    rest = jax.eval_shape(model.init, jax.random.key(0), x)
+    parameters = rest.pop("params")
+    total = lambda p, rest, x: model.apply({"params": p, **rest}, x, train=True, mutable=[*rest])[0].sum()
+    step, forward = (arch_jax.count_flops(f, parameters, rest, x).products for f in (jax.grad(total), total))
+    return sum(leaf.size for leaf in jax.tree.leaves(parameters)), step, forward
+
+
+def test_the_convolutional_network_and_the_transformer_of_cnn_vs_vit_cost_the_same():
+    one, module = experiments.load("cnn_vs_vit")
+    vit, resnet = costs(one.model), costs(one.overridden(module.RESNET).model)
+    assert (vit[0], resnet[0]) == (42_090, 43_490)
+    for here, there, tolerance in zip(vit, resnet, (0.04, 0.01, 0.06)):
+        assert here == pytest.approx(there, rel=tolerance)
 
 
 def test_names_are_found_without_running_a_file(monkeypatch, tmp_path):

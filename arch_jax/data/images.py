@@ -34,7 +34,9 @@ class Images:
       low: what the darkest value of the source's range becomes.
       high: what the brightest one becomes.
       validation: the share held out, of each class alike, where the source has no test part of its own.
-      split_seed: which pictures are held out, where there is a choice.
+      split_seed: which pictures are held out, where there is a choice, and which are trained on.
+      train_share: the share of the training pictures that is used, of each class alike (at least one of each); the
+        pictures of a smaller share are among those of a larger one. Those held out are the same whatever it is.
       augment: what is done to training pictures at random; see `Augmentation`.
 
     Raises:
@@ -49,6 +51,7 @@ class Images:
     high: float = 1.0
     validation: float = 0.2
     split_seed: int = 0
+    train_share: float = 1.0
     augment: Annotated[Augmentation, Kind("augmentation")] = Augmentation()
 
     def __post_init__(self):
@@ -68,9 +71,14 @@ class Images:
             raise UsageError(
                 f"validation is {self.validation!r}; expected a share between 0 and 1, exclusive, such as 0.2"
             )
+        share = self.train_share
+        if not isinstance(share, numbers.Real) or isinstance(share, bool) or not 0 < share <= 1:
+            raise UsageError(f"train_share is {share!r}; expected a share above 0 and up to 1, such as 0.1")
 
     def load(self) -> "ImagesCorpus":
         """Reads the source (a `tfds:` source is only opened: its pictures are read as they are needed).
+
+        Where pictures are held out, or a share is chosen, the labels of all are read.
 
         Raises:
           UsageError: the source is unknown, missing or damaged, has pictures of several sizes while `resize` is None,
@@ -82,19 +90,26 @@ class Images:
             raise UsageError(
                 f"source {self.source!r} does not say that its pictures are of one size; expected resize, such as 224"
             )
-        if found.validation is None:
-            train, held_out = pictures.held_out(
-                self.source, float(self.validation), int(self.split_seed), found.train.labels()
-            )
-            found = dataclasses.replace(
-                found, train=pictures.Chosen(found.train, train), validation=pictures.Chosen(found.train, held_out)
-            )
+        if found.validation is None or self.train_share < 1:
+            found = self._divided(found)
         if len(found.train) < self.batch:
+            used = "" if self.train_share == 1 else f"with train_share={self.train_share}, "
             raise UsageError(
-                f"source {self.source!r} has {len(found.train):,} training pictures, and batch is {self.batch}; "
+                f"{used}source {self.source!r} has {len(found.train):,} training pictures, and batch is {self.batch}; "
                 f"expected at most batch {len(found.train)}"
             )
         return ImagesCorpus(self, found)
+
+    def _divided(self, found: pictures.Found) -> pictures.Found:
+        """With pictures held out where the source has no test part, and the share of the others that is trained on."""
+        seed, labels = int(self.split_seed), found.train.labels()
+        train, validation = np.arange(len(labels)), found.validation
+        if validation is None:
+            train, held_out = pictures.held_out(self.source, float(self.validation), seed, labels)
+            validation = pictures.Chosen(found.train, held_out)
+        if self.train_share < 1:
+            train = train[pictures.kept(float(self.train_share), seed, labels[train])]
+        return dataclasses.replace(found, train=pictures.Chosen(found.train, train), validation=validation)
 
 
 class ImagesCorpus:

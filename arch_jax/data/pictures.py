@@ -196,6 +196,25 @@ def held_out(source: str, share: float, seed: int, labels: np.ndarray) -> tuple[
     return np.setdiff1d(np.arange(len(labels)), held), held
 
 
+def kept(share: float, seed: int, labels: np.ndarray) -> np.ndarray:
+    """Which pictures are used where a share of them is: of every class the same share, but at least one picture.
+
+    Those of a smaller share are among those of a larger one, by the same seed.
+
+    Args:
+      share: above 0, at most 1.
+      seed: which ones.
+      labels: of all pictures.
+
+    Returns:
+      Their indices in rising order.
+    """
+    generator = np.random.default_rng(seed)
+    # Rounded class by class, not along the total as in `held_out`: only so are smaller shares parts of larger ones.
+    members = [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    return np.sort(np.concatenate([own[: max(1, round(share * len(own)))] for own in members]))
+
+
 def resized(images: np.ndarray, height: int, width: int) -> np.ndarray:
     """Pictures of another size, by bilinear interpolation between the pixels' centres.
 

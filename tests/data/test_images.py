@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 
@@ -208,6 +209,38 @@ def test_never_all_of_a_class_is_held_out():
         pictures.held_out("x", 0.001, 0, labels)
 
 
+def used(images):
+    """The training pictures that are used, by their values in the files."""
+    corpus = images.load()
+    batches = take(corpus.train(0), corpus.facts["train_images"] // images.batch)
+    return set(np.rint(np.concatenate([batch["images"][:, 0, 0, 0] for batch in batches]) * 255).astype(int).tolist())
+
+
+@pytest.mark.parametrize("test", [0, 11], ids=["held out", "test part"])
+def test_a_share_of_the_training_pictures_is_of_every_class_alike(folder, test):
+    source = folder(train=200, test=test)
+    whole, half, fifth = (Images(source, 2, validation=0.25, train_share=share) for share in (1.0, 0.5, 0.2))
+    assert (half.load().facts["train_images"], fifth.load().facts["train_images"]) == ((100, 40) if test else (75, 30))
+    assert np.bincount([value % 5 for value in used(fifth)]).tolist() == [8 if test else 6] * 5
+    assert used(fifth) < used(half) < used(whole)
+    assert used(fifth) == used(dataclasses.replace(fifth, batch=5))
+    assert used(fifth) != used(dataclasses.replace(fifth, split_seed=1))
+    assert all(map(equal, fifth.load().validation(), whole.load().validation()))
+
+
+def test_smaller_shares_are_parts_of_larger_ones_whatever_the_classes():
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(6), [1, 2, 3, 7, 20, 100]))
+    before = set()
+    for share in np.linspace(0.001, 1, 200):
+        now = set(pictures.kept(share, 0, labels).tolist())
+        assert before <= now
+        counts = np.bincount(labels[list(now)], minlength=6)
+        assert (np.abs(counts - share * np.bincount(labels)) <= 1).all()
+        assert counts.min() >= 1
+        before = now
+    assert before == set(range(133))
+
+
 def test_low_and_high_are_where_the_sources_range_goes(folder, write):
     source = folder(train=2, size=(2, 2), classes=1)
     write("mnist/train-images-idx3-ubyte", encoded(np.array([[[0, 255], [51, 102]]] * 2)))
@@ -266,6 +299,11 @@ def test_the_hash_is_of_the_content(folder, write):
         ({"low": 1.0}, "low is 1.0 and high is 1.0; expected low to be below high"),
         ({"validation": 1.0}, "validation is 1.0; expected a share between 0 and 1"),
         ({"split_seed": -1}, "split_seed is -1"),
+        ({"train_share": 0.0}, "train_share is 0.0; expected a share above 0 and up to 1, such as 0.1"),
+        ({"train_share": 1.1}, "train_share is 1.1; expected a share above 0"),
+        ({"train_share": float("nan")}, "train_share is nan"),
+        ({"train_share": True}, "train_share is True"),
+        ({"train_share": "0.5"}, "train_share is '0.5'"),
     ],
 )
 def test_a_wrong_field_is_one_sentence(fields, says):
@@ -290,6 +328,9 @@ def test_what_does_not_load_is_one_sentence(folder, tmp_path):
         Images(str(tmp_path))
     assert "has 3 training pictures, and batch is 10; expected at most batch 3" in says(
         Images(folder(train=3, classes=3), 10)
+    )
+    assert "with train_share=0.1, source 'digits' has 142 training pictures, and batch is 145" in says(
+        Images(batch=145, train_share=0.1)
     )
 
 

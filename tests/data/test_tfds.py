@@ -188,6 +188,13 @@ def test_without_a_test_part_a_share_of_each_class_is_held_out():
     assert sorted([*values([held]), *values(take(corpus.train(0), 4))]) == list(range(30))
 
 
+def test_a_share_of_the_pictures_is_of_each_class_alike():
+    corpus = Images("tfds:arch_tiny", batch=6, train_share=0.2).load()
+    (batch,) = take(corpus.train(0), 1)
+    assert (corpus.facts["train_images"], corpus.facts["validation_images"]) == (6, 7)
+    assert np.bincount(batch["labels"]).tolist() == [2, 2, 2]
+
+
 def test_a_test_part_without_labels_is_passed_over():
     corpus = Images("tfds:arch_hidden_test", batch=4).load()
     assert corpus.facts["validation_images"] == 5

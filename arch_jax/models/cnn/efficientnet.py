@@ -144,7 +144,7 @@ def _efficientnet(
         paper=PAPER,
         inputs=images(pixels),
         parameters=parameters,
-        architecture="efficientnet-lite" if settings else "efficientnet",
+        architecture="efficientnet",
         shrink={
             "classes": 5,
             "stem": 4,
