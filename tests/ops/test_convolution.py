@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from arch_jax.errors import UsageError
-from arch_jax.ops import convolution
 from arch_jax.ops.convolution import IMPLEMENTATIONS, choose, convolve, convolve_reference, padded
 
 DENSE = [name for name in IMPLEMENTATIONS if name != "shifts"]
@@ -61,26 +60,6 @@ def test_groups_dilation_and_padding(implementation, height, width, size, stride
         draw.normal(size=(2, height, width, 6)),
         draw.normal(size=(size, size, 6 // groups, 6 * multiple)),
     )
-
-
-@pytest.mark.parametrize(("stride", "groups", "dilation"), [(1, 1, 1), (2, 1, 2), (1, 2, 1)])
-def test_windows_picture_by_picture(monkeypatch, stride, groups, dilation):
-    monkeypatch.setattr(convolution, "LARGE", 0)
-    monkeypatch.setattr(convolution, "PIXELS", 0)
-    draw = np.random.default_rng(stride)
-    settings = {"groups": groups, "dilation": dilation}
-    ours = lambda x, k: convolve(x, k, stride, None, "patches", **settings)
-    x, k = draw.normal(size=(3, 8, 7, 4)), draw.normal(size=(3, 3, 4 // groups, 6))
-    assert "scan" in str(jax.make_jaxpr(ours)(x, k))
-    check(ours, lambda x, k: convolve_reference(x, k, stride, None, **settings), x, k)
-
-
-def test_large_windows_are_not_kept():
-    """All windows of these pictures take 18 MiB."""
-    x, k = jnp.zeros((8, 64, 64, 16)), jnp.zeros((3, 3, 16, 16))
-    loss = lambda x, k: jnp.sum(jnp.sin(convolve(x, k, implementation="patches")))
-    memory = jax.jit(jax.grad(loss, (0, 1))).lower(x, k).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 8 * 64 * 64 * 9 * 16 * 4 * 0.7
 
 
 def test_groups_are_convolutions_side_by_side():
