@@ -57,11 +57,6 @@ def config() -> arch_jax.Experiment:
     )
 
 
-def ablate_pretraining():
-    """The probe on an encoder that has learned nothing."""
-    yield {"steps": 1, "optimizer.learning_rate": 0.0}
-
-
 def ablate_masking_ratio():
     """How much is masked (figure 5 of the paper: 75 % is best for a linear probe)."""
     for ratio in (0.25, 0.5, 0.75, 0.9):

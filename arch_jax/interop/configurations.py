@@ -63,7 +63,7 @@ def configuration_of(module: nn.Module) -> tuple[str, dict[str, Any]]:
         supported = [*MODEL_TYPES.values(), *PICTURE_TYPES.values(), *DIFFUSERS_TYPES.values()]
         classes = sorted({model_type.module.__name__ for model_type in supported})
         expected = f"{', '.join(classes[:-1])} or {classes[-1]}"
-        raise UsageError(f"save_pretrained was given a {type(module).__name__}; expected a {expected}")
+        raise UsageError(f"save_pretrained was given a {type(module).__name__}; expected an {expected}")
     ours = _settings(module)
     flat = ours | {name: ours[name] if isinstance(ours.get(name), dict) else {} for name in _PARTS}
     found = []

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from arch_jax.data import Images, pictures
+from arch_jax.data.augmentations import Augmentation
 from arch_jax.errors import UsageError
 from arch_jax.fields import from_json, to_json
 
@@ -163,7 +164,7 @@ def test_validation_is_the_test_part_in_order_and_padding_has_no_weight(folder):
 
 
 def test_a_sample_of_the_training_pictures_is_plain_and_always_the_same():
-    data = Images(batch=64, augment=Augmentation(flip=True, erase=1.0)).load()
+    data = Images(batch=64, augment=Augmentation(flip=1.0, erase=1.0)).load()
     batches = list(data.training_sample(100))
     assert [len(batch["images"]) for batch in batches] == [64, 64]
     assert sum(batch["weights"].sum() for batch in batches) == 100
