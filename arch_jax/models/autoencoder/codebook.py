@@ -1,4 +1,4 @@
-"""A codebook: the nearest of a set of codes to each vector, with codes that follow what chooses them."""
+"""A codebook, whose codes follow what chooses them, and what every autoencoder with one between its halves does."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from arch_jax.fields import DType
-from arch_jax.ops.vector_quantisation import moved_codes, nearest_code, revived
+from arch_jax.ops.vector_quantisation import moved_codes, nearest_code, revived, straight_through
 
 
 class Codebook(nn.Module):
@@ -62,3 +62,60 @@ class Codebook(nn.Module):
     @property
     def _codes(self) -> Array:
         return self.table if self.average is None else self.moving.value
+
+
+class QuantisedAutoencoder(nn.Module):
+    """An autoencoder of pictures with a codebook between its halves (van den Oord et al. 2017, 1711.00937, section 3).
+
+        z_q(x) = e_k,   k = argmin_j |z_e(x) - e_j|                                (equations 1 and 2)
+
+    A subclass has the submodule `codebook`, the field `dtype`, and both halves: `latents` and `pixels_of`.
+    """
+
+    def latents(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w code"]:
+        """What the encoder gives (z_e), before it is quantised.
+
+        Raises:
+          UsageError: pictures that the model can't take.
+        """
+        raise NotImplementedError
+
+    def pixels_of(self, codes: Float[Array, "batch h w code"]) -> Float[Array, "batch height width channels"]:
+        """The picture from codes."""
+        raise NotImplementedError
+
+    def encode(self, x: Float[Array, "batch height width channels"]) -> Int[Array, "batch h w"]:
+        """The number of the code at each place.
+
+        Raises:
+          UsageError: pictures that the model can't take.
+        """
+        return self.codebook(self.latents(x))[1]
+
+    def decode(self, code: Int[Array, "batch h w"]) -> Float[Array, "batch height width channels"]:
+        """The picture from the numbers of its codes."""
+        return self.pixels_of(self.codebook.look_up(code).astype(self.dtype))
+
+    def decode_latents(self, z: Float[Array, "batch h w code"]) -> Float[Array, "batch height width channels"]:
+        """The picture of the codes that are nearest to z."""
+        return self.pixels_of(self.codebook(z)[0].astype(self.dtype))
+
+    def quantised(
+        self, x: Float[Array, "batch height width channels"], train: bool = False
+    ) -> tuple[
+        Float[Array, "batch height width channels"],
+        Float[Array, "batch h w code"],
+        Float[Array, "batch h w code"],
+        Int[Array, "batch h w"],
+    ]:
+        """The reconstruction, what the encoder gave (z_e), its nearest codes (z_q), and their numbers."""
+        encoded = self.latents(x)
+        nearest, chosen = self.codebook(encoded, train)
+        nearest = nearest.astype(encoded.dtype)
+        return self.pixels_of(straight_through(encoded, nearest)), encoded, nearest, chosen
+
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch height width channels"]:
+        """The reconstruction of each picture."""
+        return self.quantised(x, train)[0]

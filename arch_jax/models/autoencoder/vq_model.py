@@ -13,16 +13,15 @@ before they are quantised (`latents`, `decode_latents`), times `scale`, which no
 import functools
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
 from arch_jax.models.autoencoder.autoencoder_kl import PAPER as LATENT_DIFFUSION
-from arch_jax.models.autoencoder.codebook import Codebook
+from arch_jax.models.autoencoder.codebook import Codebook, QuantisedAutoencoder
 from arch_jax.models.autoencoder.latent_coders import (
     LatentDecoder,
     LatentEncoder,
@@ -30,14 +29,13 @@ from arch_jax.models.autoencoder.latent_coders import (
     check_sides,
     convolution,
 )
-from arch_jax.ops.vector_quantisation import straight_through
 from arch_jax.registry import Paper, register
 
 PAPER = Paper("Taming Transformers for High-Resolution Image Synthesis", "Esser et al.", 2020, "2012.09841")
 
 
 @component("vq_model", kind="model")
-class VQModel(nn.Module):
+class VQModel(QuantisedAutoencoder):
     """A vector-quantised autoencoder on pictures, "batch height width channels".
 
     Height and width may be any multiples of 2 to the number of levels less 1.
@@ -114,43 +112,8 @@ class VQModel(nn.Module):
         self.check(x.shape[1:])
         return self.to_code(self.encoder(x))
 
-    def decode_latents(self, z: Float[Array, "batch h w code"]) -> Float[Array, "batch height width channels"]:
-        """The picture of the codes that are nearest to z."""
-        return self._pixels(self.codebook(z)[0].astype(self.dtype))
-
-    def encode(self, x: Float[Array, "batch height width channels"]) -> Int[Array, "batch h w"]:
-        """The number of the code at each place.
-
-        Raises:
-          UsageError: pictures of another number of channels, or of sides that can't be halved often enough.
-        """
-        return self.codebook(self.latents(x))[1]
-
-    def decode(self, code: Int[Array, "batch h w"]) -> Float[Array, "batch height width channels"]:
-        """The picture from the numbers of its codes."""
-        return self._pixels(self.codebook.look_up(code).astype(self.dtype))
-
-    def quantised(
-        self, x: Float[Array, "batch height width channels"], train: bool = False
-    ) -> tuple[
-        Float[Array, "batch height width channels"],
-        Float[Array, "batch h w code"],
-        Float[Array, "batch h w code"],
-        Int[Array, "batch h w"],
-    ]:
-        """The reconstruction, what the encoder gave (z_e), its nearest codes (z_q), and their numbers."""
-        encoded = self.latents(x)
-        nearest, chosen = self.codebook(encoded, train)
-        nearest = nearest.astype(encoded.dtype)
-        return self._pixels(straight_through(encoded, nearest)), encoded, nearest, chosen
-
-    def __call__(
-        self, x: Float[Array, "batch height width channels"], train: bool = False
-    ) -> Float[Array, "batch height width channels"]:
-        """The reconstruction of each picture."""
-        return self.quantised(x, train)[0]
-
-    def _pixels(self, codes: Array) -> Array:
+    def pixels_of(self, codes: Float[Array, "batch h w code"]) -> Float[Array, "batch height width channels"]:
+        """The picture from codes."""
         return self.decoder(self.from_code(codes))
 
     def check(self, shape: Any) -> None:

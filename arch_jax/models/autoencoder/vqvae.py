@@ -11,15 +11,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
 from arch_jax.layers.convolution import Convolution, TransposedConvolution
-from arch_jax.models.autoencoder.codebook import Codebook
+from arch_jax.models.autoencoder.codebook import Codebook, QuantisedAutoencoder
 from arch_jax.models.autoencoder.coders import check_pictures, check_shape
-from arch_jax.ops.vector_quantisation import straight_through
 from arch_jax.registry import Paper, register
 
 PAPER = Paper("Neural Discrete Representation Learning", "van den Oord et al.", 2017, "1711.00937")
@@ -77,7 +76,7 @@ class Residuals(nn.Module):
 
 
 @component("vq_vae", kind="model")
-class VQVAE(nn.Module):
+class VQVAE(QuantisedAutoencoder):
     """A vector-quantised autoencoder on pictures, "batch height width channels".
 
     Attributes:
@@ -123,41 +122,17 @@ class VQVAE(nn.Module):
         self.doubling = TransposedConvolution(self.width // 2, **dtypes)
         self.pixels = TransposedConvolution(self.channels, **dtypes)
 
-    def encode(self, x: Float[Array, "batch height width channels"]) -> Int[Array, "batch h w"]:
-        """The number of the code at each place, 4 pixels apart.
+    def latents(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w code"]:
+        """What the encoder gives (z_e) for places 4 pixels apart, before it is quantised.
 
         Raises:
           UsageError: pictures of another shape.
         """
         self.check(x.shape[1:])
-        return self.codebook(self.to_code(self.encoder(x)))[1]
+        return self.to_code(self.encoder(x))
 
-    def decode(self, code: Int[Array, "batch h w"]) -> Float[Array, "batch height width channels"]:
-        """The picture from the numbers of its codes."""
-        return self._pixels(self.codebook.look_up(code).astype(self.dtype))
-
-    def quantised(
-        self, x: Float[Array, "batch height width channels"], train: bool = False
-    ) -> tuple[
-        Float[Array, "batch height width channels"],
-        Float[Array, "batch h w code"],
-        Float[Array, "batch h w code"],
-        Int[Array, "batch h w"],
-    ]:
-        """The reconstruction, what the encoder gave (z_e), its nearest codes (z_q), and their numbers."""
-        self.check(x.shape[1:])
-        encoded = self.to_code(self.encoder(x))
-        nearest, chosen = self.codebook(encoded, train)
-        nearest = nearest.astype(encoded.dtype)
-        return self._pixels(straight_through(encoded, nearest)), encoded, nearest, chosen
-
-    def __call__(
-        self, x: Float[Array, "batch height width channels"], train: bool = False
-    ) -> Float[Array, "batch height width channels"]:
-        """The reconstruction of each picture."""
-        return self.quantised(x, train)[0]
-
-    def _pixels(self, codes: Array) -> Array:
+    def pixels_of(self, codes: Float[Array, "batch h w code"]) -> Float[Array, "batch height width channels"]:
+        """The picture from codes."""
         return self.pixels(nn.relu(self.doubling(self.decoder(codes))))
 
     def check(self, shape: Any) -> None:
