@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -51,6 +52,72 @@ def pytest_runtest_teardown(item):
 
     jax.clear_caches()
     gc.collect()
+
+
+class Costs:
+    """Processor time and programs compiled, by test; the dearest files and architectures are printed at the end.
+
+    An architecture may cost the quick suite 6 s and both tiers together 20 s: this is where it is seen.
+    """
+
+    def __init__(self) -> None:
+        self.compiled = 0
+        self.listening = False
+        self.by_file: dict[str, list[float]] = {}
+        self.by_name: dict[str, float] = {}
+
+    def now(self) -> tuple[float, int]:
+        """Seconds of processor time of this process and its finished children, and programs compiled so far."""
+        if not self.listening and "jax" in sys.modules:
+            sys.modules["jax"].monitoring.register_event_duration_secs_listener(self._heard)
+            self.listening = True
+        times = os.times()
+        return times.user + times.system + times.children_user + times.children_system, self.compiled
+
+    def _heard(self, event: str, duration: float, **_) -> None:
+        self.compiled += event.endswith("backend_compile_duration")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        item.stash[BEGUN] = self.now()
+        return (yield)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_makereport(self, item, call):
+        if call.when == "teardown":
+            seconds, programs = (now - begun for now, begun in zip(self.now(), item.stash[BEGUN]))
+            item.user_properties.append(("cost", (round(seconds, 3), programs)))
+
+    def pytest_runtest_logreport(self, report):
+        if report.when != "teardown":
+            return
+        seconds, programs = dict(report.user_properties).get("cost", (0, 0))
+        file = report.nodeid.split("::")[0]
+        row = self.by_file.setdefault(file, [0, 0, 0])
+        for i, value in enumerate((1, seconds, programs)):
+            row[i] += value
+        if file == "tests/contract/test_models.py" and "[" in report.nodeid:
+            name = report.nodeid.split("[")[1].rstrip("]")
+            self.by_name[name] = self.by_name.get(name, 0) + seconds
+
+    def pytest_terminal_summary(self, terminalreporter):
+        write = terminalreporter.write_line
+        total = [sum(column) for column in zip(*self.by_file.values())] or [0, 0, 0]
+        rows = sorted(self.by_file.items(), key=lambda row: -row[1][1])
+        shown = rows if os.environ.get("ARCH_JAX_COSTS") else rows[:12]
+        write(f"processor time {total[1]:.0f} s, {total[2]:.0f} programs compiled, {total[0]:.0f} tests; the dearest:")
+        for file, (tests, seconds, programs) in shown:
+            write(f"  {seconds:7.1f} s {programs:6.0f} programs {tests:5.0f} tests  {file}")
+        names = sorted(self.by_name.items(), key=lambda row: -row[1])[:8]
+        if names:
+            write("contract by architecture: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in names))
+
+
+BEGUN = pytest.StashKey[tuple[float, int]]()
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Costs(), "costs")
 
 
 def pytest_collection_modifyitems(items):
