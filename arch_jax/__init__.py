@@ -46,6 +46,7 @@ _HOME = {
     "generate": "decoding",
     "graphs": "inputs",
     "images": "inputs",
+    "list_models": "catalogue",
     "load_pretrained": "interop",
     "load_tokenizer": "interop",
     "models": "registry",

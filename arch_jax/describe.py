@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 
 from arch_jax import fields, registry
-from arch_jax.flops import count_flops
+from arch_jax.flops import Flops, flops_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,27 @@ class Layer:
     count: int
 
 
-def layers(module: nn.Module, entry: registry.Entry) -> list[Layer]:
-    """Every layer, in the order of the calls; a scanned one stands once, with the axis of the scan in front."""
-    batch = _example(module, entry)
+@dataclasses.dataclass(frozen=True)
+class _Trace:
+    """A module traced once, on shapes alone.
+
+    Attributes:
+      batch: the example that it was traced with, name -> shape and dtype.
+      variables: shapes and dtypes.
+      kinds: path of each layer -> its class, in the order of the calls.
+      outputs: path -> shape of what the layer gives.
+      flops: of the whole.
+    """
+
+    batch: dict[str, jax.ShapeDtypeStruct]
+    variables: Any
+    kinds: dict[str, str]
+    outputs: dict[str, tuple[int, ...]]
+    flops: Flops
+
+
+def _trace(module: nn.Module, entry: registry.Entry) -> _Trace:
+    batch = jax.eval_shape(lambda: entry.inputs.batch(module, 1, jax.random.key(0)))
     variables = entry.abstract_variables(module)
     kinds: dict[str, str] = {}
 
@@ -41,24 +59,33 @@ def layers(module: nn.Module, entry: registry.Entry) -> list[Layer]:
 
     def run(variables: Any, *arguments: Any) -> Any:
         with nn.intercept_methods(note):
-            return module.apply(variables, *arguments, capture_intermediates=True, mutable=["intermediates"])[1]
+            return module.apply(variables, *arguments, capture_intermediates=True, mutable=["intermediates"])
 
-    captured = jax.eval_shape(run, variables, *entry.arguments(batch))["intermediates"]
-    outputs = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(captured)[0]:
+    # One trace for the table of layers and for the cost: of a deep model each takes seconds.
+    jaxpr, (_, captured) = jax.make_jaxpr(run, return_shape=True)(variables, *entry.arguments(batch))
+    outputs: dict[str, tuple[int, ...]] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(captured["intermediates"])[0]:
         names = [str(getattr(key, "key", getattr(key, "idx", key))) for key in path]
         if "__call__" in names:
             outputs.setdefault("/".join(names[: names.index("__call__")]), tuple(leaf.shape))
+    return _Trace(batch, variables, kinds, outputs, flops_of(jaxpr.jaxpr))
+
+
+def layers(module: nn.Module, entry: registry.Entry) -> list[Layer]:
+    """Every layer, in the order of the calls; a scanned one stands once, with the axis of the scan in front."""
+    return _layers(_trace(module, entry))
+
+
+def _layers(trace: _Trace) -> list[Layer]:
     own: dict[str, dict[str, tuple[int, ...]]] = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(variables["params"])[0]:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(trace.variables["params"])[0]:
         names = [str(getattr(key, "key", key)) for key in path]
         own.setdefault("/".join(names[:-1]), {})[names[-1]] = tuple(leaf.shape)
-    order = [*kinds, *(path for path in own if path not in kinds)]
     rows = []
-    for path in order:
+    for path in [*trace.kinds, *(path for path in own if path not in trace.kinds)]:
         shapes = own.get(path, {})
         count = registry.count([jax.ShapeDtypeStruct(shape, "float32") for shape in shapes.values()])
-        rows.append(Layer(path or "(model)", kinds.get(path, ""), outputs.get(path, ()), shapes, count))
+        rows.append(Layer(path or "(model)", trace.kinds.get(path, ""), trace.outputs.get(path, ()), shapes, count))
     return rows
 
 
@@ -70,31 +97,24 @@ def describe(name: str, changes: dict[str, Any]) -> dict[str, Any]:
     """
     entry = registry.entry(name)
     module = registry.create(name, **changes)
-    batch = _example(module, entry)
-    flops = count_flops(lambda v, *a: module.apply(v, *a), entry.abstract_variables(module), *entry.arguments(batch))
-    meanings = {path: _meaning(module, path) for path, _ in fields.walk(module)}
+    trace = _trace(module, entry)
     return {
         "name": name,
         "family": entry.family,
         "paper": dataclasses.asdict(entry.paper),
-        "parameters": registry.count(entry.abstract_variables(module)["params"]),
+        "parameters": registry.count(trace.variables["params"]),
         "parameters_published": None if changes else entry.parameters,
-        "input": {name: list(batch[name].shape) for name in entry.inputs.names},
-        "flops": flops.products,
-        "flops_elementwise": flops.elementwise,
-        "loops_of_unknown_length": flops.unbounded,
+        "input": {name: list(trace.batch[name].shape) for name in entry.inputs.names},
+        "flops": trace.flops.products,
+        "flops_elementwise": trace.flops.elementwise,
+        "loops_of_unknown_length": trace.flops.unbounded,
         "hyperparameters": [
-            {"name": path, "value": fields.to_json(value), "meaning": meanings[path]}
+            {"name": path, "value": fields.to_json(value), "meaning": _meaning(module, path)}
             for path, value in fields.walk(module)
             if not dataclasses.is_dataclass(value)
         ],
-        "layers": [dataclasses.asdict(layer) for layer in layers(module, entry)],
+        "layers": [dataclasses.asdict(layer) for layer in _layers(trace)],
     }
-
-
-def _example(module: nn.Module, entry: registry.Entry) -> dict[str, jax.ShapeDtypeStruct]:
-    inputs = entry.inputs
-    return jax.eval_shape(lambda: inputs.batch(module, 1, jax.random.key(0)))
 
 
 def _meaning(owner: Any, path: str) -> str:

@@ -7,11 +7,9 @@ tolerance declared beforehand, and have generators `ablate_NAME()` that yield ov
 import ast
 import contextlib
 import dataclasses
-import importlib
 import importlib.util
 import math
 import os
-import pkgutil
 import sys
 import traceback
 import types
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from arch_jax import fields, registry
+from arch_jax.discovery import import_components
 from arch_jax.errors import ArchJaxError, UsageError, unknown
 from arch_jax.objectives import objective as named_objective
 from arch_jax.objectives.base import Objective
@@ -239,29 +238,6 @@ class Experiment:
         """
         import_components()
         return fields.from_json(dict(data), kind="experiment")
-
-
-def import_components() -> None:
-    """Imports everything that gives components their names."""
-    registry.import_models()
-    for package in ("arch_jax.layers", "arch_jax.objectives"):
-        for found in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
-            importlib.import_module(found.name)
-    for name in (
-        "adding",
-        "text",
-        "images",
-        "nodes",
-        "points",
-        "markov",
-        "multi30k",
-        "random_pairs",
-        "recall_tasks",
-        "repeats",
-        "sentences",
-        "spans",
-    ):
-        importlib.import_module(f"arch_jax.data.{name}")
 
 
 def import_asked_for() -> None:

@@ -65,6 +65,11 @@ def settings(owner: Any) -> Iterator[dataclasses.Field]:
     return (field for field in fields if not (is_module and field.name in ("parent", "name")))
 
 
+def required(field: dataclasses.Field) -> bool:
+    """Whether a field has no default."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
 def meanings(cls: type) -> dict[str, str]:
     """Field name -> its meaning, read from the "Attributes:" section of the class's docstring."""
     found: dict[str, str] = {}
@@ -271,9 +276,8 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     for key in values:
         if key not in fields:
             raise unknown(f"field of {_NAMES.get(cls, cls.__name__)}", prefix + key, [prefix + f for f in fields])
-    absent = dataclasses.MISSING
     for name, field in fields.items():
-        if name not in values and field.default is absent and field.default_factory is absent:
+        if name not in values and required(field):
             raise UsageError(f"{prefix}{name} is missing; {_NAMES.get(cls, cls.__name__)} needs it")
     return cls(**{key: coerce(fields[key].type, value, prefix + key) for key, value in values.items()})
 
@@ -382,6 +386,7 @@ __all__ = [
     "from_json",
     "meanings",
     "override",
+    "required",
     "settings",
     "to_json",
     "walk",

@@ -46,7 +46,12 @@ class Flops:
 
 def count_flops(function: Callable, *arguments: Any) -> Flops:
     """The operations of `function(*arguments)`, whose arguments may be abstract (`jax.ShapeDtypeStruct`)."""
-    return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return flops_of(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def flops_of(jaxpr: Any) -> Flops:
+    """The operations of a function that was traced already."""
+    return _of_jaxpr(jaxpr)
 
 
 def _of_jaxpr(jaxpr: Any) -> Flops:

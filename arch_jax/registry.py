@@ -11,12 +11,13 @@ Registering a model is all it takes for `arch-jax list`, `describe` and the cont
 """
 
 import dataclasses
+import difflib
 import functools
-import importlib
 import pkgutil
 import re
 import types
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -24,23 +25,9 @@ import jax
 import numpy as np
 
 from arch_jax import fields
+from arch_jax.discovery import import_package
 from arch_jax.errors import UsageError, unknown
 from arch_jax.inputs import Inputs
-
-FAMILIES = (
-    "mlp",
-    "transformer",
-    "cnn",
-    "rnn",
-    "seq2seq",
-    "autoencoder",
-    "diffusion",
-    "gan",
-    "moe",
-    "ssm",
-    "gnn",
-    "emerging",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +55,7 @@ class Entry:
 
     Attributes:
       name: what `create` and the command line call it.
-      family: one of `FAMILIES`.
+      family: the folder of `arch_jax/models` that it stands in, or a name of one's own elsewhere.
       build: returns the module at its published size.
       objective: the name of the training shape it is made for.
       paper: where it was published.
@@ -143,12 +130,16 @@ def register(name: str, **facts: Any) -> Callable[[Callable[[], nn.Module]], Cal
     """Decorator: registers a function that returns a module under `name`; keywords are those of `Entry`.
 
     Raises:
-      UsageError: if the name is taken or the family unknown.
+      UsageError: if the name is taken, or the family is not that of the model's folder or is a known one misspelt.
     """
-    if facts.get("family") not in FAMILIES:
-        raise unknown("family", str(facts.get("family")), FAMILIES)
+    family = facts.get("family")
+    if not isinstance(family, str) or not family.isidentifier():
+        raise UsageError(f"family is {family!r}; expected a name, such as one of {', '.join(map(repr, families()))}")
+    if family not in families() and difflib.get_close_matches(family, families(), n=1, cutoff=0.75):
+        raise unknown("family", family, families())
 
     def decorate(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+        _check_folder(family, build.__module__)
         taken = _ENTRIES.get(name)
         if taken is not None and taken.build.__module__ != build.__module__:
             raise UsageError(f"the model name {name!r} is already registered by {taken.build.__module__}")
@@ -156,6 +147,19 @@ def register(name: str, **facts: Any) -> Callable[[Callable[[], nn.Module]], Cal
         return build
 
     return decorate
+
+
+def _check_folder(family: str, module: str) -> None:
+    """A model of this package belongs to the family of its folder; one from elsewhere may found a family of its own."""
+    *parents, folder = module.split(".")[:3]
+    if parents == ["arch_jax", "models"] and family != folder:
+        raise UsageError(f"{module} registers a model of family {family!r}; expected that of its folder, {folder!r}")
+
+
+def families() -> list[str]:
+    """The families of models: the folders of `arch_jax/models`, and those of registered models from elsewhere."""
+    folders = {found.name for found in pkgutil.iter_modules([str(Path(__file__).parent / "models")]) if found.ispkg}
+    return sorted(folders | {entry.family for entry in _ENTRIES.values()})
 
 
 def models() -> Mapping[str, Entry]:
@@ -166,9 +170,7 @@ def models() -> Mapping[str, Entry]:
 
 def import_models() -> None:
     """Imports every file under `arch_jax/models`, which registers what it holds."""
-    package = importlib.import_module("arch_jax.models")
-    for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        importlib.import_module(found.name)
+    import_package("arch_jax.models")
 
 
 def entry(name: str) -> Entry:

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the run failed, 2 wrong usage. An error is one sentence on
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import shlex
@@ -80,12 +81,17 @@ def _parser() -> argparse.ArgumentParser:
     imports: dict[str, Any] = {"action": "append", "default": [], "metavar": "FILE", "dest": "imports"}
 
     one = command("list", _list, "the registered models")
+    one.add_argument("words", nargs="*", metavar="WORD", help="only those whose name, paper, authors ... have it")
     one.add_argument("--family", help="only this family")
+    one.add_argument("--parameters", metavar="FROM:TO", help="only these sizes, such as 100M:1B or :7B")
+    one.add_argument("--count", action="store_true", help="count the parameters now, instead of the stored counts")
+    one.add_argument("--import", **imports, help="a Python file that registers models of your own")
     one.add_argument("--json", action="store_true", help="as JSON")
 
     one = command("describe", _describe, "a model's layers, size, cost and settings")
     one.add_argument("name", help="a registered model")
     one.add_argument("--set", **changes, help="a field, such as depth=2 or mixer.heads=4")
+    one.add_argument("--import", **imports, help="a Python file that registers models or parts of your own")
     one.add_argument("--json", action="store_true", help="as JSON")
 
     one = command("train", _train, "train an experiment, or go on with it")
@@ -136,52 +142,54 @@ def _version() -> str:
 
 
 def _list(options: argparse.Namespace) -> None:
-    without_devices()
-    from arch_jax import registry
+    from arch_jax import catalogue
 
-    if options.family is not None and options.family not in registry.FAMILIES:
-        raise unknown("family", options.family, registry.FAMILIES)
-    rows = [
-        {
-            "name": entry.name,
-            "family": entry.family,
-            "paper": entry.paper.title,
-            "authors": entry.paper.authors,
-            "year": entry.paper.year,
-            "arxiv": entry.paper.arxiv,
-            "parameters": entry.count(),
-            "parameters_published": entry.parameters,
-            "reference": entry.reference,
-            "difference": entry.difference,
-            "reproduces": entry.reproduces,
-        }
-        for entry in registry.models().values()
-        if options.family in (None, entry.family)
-    ]
+    rows = catalogue.select(_rows(options), options.words, options.family, options.parameters)
     if options.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
         return
-    columns = ("name", "family", "paper", ">parameters", ">published", "held against", ">largest difference")
+    columns = ("name", "family", "paper", ">parameters", ">published", "reference", ">largest difference")
     grid = table(*columns, "reproduces")
     for row in rows:
-        published = row["parameters_published"]
+        published = row.parameters_published
         grid.add_row(
-            row["name"],
-            row["family"],
-            f"{row['paper']} ({row['year']})",
-            f"{row['parameters']:,}",
-            "-" if published is None else ("the same" if published == row["parameters"] else f"{published:,}"),
-            row["reference"],
-            "-" if row["difference"] is None else f"{row['difference']:.0e}",
-            row["reproduces"],
+            row.name,
+            row.family,
+            f"{row.paper} ({row.year})",
+            f"{row.parameters:,}",
+            "-" if published is None else ("the same" if published == row.parameters else f"{published:,}"),
+            row.reference,
+            "-" if row.difference is None else f"{row.difference:.0e}",
+            row.reproduces,
         )
     show(grid)
+
+
+def _rows(options: argparse.Namespace) -> list[Any]:
+    """The stored rows; with --count those of the registry, counted now; and those of the files imported."""
+    from arch_jax import catalogue
+
+    if not options.count and not options.imports:
+        return catalogue.stored()
+    without_devices()
+    from arch_jax import registry
+    from arch_jax.experiment import import_file
+
+    own = set(registry.models())
+    for file in options.imports:
+        import_file(Path(file))
+    if options.count:
+        return [catalogue.row(entry) for entry in registry.models().values()]
+    return catalogue.stored() + [catalogue.row(entry) for name, entry in registry.models().items() if name not in own]
 
 
 def _describe(options: argparse.Namespace) -> None:
     without_devices()
     from arch_jax.describe import describe
+    from arch_jax.experiment import import_file
 
+    for file in options.imports:
+        import_file(Path(file))
     facts = describe(options.name, changes_of(options))
     if options.json:
         print(json.dumps(facts, indent=1))

@@ -1,9 +1,8 @@
 """What is minimised, one file a training shape."""
 
-import importlib
-import pkgutil
 from typing import Any
 
+from arch_jax.discovery import import_package
 from arch_jax.errors import unknown
 from arch_jax.fields import components, override
 from arch_jax.objectives.base import ObjectiveBase, Player
@@ -17,8 +16,7 @@ def objective(name: str, **changes: Any) -> ObjectiveBase:
     Raises:
       UsageError: unknown objective or field (nearest names), or a value of the wrong type.
     """
-    for found in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{found.name}")
+    import_package(__name__)
     known = components("objective")
     if name not in known:
         raise unknown("objective", name, known)

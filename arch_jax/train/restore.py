@@ -71,7 +71,7 @@ class Run:
         from arch_jax.data.tokenizers import from_json
 
         file = self.path / "tokenizer.json"
-        if "tokenizer" not in self.facts:  # pictures, points and graphs need nothing of the data to be drawn
+        if "tokenizer" not in self.facts and not file.exists():  # images, points and graphs are drawn without data
             return None
         try:
             return _Carried(from_json(json.loads(file.read_text(encoding="utf-8"))))

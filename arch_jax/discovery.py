@@ -1,0 +1,36 @@
+"""Files that register something are found by walking their folders: no list of them is kept anywhere."""
+
+import functools
+import importlib
+import os
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+#: A line that names something: `@component("gru", kind="mixer")`, `component("fixed", ...)(Fixed)`, `@register(`.
+_REGISTERS = re.compile(rb"^\s*@?(fields\.|registry\.)?(component|register)\(", re.MULTILINE)
+_ROOT = Path(__file__).parent
+
+
+def import_package(package: str) -> None:
+    """Imports every file under a package, `"arch_jax.models"`."""
+    for found in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+        importlib.import_module(found.name)
+
+
+@functools.cache
+def import_components() -> None:
+    """Imports every file of arch_jax that names a component or a model, wherever it lies."""
+    for name in registering():
+        importlib.import_module(name)
+
+
+def registering() -> Iterator[str]:
+    """The modules of arch_jax whose source names a component or a model, in the order of their paths."""
+    for folder, inside, files in os.walk(_ROOT):
+        inside[:] = sorted(name for name in inside if (Path(folder) / name / "__init__.py").exists())
+        for file in sorted(Path(folder) / name for name in files if name.endswith(".py")):
+            if _REGISTERS.search(file.read_bytes()):
+                parts = file.relative_to(_ROOT.parent).with_suffix("").parts
+                yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
