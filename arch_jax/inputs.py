@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from arch_jax.data.graphs import Graph
+from arch_jax.graph import Graph
 
 Batch = Mapping[str, Any]  # arrays, or their shapes
 

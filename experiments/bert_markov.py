@@ -10,7 +10,7 @@ token is chosen with probability 0.15 and masked, replaced or kept 80/10/10. Two
 - Under the corruption that it was trained on it sees both sides, so it can do better than h: a single token hidden
   between known ones has 2h - H(x_{t+1} | x_{t-1}) = 0.624 nats, and with its neighbours corrupted too, a predictor that
   knows chain and corruption expects 0.743. "excess" is how far the model's loss is above that predictor's on the same
-  tokens, which forward and backward messages of the chain compute (`arch_jax/data/chains.py`).
+  tokens, which forward and backward messages of the chain compute (`arch_jax/data/sequences/markov_chain.py`).
 
 Expected: 0.3 and 0.6 % above the entropy rate, 0.8 and 0.9 % above the ideal predictor (seeds 0 and 1), in about 4
 minutes on 2 CPU cores.

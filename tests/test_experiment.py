@@ -12,7 +12,7 @@ import arch_jax
 from arch_jax import experiment as experiments
 from arch_jax import fields
 from arch_jax.errors import UsageError
-from arch_jax.layers.attention import Attention
+from arch_jax.layers.mixers.attention import Attention
 from arch_jax.optimizer import Optimizer
 
 ROOT = Path(__file__).parents[1]

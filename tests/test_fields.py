@@ -15,12 +15,12 @@ from arch_jax import fields
 from arch_jax.errors import UsageError
 from arch_jax.experiment import import_components
 from arch_jax.fields import DType, Kind
-from arch_jax.layers.attention import Attention
-from arch_jax.layers.decoder import Decoder
-from arch_jax.layers.feed_forward import MLP, SwiGLU
+from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.norms import LayerNorm, RMSNorm
-from arch_jax.layers.positions import LearnedPosition, RoPE
-from arch_jax.ops.rope_scaling import Llama3Scaling
+from arch_jax.layers.transformer.decoder import Decoder
+from arch_jax.layers.transformer.feed_forward import MLP, SwiGLU
+from arch_jax.layers.transformer.positions import LearnedPosition, RoPE
+from arch_jax.ops.attention.rope_scaling import Llama3Scaling
 
 import_components()
 

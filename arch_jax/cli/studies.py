@@ -122,7 +122,7 @@ def _study(one: argparse.ArgumentParser, seeds: int | None = 3) -> None:
 
 
 def _open(options: argparse.Namespace, default: str) -> Any:
-    from arch_jax.study.cells import Study
+    from arch_jax.study.runs.runs import Study
 
     path = options.workdir or Path("runs") / default
     return Study(path, together=options.together, keep_checkpoints=options.keep_checkpoints)
@@ -131,7 +131,7 @@ def _open(options: argparse.Namespace, default: str) -> Any:
 def _loaded(options: argparse.Namespace, name: str) -> tuple[Any, Any]:
     """The experiment with `--set`, and its file."""
     from arch_jax.experiment import import_file, load
-    from arch_jax.study.ablate import overridden
+    from arch_jax.study.ablate.ablate import overridden
 
     for file in options.imports:
         import_file(Path(file))
@@ -147,7 +147,7 @@ def _metric(options: argparse.Namespace, module: Any) -> str:
 def _ablate(options: argparse.Namespace) -> None:
     prepare(options.platform)
     from arch_jax.study import report
-    from arch_jax.study.ablate import ablate, axes, variants
+    from arch_jax.study.ablate.ablate import ablate, axes, variants
     from arch_jax.train.workdir import write
 
     experiment, module = _loaded(options, options.experiment)
@@ -196,9 +196,9 @@ def _ablate(options: argparse.Namespace) -> None:
 
 def _reproduce(options: argparse.Namespace) -> None:
     prepare(options.platform)
-    from arch_jax.study.ledger import Entry, in_clone, write_record
-    from arch_jax.study.ledger import table as ledger_table
-    from arch_jax.study.reproduce import reproduce
+    from arch_jax.study.reproduce.ledger import Entry, in_clone, write_record
+    from arch_jax.study.reproduce.ledger import table as ledger_table
+    from arch_jax.study.reproduce.reproduce import reproduce
     from arch_jax.train.workdir import write
 
     experiment, module = _loaded(options, options.experiment)
@@ -226,8 +226,8 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 def _ledger(options: argparse.Namespace) -> None:
     without_devices()
-    from arch_jax.study.ledger import in_clone, ledger, results_folder, write_table
-    from arch_jax.study.ledger import table as ledger_table
+    from arch_jax.study.reproduce.ledger import in_clone, ledger, results_folder, write_table
+    from arch_jax.study.reproduce.ledger import table as ledger_table
 
     entries = ledger()
     if options.json:
@@ -334,8 +334,8 @@ def _numbers(option: str, text: str) -> list[float]:
 def _compare(options: argparse.Namespace) -> None:
     prepare(options.platform)
     from arch_jax.study.compare import report as compare_report
+    from arch_jax.study.compare.candidates import parse_grid, parse_model
     from arch_jax.study.compare.compare import Budget, compare
-    from arch_jax.study.compare.contestants import parse_grid, parse_model
     from arch_jax.train.workdir import write
 
     experiment, _ = _loaded(options, options.on)
@@ -369,7 +369,7 @@ def _compare(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> None:
     without_devices()
     from arch_jax.experiment import import_file
-    from arch_jax.study.plan.plan import plan, subject
+    from arch_jax.plan.plan import plan, subject
     from arch_jax.train.report import tell
 
     for file in options.imports:

@@ -17,11 +17,11 @@ from arch_jax.interop.model_types import MODEL_TYPES
 from arch_jax.interop.model_types.model_type import divides
 from arch_jax.interop.pictures import DIFFUSERS_TYPES, PICTURE_TYPES
 from arch_jax.interop.strict_json import shown
-from arch_jax.layers.attention import Attention
-from arch_jax.layers.cross_attention import CrossAttention
-from arch_jax.layers.feed_forward import MLP, SwiGLU
-from arch_jax.layers.mamba import Mamba
-from arch_jax.layers.mixer import unbound
+from arch_jax.layers.mixers.attention import Attention
+from arch_jax.layers.mixers.contract import unbound
+from arch_jax.layers.mixers.ssm.mamba import Mamba
+from arch_jax.layers.transformer.cross_attention import CrossAttention
+from arch_jax.layers.transformer.feed_forward import MLP, SwiGLU
 
 
 def module_of(data: Mapping[str, Any]) -> tuple[str, nn.Module]:

@@ -20,8 +20,8 @@ from arch_jax.interop.model_types import MODEL_TYPES
 from arch_jax.interop.model_types.model_type import Layers, Names, Row, Tensors
 from arch_jax.interop.strict_json import shown
 from arch_jax.interop.tensors import Shape, check_finite, read_tensor, wrong_shape
-from arch_jax.layers.encoder_decoder import EncoderDecoder
-from arch_jax.layers.mixer import unbound
+from arch_jax.layers.mixers.contract import unbound
+from arch_jax.layers.transformer.encoder_decoder import EncoderDecoder
 
 
 class Part(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from arch_jax.fields import DType
-from arch_jax.ops.rows import by_rows
+from arch_jax.ops.batch_sharding import by_rows
 
 
 class Dense(nn.Module):

@@ -13,8 +13,8 @@ import numpy as np
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
+from arch_jax.figures.image_grid import picture_grid, validation_pictures
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
-from arch_jax.objectives.picture_grid import picture_grid, validation_pictures
 from arch_jax.objectives.planted import atoms_figure, recovered, score_error, score_figure
 from arch_jax.ops.latents import bernoulli_log_likelihood, bernoulli_sparsity
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from arch_jax.errors import UsageError
+from arch_jax.evaluation.linear_probe import probe_accuracy
 from arch_jax.fields import component
+from arch_jax.figures.image_grid import picture_grid, validation_pictures
 from arch_jax.objectives.autoencode import check_pictures
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
-from arch_jax.objectives.linear_probe import probe_accuracy
-from arch_jax.objectives.picture_grid import picture_grid, validation_pictures
-from arch_jax.ops.patches import normalised, patch_statistics, patches, picture_of
+from arch_jax.ops.convolution.patches import normalised, patch_statistics, patches, picture_of
 
 
 @component("masked_patches", kind="objective")

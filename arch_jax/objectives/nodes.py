@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from arch_jax.data.graphs import Graph
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
+from arch_jax.graph import Graph
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.losses import cross_entropy
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from arch_jax.objectives.base import Pair
-from arch_jax.ops.mixtures import mixture_log_density, mixture_score
+from arch_jax.ops.gaussian_mixture import mixture_log_density, mixture_score
 
 #: A row counts as an atom where 1 - |cosine| is below this (Aharon et al. 2006, "K-SVD", section V.A).
 NEAR = 0.01

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from arch_jax import decoding
+from arch_jax import sampling
 from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import component
-from arch_jax.layers.recurrent_encoder_decoder import RecurrentEncoderDecoder
-from arch_jax.objectives.alignment import alignment_figure
+from arch_jax.figures.attention_map import alignment_figure
+from arch_jax.layers.seq2seq.encoder_decoder import RecurrentEncoderDecoder
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.objectives.scheduled_sampling import DECAYS, truth_share, written_with_own_words
 from arch_jax.ops.losses import cross_entropy
@@ -198,7 +198,7 @@ class SequenceToSequence(ObjectiveBase):
 
         def search(variables: Any, source: jax.Array, mask: jax.Array, length: int) -> jax.Array:
             options = {"start": data.start, "stop": data.stop, "beams": self.beams}
-            tokens, _ = decoding.beam_search(
+            tokens, _ = sampling.beam_search(
                 self.model, variables, source, length, source_mask=mask, length_penalty=self.length_penalty, **options
             )
             return tokens

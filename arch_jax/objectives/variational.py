@@ -9,9 +9,9 @@ import numpy as np
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
+from arch_jax.figures.image_grid import picture_grid, validation_pictures
 from arch_jax.objectives.autoencode import check_pictures
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
-from arch_jax.objectives.picture_grid import picture_grid, validation_pictures
 from arch_jax.ops.latents import (
     gaussian_kl,
     gaussian_log_density,

@@ -12,7 +12,7 @@ from arch_jax import fields
 from arch_jax.train.workdir import write
 
 if TYPE_CHECKING:
-    from arch_jax.study.ablate import Ablation, Row
+    from arch_jax.study.ablate.ablate import Ablation, Row
 
 #: Colours that are told apart by most eyes, and in grey (Okabe & Ito 2008).
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")

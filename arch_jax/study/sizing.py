@@ -20,7 +20,7 @@ from arch_jax import fields, registry
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Experiment
 from arch_jax.flops import count_flops
-from arch_jax.layers.mixer import unbound
+from arch_jax.layers.mixers.contract import unbound
 from arch_jax.train.state import initial_state
 from arch_jax.train.step import make_step
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from arch_jax.errors import Diverged, UsageError
 from arch_jax.experiment import Experiment
-from arch_jax.train.checkpoint import Checkpoints
+from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.compiled import Compiled
 from arch_jax.train.distributed import Votes, leader
 from arch_jax.train.report import Events, Pace, Progress, draw_films, draw_losses, save_shown, tell

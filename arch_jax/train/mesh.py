@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Experiment
-from arch_jax.ops.rows import ROWS
+from arch_jax.ops.batch_sharding import ROWS
 from arch_jax.train.distributed import on_host
 from arch_jax.train.sharding import patterns, state_shardings
 from arch_jax.train.step import make_program

@@ -10,7 +10,7 @@ import jax
 
 from arch_jax.errors import ArchJaxError, RunError, UsageError
 from arch_jax.experiment import Experiment, import_components, import_file
-from arch_jax.train.checkpoint import Checkpoints
+from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.loop import evaluate
 from arch_jax.train.report import tell
 from arch_jax.train.state import initial_state
@@ -68,7 +68,7 @@ class Run:
         return task.sample(self.variables, self._carried(), jax.random.key(seed), **options)
 
     def _carried(self) -> Any:
-        from arch_jax.data.tokenizers import from_json
+        from arch_jax.data.text.tokenizers import from_json
 
         file = self.path / "tokenizer.json"
         if "tokenizer" not in self.facts and not file.exists():  # images, points and graphs are drawn without data

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from arch_jax.train.checksums import leaf_paths
+from arch_jax.train.checkpointing.checksums import leaf_paths
 from arch_jax.train.state import TrainState
 
 #: A regular expression on paths, and the axis for each dimension, counted from the right.

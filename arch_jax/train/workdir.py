@@ -15,8 +15,8 @@ from typing import Any
 from arch_jax import fields
 from arch_jax.errors import RunError, UsageError
 from arch_jax.experiment import Experiment
+from arch_jax.train.checkpointing.storage import barrier
 from arch_jax.train.distributed import leader
-from arch_jax.train.storage import barrier
 
 FORMAT = 1
 #: What may differ when a run goes on: its length (the schedule's horizon was written down when it began), and the mesh,

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from _table import compare, publish, table, versions
 
-from arch_jax.ops import linear_attention as linear
-from arch_jax.ops.attention import attention, implementations
-from arch_jax.ops.patterns import BigBird, Fixed, Longformer, Strided
-from arch_jax.ops.random_features import orthogonal_projection, positive_features
-from arch_jax.ops.scores import additive_scores, attend
+from arch_jax.ops.attention import linear
+from arch_jax.ops.attention.dot_product import attention, implementations
+from arch_jax.ops.attention.patterns import BigBird, Fixed, Longformer, Strided
+from arch_jax.ops.attention.random_features import orthogonal_projection, positive_features
+from arch_jax.ops.attention.scores import additive_scores, attend
 
 HEADS, DIM = 8, 64
 QUADRATIC, SHORT, LONG = 2048, 512, 16384

@@ -35,7 +35,7 @@ def ours(implementation: str):
     it = arch_jax.Experiment(model, task, data=None, optimizer=arch_jax.Optimizer("adam"), steps=STEPS)
     state = jax.jit(lambda b: initial_state(it, b))(batch())
     stacked = jax.tree.map(lambda x: np.stack([x] * STEPS), batch())
-    with mock.patch("arch_jax.ops.convolution.choose", return_value=implementation):
+    with mock.patch("arch_jax.ops.convolution.dense.choose", return_value=implementation):
         program = jax.jit(make_program(it)).lower(state, stacked, np.int32(STEPS)).compile()
     return lambda: jax.block_until_ready(program(state, stacked, np.int32(STEPS)))
 

@@ -19,7 +19,7 @@ from _table import publish, versions
 from arch_jax import fields
 from arch_jax.errors import UsageError
 from arch_jax.experiment import import_components
-from arch_jax.layers.decoder import Decoder
+from arch_jax.layers.transformer.decoder import Decoder
 
 WIDTH, DEPTH, VOCABULARY, STEPS, CHUNK = 64, 2, 256, 32, 1024
 BEFORE = (0, 1024, 4096, 16384)

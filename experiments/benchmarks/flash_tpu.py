@@ -28,11 +28,11 @@ from _table import publish, versions
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from arch_jax.ops.attention import attention
+from arch_jax.ops.attention.dot_product import attention
 from arch_jax.ops.pallas.flash import flash_attention
 from arch_jax.ops.platform import acting_as
-from arch_jax.study.plan.plan import subject
-from arch_jax.study.plan.tpu_compiler import train_step
+from arch_jax.plan.plan import subject
+from arch_jax.plan.tpu_compiler import train_step
 
 HEADS, DIM = 12, 64
 FORMS = {

@@ -152,7 +152,7 @@ def row(name: str, rounds: int) -> str:
         "arch_jax": ours(network),
     }
     if name == "resnet-18":
-        with mock.patch("arch_jax.ops.convolution.choose", return_value="xla"):
+        with mock.patch("arch_jax.ops.convolution.dense.choose", return_value="xla"):
             contenders["XLA's convolution"] = ours(network)
     if name == "vit-tiny-16":
         contenders["arch_jax, layers apart"] = ours(network, scan=False)

@@ -19,7 +19,7 @@ from _table import publish, versions
 
 import arch_jax
 from arch_jax.flops import count_flops
-from arch_jax.study.plan.chips import A100, H100, H200
+from arch_jax.plan.chips import A100, H100, H200
 from arch_jax.train.state import initial_state
 from arch_jax.train.step import make_program, make_step
 

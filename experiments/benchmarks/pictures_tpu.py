@@ -13,9 +13,9 @@ import sys
 import jax.numpy as jnp
 from _table import publish, versions
 
-from arch_jax.study.plan.chips import GIB, V5E, target
-from arch_jax.study.plan.costing import Compiler
-from arch_jax.study.plan.subject import subject
+from arch_jax.plan.chips import GIB, V5E, target
+from arch_jax.plan.costing import Compiler
+from arch_jax.plan.subject import subject
 
 #: Label -> registered name, and what differs from it.
 ROWS = {

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from _table import publish, versions
 
-from arch_jax.ops.matrix_recurrence import matrix_recurrence
-from arch_jax.ops.recurrence import linear_recurrence
-from arch_jax.ops.selective_scan import selective_scan
+from arch_jax.ops.recurrence.linear import linear_recurrence
+from arch_jax.ops.recurrence.matrix import matrix_recurrence
+from arch_jax.ops.recurrence.selective_scan import selective_scan
 
 TINY = "--tiny" in sys.argv
 BATCH, CHANNELS, STATE, HEADS, DIM, VDIM = (2, 8, 4, 2, 4, 8) if TINY else (8, 2048, 16, 32, 128, 64)

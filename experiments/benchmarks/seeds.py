@@ -12,7 +12,7 @@ import jax
 from _table import compare, publish, table
 
 from arch_jax.experiment import load
-from arch_jax.study.together import Seeds
+from arch_jax.study.runs.vmapped import Seeds
 
 STEPS = 10
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from _table import publish, versions
 
 from arch_jax.ops.platform import acting_as
-from arch_jax.ops.selective_scan import selective_scan
+from arch_jax.ops.recurrence.selective_scan import selective_scan
 
 V5E = "--v5e" in sys.argv
 BATCH, TIME, WIDTH, STATE = 4, 4096, 512, 16

@@ -28,7 +28,7 @@ from arch_jax.experiment import Experiment
 from arch_jax.objectives import objective
 from arch_jax.ops.platform import acting_as
 from arch_jax.optimizer import Optimizer
-from arch_jax.study.plan.tpu_compiler import train_step
+from arch_jax.plan.tpu_compiler import train_step
 
 
 def compile_step(entry: registry.Entry, devices: list) -> dict:

@@ -15,7 +15,7 @@ import pytest
 from arch_jax import fields
 from arch_jax.errors import UsageError
 from arch_jax.experiment import import_asked_for, import_components
-from arch_jax.layers.mixer import adapted
+from arch_jax.layers.mixers.contract import adapted
 
 import_components()
 import_asked_for()

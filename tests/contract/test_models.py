@@ -19,7 +19,7 @@ from arch_jax.experiment import Experiment, import_asked_for, import_components
 from arch_jax.flops import count_flops
 from arch_jax.objectives import objective
 from arch_jax.optimizer import Optimizer
-from arch_jax.train.checkpoint import Checkpoints
+from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.state import initial_state
 from arch_jax.train.step import make_program, make_step
 

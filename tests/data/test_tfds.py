@@ -11,7 +11,8 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
-from arch_jax.data import Images, tfds_source
+from arch_jax.data import Images
+from arch_jax.data.images import tfds as tfds_source
 from arch_jax.errors import RunError, UsageError
 
 

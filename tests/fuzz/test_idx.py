@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arch_jax.data.idx import read_idx
-from arch_jax.data.old_pickles import unpickle
+from arch_jax.data.files.restricted_pickle import unpickle
+from arch_jax.data.images.idx import read_idx
 from arch_jax.errors import ArchJaxError
 
 _SPEC = importlib.util.spec_from_file_location("mutations", Path(__file__).parent / "mutations.py")

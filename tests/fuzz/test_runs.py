@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 import arch_jax
-from arch_jax.data.points import Ring
-from arch_jax.train.checkpoint import Checkpoints
+from arch_jax.data.points.ring import Ring
+from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.loop import train
 from arch_jax.train.restore import open_run
 

@@ -23,10 +23,10 @@ from arch_jax.interop.model_types.llama import LLAMA_FIELDS
 from arch_jax.interop.safetensors import SINGLE, open_checkpoint, write_tensors
 from arch_jax.interop.strict_json import parse_object
 from arch_jax.interop.weights import parts_of, variables_of
-from arch_jax.layers.attention import Attention
+from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.norms import LayerNorm, RMSNorm
-from arch_jax.layers.positions import RoPE, SinusoidalPosition
-from arch_jax.ops.rope_scaling import LinearScaling, Llama3Scaling
+from arch_jax.layers.transformer.positions import RoPE, SinusoidalPosition
+from arch_jax.ops.attention.rope_scaling import LinearScaling, Llama3Scaling
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 11, "n_positions": 6, "n_embd": 8, "n_layer": 2, "n_head": 2}
 LLAMA = {

@@ -11,7 +11,7 @@ from scipy import stats
 import arch_jax
 from arch_jax.errors import UsageError
 from arch_jax.models.autoencoder.autoencoder_kl import AutoencoderKL
-from arch_jax.models.autoencoder.latent_coders import doubled
+from arch_jax.models.autoencoder.latent_encoder_decoder import doubled
 from arch_jax.models.autoencoder.vq_model import VQModel
 from arch_jax.ops.latents import gaussian_kl
 from arch_jax.ops.vector_quantisation import nearest_code_reference

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from arch_jax.errors import UsageError
-from arch_jax.layers.attention import Attention
+from arch_jax.layers.mixers.attention import Attention
 from arch_jax.models.transformer.mae import MAE, classifier_of
-from arch_jax.ops.patches import Masking, patches, picture_of, random_masking
+from arch_jax.ops.convolution.patches import Masking, patches, picture_of, random_masking
 
 SETTINGS = {
     "picture": 16,

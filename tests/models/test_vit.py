@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from arch_jax.errors import UsageError
-from arch_jax.layers.attention import Attention
+from arch_jax.layers.mixers.attention import Attention
 from arch_jax.models.transformer.vit import ViT, interpolated, patches
-from arch_jax.ops.convolution import convolve_reference
+from arch_jax.ops.convolution.dense import convolve_reference
 
 SETTINGS = {"classes": 5, "picture": 16, "patch": 4, "depth": 2, "width": 12, "mixer": Attention(heads=2, bias=True)}
 

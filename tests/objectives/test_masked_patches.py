@@ -7,8 +7,8 @@ import pytest
 
 import arch_jax
 from arch_jax.errors import UsageError
-from arch_jax.objectives.linear_probe import probe_accuracy
-from arch_jax.ops.patches import patches, random_masking
+from arch_jax.evaluation.linear_probe import probe_accuracy
+from arch_jax.ops.convolution.patches import patches, random_masking
 
 MODEL = arch_jax.create(
     "mae-base-16",

@@ -7,7 +7,7 @@ import pytest
 
 import arch_jax
 from arch_jax.data import Images
-from arch_jax.data.pictures import GATES
+from arch_jax.data.images.sources import GATES
 from arch_jax.ops.losses import perceptron
 
 

@@ -8,9 +8,9 @@ import pytest
 import arch_jax
 from arch_jax.errors import UsageError
 from arch_jax.models.autoencoder.autoencoder import Autoencoder
-from arch_jax.models.autoencoder.vectors import VectorAutoencoder
+from arch_jax.models.autoencoder.vector_autoencoder import VectorAutoencoder
 from arch_jax.objectives.planted import recovered, score_error
-from arch_jax.ops.mixtures import mixture_score
+from arch_jax.ops.gaussian_mixture import mixture_score
 
 
 def test_the_score_error_is_0_at_the_best_and_1_for_no_step():

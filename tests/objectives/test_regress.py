@@ -8,9 +8,9 @@ import optax
 import pytest
 
 import arch_jax
-from arch_jax.layers.gru import GRU
-from arch_jax.layers.recurrent import RNN
-from arch_jax.layers.sequence_reader import SequenceReader
+from arch_jax.layers.mixers.rnn.gru import GRU
+from arch_jax.layers.mixers.rnn.recurrent import RNN
+from arch_jax.layers.seq2seq.sequence_reader import SequenceReader
 from arch_jax.objectives.reach import gradient_by_distance
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import arch_jax
-from arch_jax import decoding, registry
+from arch_jax import registry, sampling
 from arch_jax.data import RandomPairs
-from arch_jax.data.pairs import PairCorpus, Pairs
+from arch_jax.data.sequences.pairs import PairCorpus, Pairs
 from arch_jax.objectives.scheduled_sampling import truth_share, written_with_own_words
 from arch_jax.objectives.sequence_to_sequence import bleu, coverage_loss
 
@@ -47,7 +47,7 @@ def greedy(module, variables, source, length, *, source_mask=None, start, stop, 
 
 @pytest.fixture
 def search(monkeypatch):
-    monkeypatch.setattr(decoding, "beam_search", greedy, raising=False)
+    monkeypatch.setattr(sampling, "beam_search", greedy, raising=False)
 
 
 def task(model=None, **fields):
@@ -109,7 +109,7 @@ def test_what_beam_search_is_given(corpus, monkeypatch):
         assert options["source_mask"].dtype == bool
         return greedy(module, variables, source, length, **options)
 
-    monkeypatch.setattr(decoding, "beam_search", search, raising=False)
+    monkeypatch.setattr(sampling, "beam_search", search, raising=False)
     task(beams=3, length_penalty=0.7, longest=2.0).score({"params": {"scale": jnp.float32(20.0)}}, corpus)
     options = {"start": 6, "stop": 7, "beams": 3, "length_penalty": 0.7}
     assert calls == [((16, 6), 12, options)] * 3
@@ -215,7 +215,7 @@ def test_no_true_tokens_are_greedy_decodings_own():
     module, variables, batch = recurrent()
     _, fed, _ = written(0.0)
     start = int(batch["target"][0, 0])
-    tokens, _ = decoding.beam_search(
+    tokens, _ = sampling.beam_search(
         module, variables, batch["source"], fed.shape[1], source_mask=batch["source_mask"], start=start, stop=None
     )
     np.testing.assert_array_equal(fed[:, 0], start)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from arch_jax.layers.latent_attention import LatentAttention
-from arch_jax.ops.attention import attention
-from arch_jax.ops.patterns import BigBird, Longformer
+from arch_jax.layers.mixers.latent_attention import LatentAttention
+from arch_jax.ops.attention.dot_product import attention
+from arch_jax.ops.attention.patterns import BigBird, Longformer
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install arch-jax[parity]")

@@ -7,12 +7,12 @@ import optax
 import pytest
 
 from arch_jax import fields
-from arch_jax.decoding import generate
 from arch_jax.interop.weights import variables_of
 from arch_jax.models.transformer.gpt import gpt, gpt2_decoder
 from arch_jax.models.transformer.llama import llama_decoder
+from arch_jax.ops.attention.rope_scaling import Llama3Scaling
 from arch_jax.ops.losses import cross_entropy
-from arch_jax.ops.rope_scaling import Llama3Scaling
+from arch_jax.sampling import generate
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install arch-jax[parity]")

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from arch_jax.layers.delta_net import GatedDeltaNet
-from arch_jax.ops.matrix_recurrence import delta_rule
+from arch_jax.layers.mixers.delta_net import GatedDeltaNet
+from arch_jax.ops.recurrence.matrix import delta_rule
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 qwen = pytest.importorskip(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import arch_jax
-from arch_jax.data.graphs import graph, padded, symmetric
+from arch_jax.graph import graph, padded, symmetric
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 geometric = pytest.importorskip(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from arch_jax.layers.hyena import Hyena
+from arch_jax.layers.mixers.hyena import Hyena
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import arch_jax
-from arch_jax.decoding import generate
 from arch_jax.errors import UsageError
+from arch_jax.sampling import generate
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install arch-jax[parity]")
@@ -103,7 +103,7 @@ def test_gradients_of_the_scan():
     """Those of S6's inputs, from theirs in PyTorch by automatic differentiation."""
     from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
-    from arch_jax.ops.selective_scan import selective_scan
+    from arch_jax.ops.recurrence.selective_scan import selective_scan
 
     rng = np.random.default_rng(0)
     sizes = {"x": (2, 19, 6), "delta": (2, 19, 6), "A": (6, 4), "B": (2, 19, 4), "C": (2, 19, 4), "D": (6,)}

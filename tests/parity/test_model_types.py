@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import arch_jax
-from arch_jax.decoding import beam_search, generate
-from arch_jax.ops.positions import relative_buckets
+from arch_jax.ops.attention.positions import relative_buckets
+from arch_jax.sampling import beam_search, generate
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install arch-jax[parity]")

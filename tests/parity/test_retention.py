@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from arch_jax.layers.retention import Retention
+from arch_jax.layers.mixers.retention import Retention
 
 
 def by_equations(params, x, heads, gamma, norm):

@@ -9,8 +9,8 @@ import pytest
 
 import arch_jax
 from arch_jax.errors import UsageError
-from arch_jax.layers.rwkv4 import RWKV4, RWKV4Channel
-from arch_jax.layers.rwkv7 import RWKV7
+from arch_jax.layers.mixers.rwkv4 import RWKV4, RWKV4Channel
+from arch_jax.layers.mixers.rwkv7 import RWKV7
 from arch_jax.registry import entry
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")

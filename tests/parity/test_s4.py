@@ -10,8 +10,8 @@ import pytest
 import scipy.signal
 import scipy.special
 
-from arch_jax.layers.s4 import S4, S4D
-from arch_jax.ops.state_space import hippo_legs, legs_nplr
+from arch_jax.layers.mixers.ssm.s4 import S4, S4D
+from arch_jax.ops.recurrence.state_space import hippo_legs, legs_nplr
 
 BATCH, TIME, WIDTH, STATE = 2, 100, 4, 16
 

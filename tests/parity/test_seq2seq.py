@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from arch_jax import registry
-from arch_jax.layers.scores import LocalAttention, LuongAttention
+from arch_jax.layers.seq2seq.scores import LocalAttention, LuongAttention
 from arch_jax.ops.losses import cross_entropy
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from arch_jax.interop.torch_nn import from_torch
-from arch_jax.layers.gru import GRU
-from arch_jax.layers.recurrent import LSTM, RNN
-from arch_jax.layers.sequence_reader import SequenceReader
+from arch_jax.layers.mixers.rnn.gru import GRU
+from arch_jax.layers.mixers.rnn.recurrent import LSTM, RNN
+from arch_jax.layers.seq2seq.sequence_reader import SequenceReader
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 import arch_jax
-from arch_jax.decoding import generate
 from arch_jax.errors import UsageError
 from arch_jax.interop.model_types.xlstm import XLSTM_TYPE
-from arch_jax.layers.decoder import Decoder
-from arch_jax.layers.feed_forward import SwiGLU
-from arch_jax.layers.mlstm import MLSTM
+from arch_jax.layers.mixers.mlstm import MLSTM
+from arch_jax.layers.mixers.slstm import SLSTM
 from arch_jax.layers.norms import LayerNorm
-from arch_jax.layers.slstm import SLSTM
+from arch_jax.layers.transformer.decoder import Decoder
+from arch_jax.layers.transformer.feed_forward import SwiGLU
+from arch_jax.sampling import generate
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 

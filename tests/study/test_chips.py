@@ -5,7 +5,7 @@ import math
 import pytest
 
 from arch_jax.errors import UsageError
-from arch_jax.study.plan.chips import TARGETS, target
+from arch_jax.plan.chips import TARGETS, target
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -17,11 +17,11 @@ from arch_jax import registry
 from arch_jax.errors import UsageError
 from arch_jax.experiment import load
 from arch_jax.inputs import Rows, images
-from arch_jax.study.cells import Cell, Study
+from arch_jax.study.compare.candidates import Contestant, fitted, parse_grid, parse_model
 from arch_jax.study.compare.compare import APART, Budget, compare
-from arch_jax.study.compare.contestants import Contestant, fitted, parse_grid, parse_model
 from arch_jax.study.compare.report import draw_comparison, table, write_comparison_csv
-from arch_jax.study.lengths import lasting
+from arch_jax.study.runs.runs import Cell, Study
+from arch_jax.study.runs.steps import lasting
 from arch_jax.study.sizing import parameters
 from arch_jax.study.statistics import holm, interval, paired
 

@@ -12,9 +12,9 @@ from PIL import Image
 from arch_jax.cli import main
 from arch_jax.errors import UsageError
 from arch_jax.experiment import load
-from arch_jax.study import ledger as ledger_module
-from arch_jax.study.cells import Study
-from arch_jax.study.ledger import results_folder
+from arch_jax.study.reproduce import ledger as ledger_module
+from arch_jax.study.reproduce.ledger import results_folder
+from arch_jax.study.runs.runs import Study
 from arch_jax.study.scaling.family import train_family
 from arch_jax.study.scaling.law import fit
 

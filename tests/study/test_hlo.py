@@ -2,7 +2,7 @@
 
 import jax
 
-from arch_jax.study.plan.hlo import collectives, refusal, too_large
+from arch_jax.plan.hlo import collectives, refusal, too_large
 
 #: A program as the TPU's compiler writes it, cut to what is read: a loop over steps of unknown length; in its body a
 #: scan over 12 layers, one of 5 that says so, a collective in two pieces, one that is begun and done, and a search.

@@ -9,7 +9,7 @@ import pytest
 from arch_jax import create, registry
 from arch_jax.experiment import Experiment
 from arch_jax.objectives import objective
-from arch_jax.study.plan.liveness import peak_bytes
+from arch_jax.plan.liveness import peak_bytes
 from arch_jax.train.state import initial_state
 from arch_jax.train.step import make_step
 

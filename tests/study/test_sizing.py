@@ -11,11 +11,11 @@ from arch_jax import create, fields, objective, registry
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Experiment
 from arch_jax.flops import count_flops
-from arch_jax.layers.attention import Attention
-from arch_jax.layers.feed_forward import SwiGLU
+from arch_jax.layers.mixers.attention import Attention
+from arch_jax.layers.mixers.rnn.recurrent import LSTM
 from arch_jax.layers.norms import LayerNorm
-from arch_jax.layers.positions import RoPE
-from arch_jax.layers.recurrent import LSTM
+from arch_jax.layers.transformer.feed_forward import SwiGLU
+from arch_jax.layers.transformer.positions import RoPE
 from arch_jax.study.sizing import parameters, scaled, step_flops
 from arch_jax.train.state import initial_state
 from arch_jax.train.step import make_step

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Mesh, load
-from arch_jax.layers.decoder import SHARDINGS
+from arch_jax.layers.transformer.decoder import SHARDINGS
 from arch_jax.train.restore import open_run
 from arch_jax.train.sharding import partition
 from arch_jax.train.workdir import read_metrics

@@ -24,7 +24,7 @@ import pytest
 import arch_jax
 from arch_jax.errors import RunError, UsageError
 from arch_jax.experiment import load
-from arch_jax.train.checkpoint import Checkpoints
+from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.loop import Outcome, train
 from arch_jax.train.restore import open_run
 from arch_jax.train.workdir import WorkDirectory, read_metrics

@@ -20,11 +20,11 @@ import pytest
 
 import arch_jax
 from arch_jax import fields
-from arch_jax.layers.attention import Attention
-from arch_jax.layers.decoder import Decoder
-from arch_jax.layers.feed_forward import MLP
+from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.norms import LayerNorm
-from arch_jax.layers.positions import LearnedPosition
+from arch_jax.layers.transformer.decoder import Decoder
+from arch_jax.layers.transformer.feed_forward import MLP
+from arch_jax.layers.transformer.positions import LearnedPosition
 from arch_jax.objectives.base import ObjectiveBase, Player
 from arch_jax.optimizer import Optimizer
 from arch_jax.train.loop import train

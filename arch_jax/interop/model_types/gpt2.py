@@ -25,11 +25,11 @@ from arch_jax.interop.model_types.model_type import (
     norm,
     their_activation,
 )
-from arch_jax.layers.attention import Attention
-from arch_jax.layers.decoder import Decoder
-from arch_jax.layers.feed_forward import MLP
+from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.norms import LayerNorm
-from arch_jax.layers.positions import LearnedPosition
+from arch_jax.layers.transformer.decoder import Decoder
+from arch_jax.layers.transformer.feed_forward import MLP
+from arch_jax.layers.transformer.positions import LearnedPosition
 
 GPT2_FIELDS = {
     "vocab_size": Field(whole, 50_257),

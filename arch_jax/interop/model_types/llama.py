@@ -27,10 +27,10 @@ from arch_jax.interop.model_types.model_type import (
     their_activation,
 )
 from arch_jax.interop.model_types.rope import ROPE_FIELDS, read_rope, write_rope
-from arch_jax.layers.attention import Attention
-from arch_jax.layers.decoder import Decoder
-from arch_jax.layers.feed_forward import SwiGLU
+from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.norms import RMSNorm
+from arch_jax.layers.transformer.decoder import Decoder
+from arch_jax.layers.transformer.feed_forward import SwiGLU
 
 LLAMA_FIELDS = {
     "vocab_size": Field(whole, 32_000),

@@ -19,9 +19,9 @@ from arch_jax.interop.configuration_fields import (
 )
 from arch_jax.interop.model_types.model_type import Layers, ModelType, Names, Row, dense, norm
 from arch_jax.interop.strict_json import shown
-from arch_jax.layers.decoder import Decoder
-from arch_jax.layers.mamba import Mamba
+from arch_jax.layers.mixers.ssm.mamba import Mamba
 from arch_jax.layers.norms import RMSNorm
+from arch_jax.layers.transformer.decoder import Decoder
 
 
 def _rank(name: str, value: Any) -> int | None:

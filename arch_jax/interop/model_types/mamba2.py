@@ -16,9 +16,9 @@ from arch_jax.interop.model_types.mamba import (
 )
 from arch_jax.interop.model_types.model_type import ModelType, Names, Row, dense, divides
 from arch_jax.interop.strict_json import INFINITY, shown
-from arch_jax.layers.decoder import Decoder
-from arch_jax.layers.mamba2 import Mamba2
+from arch_jax.layers.mixers.ssm.mamba2 import Mamba2
 from arch_jax.layers.norms import RMSNorm
+from arch_jax.layers.transformer.decoder import Decoder
 
 
 def _limit(name: str, value: Any) -> tuple[float, float] | None:

@@ -29,13 +29,13 @@ from arch_jax.interop.model_types.model_type import (
     norm,
     their_activation,
 )
-from arch_jax.layers.attention import Attention
-from arch_jax.layers.cross_attention import CrossAttention
-from arch_jax.layers.encoder_decoder import EncoderDecoder
-from arch_jax.layers.feed_forward import MLP
+from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.norms import LayerNorm
-from arch_jax.layers.positions import SinusoidalPosition
-from arch_jax.ops.positions import sinusoidal
+from arch_jax.layers.transformer.cross_attention import CrossAttention
+from arch_jax.layers.transformer.encoder_decoder import EncoderDecoder
+from arch_jax.layers.transformer.feed_forward import MLP
+from arch_jax.layers.transformer.positions import SinusoidalPosition
+from arch_jax.ops.attention.positions import sinusoidal
 
 MARIAN_FIELDS = {
     "vocab_size": Field(whole, 58_101),

@@ -7,8 +7,8 @@ from typing import Any
 from arch_jax.errors import UsageError, nearest
 from arch_jax.interop.configuration_fields import Field, choice, flag, only, positive, whole, whole_or_none
 from arch_jax.interop.strict_json import shown
-from arch_jax.layers.positions import RoPE
-from arch_jax.ops.rope_scaling import LinearScaling, Llama3Scaling, YaRNScaling
+from arch_jax.layers.transformer.positions import RoPE
+from arch_jax.ops.attention.rope_scaling import LinearScaling, Llama3Scaling, YaRNScaling
 
 _AS_IT_IS = lambda name, value: value
 

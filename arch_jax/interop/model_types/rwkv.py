@@ -7,9 +7,9 @@ from typing import Any
 from arch_jax.errors import UsageError
 from arch_jax.interop.configuration_fields import Field, flag, only, read_fields, whole, whole_or_none
 from arch_jax.interop.model_types.model_type import Layers, ModelType, Names, Row, norm
-from arch_jax.layers.decoder import Decoder
+from arch_jax.layers.mixers.rwkv4 import RWKV4, RWKV4Channel
 from arch_jax.layers.norms import LayerNorm
-from arch_jax.layers.rwkv4 import RWKV4, RWKV4Channel
+from arch_jax.layers.transformer.decoder import Decoder
 
 RWKV_FIELDS = {
     "vocab_size": Field(whole, 50_277),

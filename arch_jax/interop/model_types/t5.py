@@ -20,12 +20,12 @@ from arch_jax.interop.configuration_fields import (
 )
 from arch_jax.interop.model_types.model_type import Layers, ModelType, Names, Row, Tensors, dense, norm
 from arch_jax.interop.strict_json import shown
-from arch_jax.layers.attention import Attention
-from arch_jax.layers.cross_attention import CrossAttention
-from arch_jax.layers.encoder_decoder import EncoderDecoder
-from arch_jax.layers.feed_forward import MLP, SwiGLU
+from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.norms import RMSNorm
-from arch_jax.layers.positions import RelativeBuckets
+from arch_jax.layers.transformer.cross_attention import CrossAttention
+from arch_jax.layers.transformer.encoder_decoder import EncoderDecoder
+from arch_jax.layers.transformer.feed_forward import MLP, SwiGLU
+from arch_jax.layers.transformer.positions import RelativeBuckets
 
 
 def _feed_forward(name: str, value: Any) -> tuple[bool, str]:

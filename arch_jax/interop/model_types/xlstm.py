@@ -7,10 +7,10 @@ from typing import Any
 from arch_jax.errors import UsageError
 from arch_jax.interop.configuration_fields import Field, flag, number, only, positive, read_fields, whole
 from arch_jax.interop.model_types.model_type import Layers, ModelType, Names, Row, dense, divides, norm
-from arch_jax.layers.decoder import Decoder
-from arch_jax.layers.feed_forward import SwiGLU
-from arch_jax.layers.mlstm import MLSTM
+from arch_jax.layers.mixers.mlstm import MLSTM
 from arch_jax.layers.norms import RMSNorm
+from arch_jax.layers.transformer.decoder import Decoder
+from arch_jax.layers.transformer.feed_forward import SwiGLU
 
 XLSTM_FIELDS = {
     "vocab_size": Field(whole, 50_304),

@@ -25,8 +25,8 @@ from arch_jax.interop.pictures.picture_type import (
     convolution,
     linear,
 )
-from arch_jax.layers.inverted_residual import divisible
 from arch_jax.layers.norms import BatchNorm
+from arch_jax.layers.vision.inverted_residual import divisible
 from arch_jax.models.cnn.efficientnet import EfficientNet
 
 FIELDS = {

@@ -19,9 +19,9 @@ from arch_jax.interop.configuration_fields import (
 )
 from arch_jax.interop.model_types.model_type import divides
 from arch_jax.interop.pictures.picture_type import CONVOLUTION, LINEAR, PictureType, Released, Row, layer_norm, linear
-from arch_jax.layers.attention import Attention
-from arch_jax.layers.feed_forward import MLP
+from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.norms import LayerNorm
+from arch_jax.layers.transformer.feed_forward import MLP
 from arch_jax.models.transformer.vit import ViT
 
 FIELDS = {

@@ -13,11 +13,11 @@ from arch_jax.interop.pictures.picture_type import CONVOLUTION, Fixed, PictureTy
 from arch_jax.interop.pictures.vit import FIELDS as VIT_FIELDS
 from arch_jax.interop.pictures.vit import apart, layer_rows, plain_layer
 from arch_jax.interop.strict_json import shown
-from arch_jax.layers.attention import Attention
-from arch_jax.layers.feed_forward import MLP
+from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.norms import LayerNorm
+from arch_jax.layers.transformer.feed_forward import MLP
 from arch_jax.models.transformer.mae import MAE
-from arch_jax.ops.positions import sinusoidal_grid
+from arch_jax.ops.attention.positions import sinusoidal_grid
 
 
 def _share(name: str, value: Any) -> float:

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
-from arch_jax.layers.feed_forward import activation
-from arch_jax.models.autoencoder.coders import Decoder, Encoder, check_pictures, check_shape
+from arch_jax.layers.transformer.feed_forward import activation
+from arch_jax.models.autoencoder.convolutional import Decoder, Encoder, check_pictures, check_shape
 from arch_jax.ops.latents import largest_only
 from arch_jax.registry import Paper, register
 

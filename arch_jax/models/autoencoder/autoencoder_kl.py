@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
-from arch_jax.models.autoencoder.latent_coders import (
+from arch_jax.models.autoencoder.latent_encoder_decoder import (
     LatentDecoder,
     LatentEncoder,
     check_coders,

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images, labelled_images
-from arch_jax.models.autoencoder.coders import Decoder, Encoder, check_pictures, check_shape
+from arch_jax.models.autoencoder.convolutional import Decoder, Encoder, check_pictures, check_shape
 from arch_jax.ops.latents import bernoulli_log_likelihood, draw_gaussian, gaussian_log_density
 from arch_jax.registry import Paper, register
 

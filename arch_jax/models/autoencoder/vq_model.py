@@ -22,7 +22,7 @@ from arch_jax.fields import DType, component
 from arch_jax.inputs import images
 from arch_jax.models.autoencoder.autoencoder_kl import PAPER as LATENT_DIFFUSION
 from arch_jax.models.autoencoder.codebook import Codebook, QuantisedAutoencoder
-from arch_jax.models.autoencoder.latent_coders import (
+from arch_jax.models.autoencoder.latent_encoder_decoder import (
     LatentDecoder,
     LatentEncoder,
     check_coders,

@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
-from arch_jax.layers.convolution import Convolution, TransposedConvolution
+from arch_jax.layers.vision.convolution import Convolution, TransposedConvolution
 from arch_jax.models.autoencoder.codebook import Codebook, QuantisedAutoencoder
-from arch_jax.models.autoencoder.coders import check_pictures, check_shape
+from arch_jax.models.autoencoder.convolutional import check_pictures, check_shape
 from arch_jax.registry import Paper, register
 
 PAPER = Paper("Neural Discrete Representation Learning", "van den Oord et al.", 2017, "1711.00937")

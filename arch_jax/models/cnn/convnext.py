@@ -16,13 +16,13 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
-from arch_jax.layers.convolution import Convolution
 from arch_jax.layers.dense import Dense
-from arch_jax.layers.feed_forward import activation
-from arch_jax.layers.mixer import Norm, adapted
+from arch_jax.layers.mixers.contract import Norm, adapted
 from arch_jax.layers.norms import LayerNorm
-from arch_jax.layers.stochastic_depth import StochasticDepth, rising
-from arch_jax.ops.pooling import global_average
+from arch_jax.layers.transformer.feed_forward import activation
+from arch_jax.layers.vision.convolution import Convolution
+from arch_jax.layers.vision.stochastic_depth import StochasticDepth, rising
+from arch_jax.ops.convolution.pooling import global_average
 from arch_jax.registry import Paper, register
 
 PAPER = Paper("A ConvNet for the 2020s", "Liu et al.", 2022, "2201.03545")

@@ -16,11 +16,11 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
-from arch_jax.layers.convolution import AveragePool, Convolution, MaxPool
 from arch_jax.layers.dense import Dense
-from arch_jax.layers.mixer import Norm, adapted
+from arch_jax.layers.mixers.contract import Norm, adapted
 from arch_jax.layers.norms import BatchNorm
-from arch_jax.ops.pooling import global_average
+from arch_jax.layers.vision.convolution import AveragePool, Convolution, MaxPool
+from arch_jax.ops.convolution.pooling import global_average
 from arch_jax.registry import Paper, register
 
 PAPER = Paper("Densely Connected Convolutional Networks", "Huang et al.", 2017, "1608.06993")

@@ -19,13 +19,13 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
-from arch_jax.layers.convolution_norm import ConvolutionNorm
 from arch_jax.layers.dense import Dense
-from arch_jax.layers.inverted_residual import InvertedResidual, divisible
-from arch_jax.layers.mixer import Norm
+from arch_jax.layers.mixers.contract import Norm
 from arch_jax.layers.norms import BatchNorm
-from arch_jax.ops.convolution import Padding
-from arch_jax.ops.pooling import global_average
+from arch_jax.layers.vision.convolution_norm import ConvolutionNorm
+from arch_jax.layers.vision.inverted_residual import InvertedResidual, divisible
+from arch_jax.ops.convolution.dense import Padding
+from arch_jax.ops.convolution.pooling import global_average
 from arch_jax.registry import Paper, register
 
 PAPER = Paper(

@@ -27,12 +27,12 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, Kind, component
 from arch_jax.inputs import images
-from arch_jax.layers.convolution import Convolution, MaxPool, Pool, Subsampling
 from arch_jax.layers.dense import Dense
-from arch_jax.layers.feed_forward import activation
-from arch_jax.layers.mixer import Norm, adapted
+from arch_jax.layers.mixers.contract import Norm, adapted
 from arch_jax.layers.norms import BatchNorm
-from arch_jax.ops.convolution import convolve
+from arch_jax.layers.transformer.feed_forward import activation
+from arch_jax.layers.vision.convolution import Convolution, MaxPool, Pool, Subsampling
+from arch_jax.ops.convolution.dense import convolve
 from arch_jax.registry import Paper, register
 
 PAPER = Paper(

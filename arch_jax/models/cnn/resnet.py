@@ -21,12 +21,12 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
-from arch_jax.layers.convolution import MaxPool
-from arch_jax.layers.convolution_norm import ConvolutionNorm
 from arch_jax.layers.dense import Dense
-from arch_jax.layers.mixer import Norm, adapted
+from arch_jax.layers.mixers.contract import Norm, adapted
 from arch_jax.layers.norms import BatchNorm
-from arch_jax.ops.pooling import global_average
+from arch_jax.layers.vision.convolution import MaxPool
+from arch_jax.layers.vision.convolution_norm import ConvolutionNorm
+from arch_jax.ops.convolution.pooling import global_average
 from arch_jax.registry import Paper, register
 
 PAPER = Paper("Deep Residual Learning for Image Recognition", "He et al.", 2016, "1512.03385")

@@ -14,12 +14,12 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
-from arch_jax.layers.convolution import MaxPool
-from arch_jax.layers.convolution_norm import ConvolutionNorm
 from arch_jax.layers.dense import Dense
-from arch_jax.layers.mixer import Norm
+from arch_jax.layers.mixers.contract import Norm
 from arch_jax.layers.norms import BatchNorm
-from arch_jax.ops.pooling import adaptive_average_pool
+from arch_jax.layers.vision.convolution import MaxPool
+from arch_jax.layers.vision.convolution_norm import ConvolutionNorm
+from arch_jax.ops.convolution.pooling import adaptive_average_pool
 from arch_jax.registry import Paper, register
 
 ALEXNET = Paper("One Weird Trick for Parallelizing Convolutional Neural Networks", "Krizhevsky", 2014, "1404.5997")

@@ -13,10 +13,10 @@ vocabulary of 32,000; no exact parameter count is published.
 from typing import Any
 
 from arch_jax.inputs import tokens
-from arch_jax.layers.decoder import Decoder
-from arch_jax.layers.delta_net import DeltaNet, GatedDeltaNet
-from arch_jax.layers.feed_forward import SwiGLU
+from arch_jax.layers.mixers.delta_net import DeltaNet, GatedDeltaNet
 from arch_jax.layers.norms import RMSNorm
+from arch_jax.layers.transformer.decoder import Decoder
+from arch_jax.layers.transformer.feed_forward import SwiGLU
 from arch_jax.registry import Paper, register
 
 _FACTS = {

@@ -13,10 +13,10 @@ they have.
 """
 
 from arch_jax.inputs import tokens
-from arch_jax.layers.decoder import Decoder
-from arch_jax.layers.feed_forward import MLP
+from arch_jax.layers.mixers.retention import Retention
 from arch_jax.layers.norms import LayerNorm
-from arch_jax.layers.retention import Retention
+from arch_jax.layers.transformer.decoder import Decoder
+from arch_jax.layers.transformer.feed_forward import MLP
 from arch_jax.registry import Paper, register
 
 RETNET_FACTS = {

@@ -11,9 +11,9 @@ so that the paper's depth L is half of the decoder's. Size (appendix B): 2 V D +
 """
 
 from arch_jax.inputs import tokens
-from arch_jax.layers.decoder import Decoder
+from arch_jax.layers.mixers.rwkv4 import RWKV4, RWKV4Channel
 from arch_jax.layers.norms import LayerNorm
-from arch_jax.layers.rwkv4 import RWKV4, RWKV4Channel
+from arch_jax.layers.transformer.decoder import Decoder
 from arch_jax.registry import Paper, register
 
 RWKV4_FACTS = {

@@ -16,12 +16,12 @@ from jaxtyping import Array, Float, Int
 
 from arch_jax.fields import DType, component
 from arch_jax.inputs import tokens
-from arch_jax.layers.decoder import SHARDINGS, DecoderState
 from arch_jax.layers.dense import Dense, Embedding
-from arch_jax.layers.mixer import Mixer, Norm, adapted, check_sizes
+from arch_jax.layers.mixers.contract import Mixer, Norm, adapted, check_sizes
+from arch_jax.layers.mixers.rwkv4 import orthogonal
+from arch_jax.layers.mixers.rwkv7 import RWKV7, RWKV7Channel
 from arch_jax.layers.norms import LayerNorm
-from arch_jax.layers.rwkv4 import orthogonal
-from arch_jax.layers.rwkv7 import RWKV7, RWKV7Channel
+from arch_jax.layers.transformer.decoder import SHARDINGS, DecoderState
 from arch_jax.ops.segments import runs_and_positions
 from arch_jax.registry import Paper, register
 

@@ -16,11 +16,11 @@ block, RMSNorm, and soft caps on gates and logits; it is the default configurati
 import math
 
 from arch_jax.inputs import tokens
-from arch_jax.layers.decoder import Decoder
-from arch_jax.layers.feed_forward import SwiGLU
-from arch_jax.layers.mlstm import MLSTM
+from arch_jax.layers.mixers.mlstm import MLSTM
+from arch_jax.layers.mixers.slstm import SLSTM
 from arch_jax.layers.norms import LayerNorm, RMSNorm
-from arch_jax.layers.slstm import SLSTM
+from arch_jax.layers.transformer.decoder import Decoder
+from arch_jax.layers.transformer.feed_forward import SwiGLU
 from arch_jax.registry import Paper, register
 
 XLSTM_FACTS = {

@@ -19,9 +19,9 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import DType, Kind, component
 from arch_jax.inputs import points
 from arch_jax.layers.dense import Dense
-from arch_jax.layers.feed_forward import activation
-from arch_jax.layers.mixer import Norm, adapted
+from arch_jax.layers.mixers.contract import Norm, adapted
 from arch_jax.layers.norms import BatchNorm
+from arch_jax.layers.transformer.feed_forward import activation
 from arch_jax.ops.maximum import largest
 from arch_jax.registry import Paper, register
 

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from arch_jax.data.graphs import Graph
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
+from arch_jax.graph import Graph
 from arch_jax.inputs import graphs
-from arch_jax.layers.feed_forward import activation
-from arch_jax.layers.graph import GraphConvolution
+from arch_jax.layers.graph.convolution import GraphConvolution
+from arch_jax.layers.transformer.feed_forward import activation
 from arch_jax.registry import Paper, register
 
 

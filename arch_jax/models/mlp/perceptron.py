@@ -16,7 +16,7 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
 from arch_jax.layers.dense import Dense
-from arch_jax.layers.feed_forward import activation
+from arch_jax.layers.transformer.feed_forward import activation
 from arch_jax.registry import Paper, register
 
 

@@ -11,8 +11,8 @@ what stands around those of `lstm`.
 """
 
 from arch_jax.inputs import tokens
-from arch_jax.layers.decoder import Decoder
-from arch_jax.layers.gru import GRU
+from arch_jax.layers.mixers.rnn.gru import GRU
+from arch_jax.layers.transformer.decoder import Decoder
 from arch_jax.registry import Paper, register
 
 

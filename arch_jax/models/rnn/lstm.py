@@ -13,8 +13,8 @@ nothing else.
 """
 
 from arch_jax.inputs import tokens
-from arch_jax.layers.decoder import Decoder
-from arch_jax.layers.recurrent import LSTM
+from arch_jax.layers.mixers.rnn.recurrent import LSTM
+from arch_jax.layers.transformer.decoder import Decoder
 from arch_jax.registry import Paper, register
 
 

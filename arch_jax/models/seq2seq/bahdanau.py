@@ -32,10 +32,10 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.inputs import pairs
 from arch_jax.layers.dense import Dense
-from arch_jax.layers.mixer import adapted
-from arch_jax.layers.recurrent_cells import GRUCells
-from arch_jax.layers.recurrent_encoder_decoder import Memory, RecurrentEncoderDecoder, along, maxout
-from arch_jax.layers.scores import AdditiveAttention, Score
+from arch_jax.layers.mixers.contract import adapted
+from arch_jax.layers.seq2seq.cells import GRUCells
+from arch_jax.layers.seq2seq.encoder_decoder import Memory, RecurrentEncoderDecoder, along, maxout
+from arch_jax.layers.seq2seq.scores import AdditiveAttention, Score
 from arch_jax.registry import Paper, register
 
 

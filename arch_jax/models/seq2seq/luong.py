@@ -21,10 +21,10 @@ from jaxtyping import Array, Bool, Int
 from arch_jax.fields import component
 from arch_jax.inputs import pairs
 from arch_jax.layers.dense import Dense
-from arch_jax.layers.mixer import adapted
-from arch_jax.layers.recurrent_cells import LSTMStack, lstm_step, uniform
-from arch_jax.layers.recurrent_encoder_decoder import Memory, RecurrentEncoderDecoder, along, reversed_tokens
-from arch_jax.layers.scores import LuongAttention, Score
+from arch_jax.layers.mixers.contract import adapted
+from arch_jax.layers.seq2seq.cells import LSTMStack, lstm_step, uniform
+from arch_jax.layers.seq2seq.encoder_decoder import Memory, RecurrentEncoderDecoder, along, reversed_tokens
+from arch_jax.layers.seq2seq.scores import LuongAttention, Score
 from arch_jax.registry import Paper, register
 
 

@@ -27,9 +27,9 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.inputs import pairs
 from arch_jax.layers.dense import Dense
-from arch_jax.layers.recurrent_cells import LSTMCells, lstm_step, uniform
-from arch_jax.layers.recurrent_encoder_decoder import Memory, RecurrentEncoderDecoder, along
-from arch_jax.ops.scores import attend, tanh_scores
+from arch_jax.layers.seq2seq.cells import LSTMCells, lstm_step, uniform
+from arch_jax.layers.seq2seq.encoder_decoder import Memory, RecurrentEncoderDecoder, along
+from arch_jax.ops.attention.scores import attend, tanh_scores
 from arch_jax.registry import Paper, register
 
 #: Probabilities below this one count as this one: a word that can be neither generated nor copied has a finite loss.

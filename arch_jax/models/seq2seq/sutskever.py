@@ -16,8 +16,8 @@ from jaxtyping import Array, Bool, Int
 from arch_jax.fields import component
 from arch_jax.inputs import pairs
 from arch_jax.layers.dense import Dense
-from arch_jax.layers.recurrent_cells import LSTMStack, uniform
-from arch_jax.layers.recurrent_encoder_decoder import Memory, RecurrentEncoderDecoder, reversed_tokens
+from arch_jax.layers.seq2seq.cells import LSTMStack, uniform
+from arch_jax.layers.seq2seq.encoder_decoder import Memory, RecurrentEncoderDecoder, reversed_tokens
 from arch_jax.registry import Paper, register
 
 

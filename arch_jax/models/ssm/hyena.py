@@ -11,10 +11,10 @@ There are no position embeddings: the filters are functions of the distance.
 """
 
 from arch_jax.inputs import tokens
-from arch_jax.layers.decoder import Decoder
-from arch_jax.layers.feed_forward import MLP
-from arch_jax.layers.hyena import Hyena
+from arch_jax.layers.mixers.hyena import Hyena
 from arch_jax.layers.norms import LayerNorm
+from arch_jax.layers.transformer.decoder import Decoder
+from arch_jax.layers.transformer.feed_forward import MLP
 from arch_jax.registry import Paper, register
 
 FACTS = {

@@ -13,9 +13,9 @@ are padded to 50,280.
 """
 
 from arch_jax.inputs import tokens
-from arch_jax.layers.decoder import Decoder
-from arch_jax.layers.mamba import Mamba
+from arch_jax.layers.mixers.ssm.mamba import Mamba
 from arch_jax.layers.norms import RMSNorm
+from arch_jax.layers.transformer.decoder import Decoder
 from arch_jax.registry import Paper, register
 
 FACTS = {

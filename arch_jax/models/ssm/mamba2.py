@@ -12,9 +12,9 @@ padded to a multiple of 16.
 """
 
 from arch_jax.inputs import tokens
-from arch_jax.layers.decoder import Decoder
-from arch_jax.layers.mamba2 import Mamba2
+from arch_jax.layers.mixers.ssm.mamba2 import Mamba2
 from arch_jax.layers.norms import RMSNorm
+from arch_jax.layers.transformer.decoder import Decoder
 from arch_jax.registry import Paper, register
 
 FACTS = {

@@ -10,9 +10,9 @@ sizes are those of a small model over bytes, about as many parameters as `gpt` h
 """
 
 from arch_jax.inputs import tokens
-from arch_jax.layers.decoder import Decoder
+from arch_jax.layers.mixers.ssm.s4 import S4, S4D
 from arch_jax.layers.norms import LayerNorm
-from arch_jax.layers.s4 import S4, S4D
+from arch_jax.layers.transformer.decoder import Decoder
 from arch_jax.registry import Paper, register
 
 FACTS = {

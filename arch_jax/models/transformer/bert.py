@@ -22,14 +22,14 @@ from jaxtyping import Array, Bool, Float, Int
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import encoded
-from arch_jax.layers.attention import Attention
-from arch_jax.layers.block import Block, Stack, unrolled_variables
-from arch_jax.layers.decoder import SHARDINGS
 from arch_jax.layers.dense import Dense, Embedding
-from arch_jax.layers.feed_forward import MLP, activation
-from arch_jax.layers.mixer import FeedForward, Mixer, Norm, Position, adapted, check_sizes
+from arch_jax.layers.mixers.attention import Attention
+from arch_jax.layers.mixers.contract import FeedForward, Mixer, Norm, Position, adapted, check_sizes
 from arch_jax.layers.norms import LayerNorm
-from arch_jax.layers.positions import LearnedPosition
+from arch_jax.layers.transformer.block import Block, Stack, unrolled_variables
+from arch_jax.layers.transformer.decoder import SHARDINGS
+from arch_jax.layers.transformer.feed_forward import MLP, activation
+from arch_jax.layers.transformer.positions import LearnedPosition
 from arch_jax.registry import Paper, register
 
 

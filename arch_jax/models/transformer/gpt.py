@@ -10,11 +10,11 @@ with weights drawn from N(0, 0.02) and those that write to the residual stream s
 """
 
 from arch_jax.inputs import tokens
-from arch_jax.layers.attention import Attention
-from arch_jax.layers.decoder import Decoder
-from arch_jax.layers.feed_forward import MLP, SwiGLU
+from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.norms import LayerNorm, RMSNorm
-from arch_jax.layers.positions import LearnedPosition, RoPE
+from arch_jax.layers.transformer.decoder import Decoder
+from arch_jax.layers.transformer.feed_forward import MLP, SwiGLU
+from arch_jax.layers.transformer.positions import LearnedPosition, RoPE
 from arch_jax.registry import Paper, register
 
 GPT2_PAPER = Paper(

@@ -9,12 +9,12 @@ without biases, with an output layer of its own.
 """
 
 from arch_jax.inputs import tokens
-from arch_jax.layers.attention import Attention
-from arch_jax.layers.decoder import Decoder
-from arch_jax.layers.feed_forward import SwiGLU
+from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.norms import RMSNorm
-from arch_jax.layers.positions import RoPE
-from arch_jax.ops.rope_scaling import Llama3Scaling
+from arch_jax.layers.transformer.decoder import Decoder
+from arch_jax.layers.transformer.feed_forward import SwiGLU
+from arch_jax.layers.transformer.positions import RoPE
+from arch_jax.ops.attention.rope_scaling import Llama3Scaling
 from arch_jax.registry import Paper, register
 
 LLAMA2_PAPER = Paper("Llama 2: Open Foundation and Fine-Tuned Chat Models", "Touvron et al.", 2023, "2307.09288")

@@ -25,14 +25,14 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
-from arch_jax.layers.attention import Attention
 from arch_jax.layers.dense import Dense
-from arch_jax.layers.feed_forward import MLP
-from arch_jax.layers.mixer import FeedForward, Mixer, Norm, adapted, unbound
+from arch_jax.layers.mixers.attention import Attention
+from arch_jax.layers.mixers.contract import FeedForward, Mixer, Norm, adapted, unbound
 from arch_jax.layers.norms import LayerNorm
+from arch_jax.layers.transformer.feed_forward import MLP
 from arch_jax.models.transformer.vit import ViT, encoder_stack
-from arch_jax.ops.patches import Masking, patches, picture_of, random_masking, visible_count
-from arch_jax.ops.positions import sinusoidal_grid
+from arch_jax.ops.attention.positions import sinusoidal_grid
+from arch_jax.ops.convolution.patches import Masking, patches, picture_of, random_masking, visible_count
 from arch_jax.registry import Paper, register
 
 #: What the paper draws weights from (appendix A.1); blocks have normal weights of about that size.

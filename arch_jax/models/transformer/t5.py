@@ -14,12 +14,12 @@ The vocabulary is 32,000 tokens and 100 sentinels, rounded up to 32,128.
 """
 
 from arch_jax.inputs import pairs
-from arch_jax.layers.attention import Attention
-from arch_jax.layers.cross_attention import CrossAttention
-from arch_jax.layers.encoder_decoder import EncoderDecoder
-from arch_jax.layers.feed_forward import MLP, SwiGLU
+from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.norms import RMSNorm
-from arch_jax.layers.positions import RelativeBuckets
+from arch_jax.layers.transformer.cross_attention import CrossAttention
+from arch_jax.layers.transformer.encoder_decoder import EncoderDecoder
+from arch_jax.layers.transformer.feed_forward import MLP, SwiGLU
+from arch_jax.layers.transformer.positions import RelativeBuckets
 from arch_jax.registry import Paper, register
 
 PAPER = Paper(

@@ -14,12 +14,12 @@ is (4000 d)^-1/2.
 """
 
 from arch_jax.inputs import pairs
-from arch_jax.layers.attention import Attention
-from arch_jax.layers.cross_attention import CrossAttention
-from arch_jax.layers.encoder_decoder import EncoderDecoder
-from arch_jax.layers.feed_forward import MLP
+from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.norms import LayerNorm
-from arch_jax.layers.positions import SinusoidalPosition
+from arch_jax.layers.transformer.cross_attention import CrossAttention
+from arch_jax.layers.transformer.encoder_decoder import EncoderDecoder
+from arch_jax.layers.transformer.feed_forward import MLP
+from arch_jax.layers.transformer.positions import SinusoidalPosition
 from arch_jax.registry import Paper, register
 
 FACTS = {

@@ -22,13 +22,13 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
-from arch_jax.layers.attention import Attention
-from arch_jax.layers.block import Block, Stack
 from arch_jax.layers.dense import Dense
-from arch_jax.layers.feed_forward import MLP
-from arch_jax.layers.mixer import FeedForward, Mixer, Norm, adapted
+from arch_jax.layers.mixers.attention import Attention
+from arch_jax.layers.mixers.contract import FeedForward, Mixer, Norm, adapted
 from arch_jax.layers.norms import LayerNorm
-from arch_jax.ops.patches import patches
+from arch_jax.layers.transformer.block import Block, Stack
+from arch_jax.layers.transformer.feed_forward import MLP
+from arch_jax.ops.convolution.patches import patches
 from arch_jax.registry import Paper, register
 
 

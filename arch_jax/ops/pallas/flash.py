@@ -14,12 +14,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError, unknown
+from arch_jax.ops.attention.patterns import Pattern
 from arch_jax.ops.pallas import gpu, tpu
 from arch_jax.ops.pallas.blocks import Blocks, choose_blocks
 from arch_jax.ops.pallas.mesh import Mesh
 from arch_jax.ops.pallas.schedule import Rule
 from arch_jax.ops.pallas.tile import rounded_up
-from arch_jax.ops.patterns import Pattern
 from arch_jax.ops.platform import named_platform
 
 __all__ = ["PLATFORMS", "Blocks", "flash_attention"]
@@ -60,7 +60,7 @@ def flash_attention(
     Float[Array, "batch time heads vdim"]
     | tuple[Float[Array, "batch time heads vdim"], Float[Array, "batch heads time"]]
 ):
-    """`arch_jax.ops.attention.attention` by a kernel that keeps no scores; its arguments are checked there.
+    """`arch_jax.ops.attention.dot_product.attention` by a kernel that keeps no scores; its arguments are checked there.
 
     A query that sees nothing gives exactly 0, and passes on no gradient. Tiles that `causal`, `window` and `pattern`
     hide are skipped, forward and backward. On a mesh the batch is dealt over "data" and "fsdp" and the heads over

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
-from arch_jax.ops.rows import ROWS
+from arch_jax.ops.batch_sharding import ROWS
 
 
 class Mesh:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from arch_jax.ops.patterns import Pattern
+from arch_jax.ops.attention.patterns import Pattern
 
 __all__ = ["EMPTY", "FULL", "PARTIAL", "Rule", "Schedule", "schedule"]
 

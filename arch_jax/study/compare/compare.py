@@ -13,11 +13,11 @@ from typing import Any
 from arch_jax import fields
 from arch_jax.errors import RunError, UsageError, unknown
 from arch_jax.experiment import Experiment
-from arch_jax.study.cells import Cell, Result, Study, measured, seeded, shapes
-from arch_jax.study.compare.contestants import Contestant, field_at, fitted
+from arch_jax.study.compare.candidates import Contestant, field_at, fitted
 from arch_jax.study.compare.report import held_and_not
-from arch_jax.study.lengths import lasting
 from arch_jax.study.report import short
+from arch_jax.study.runs.runs import Cell, Result, Study, measured, seeded, shapes
+from arch_jax.study.runs.steps import lasting
 from arch_jax.study.sizing import parameters, scaled, step_flops
 from arch_jax.study.statistics import LEAST, Difference, Interval, against, interval
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Experiment
-from arch_jax.study.cells import Cell, Result, Study, measured, seeded
-from arch_jax.study.lengths import lasting
+from arch_jax.study.runs.runs import Cell, Result, Study, measured, seeded
+from arch_jax.study.runs.steps import lasting
 from arch_jax.study.scaling.law import Kaplan, Law, fit, fit_kaplan
-from arch_jax.study.scaling.points import Points
+from arch_jax.study.scaling.measurements import Points
 from arch_jax.study.sizing import parameters, scaled
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from arch_jax.study.scaling.law import Kaplan, Law
-from arch_jax.study.scaling.points import Points
+from arch_jax.study.scaling.measurements import Points
 from arch_jax.train.workdir import write
 
 #: A name, its value, and the interval where there is one.

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from arch_jax.data.batches import check_whole
+from arch_jax.data.base import check_whole
 from arch_jax.errors import UsageError
-from arch_jax.study.scaling.points import Points
-from arch_jax.study.scaling.points import read_points as read_points
+from arch_jax.study.scaling.measurements import Points
+from arch_jax.study.scaling.measurements import read_points as read_points
 
 #: Huber's delta, in the logarithm of the loss: a point that is 0.1 % off counts as an outlier already.
 DELTA = 1e-3

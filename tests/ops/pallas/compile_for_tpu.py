@@ -1,6 +1,6 @@
 """Compiles the kernels of attention and of the recurrence with the real TPU compiler, on a machine without a TPU.
 
-Run in a process of its own: libtpu reads its environment when JAX is imported (`arch_jax.study.plan.tpu_compiler` makes
+Run in a process of its own: libtpu reads its environment when JAX is imported (`arch_jax.plan.tpu_compiler` makes
 it, by `environment`), and must stay out of a process that trains on a CPU. Prints one JSON line a case: its name, how
 many kernels the program has, and the bytes of its temporaries on one v5e chip. What does not fit a chip's VMEM is
 refused here, and only here.
@@ -14,10 +14,10 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from arch_jax.ops.attention.patterns import BigBird, Fixed, Longformer, Strided
 from arch_jax.ops.pallas.flash import flash_attention
-from arch_jax.ops.patterns import BigBird, Fixed, Longformer, Strided
 from arch_jax.ops.platform import acting_as
-from arch_jax.ops.recurrence import linear_recurrence
+from arch_jax.ops.recurrence.linear import linear_recurrence
 
 
 def cases() -> dict[str, dict]:

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
-from arch_jax.ops.attention import attention_reference
+from arch_jax.ops.attention.dot_product import attention_reference
 from arch_jax.ops.pallas.flash import Blocks, flash_attention
-from arch_jax.ops.recurrence import linear_recurrence
+from arch_jax.ops.recurrence.linear import linear_recurrence
 
 AXES = {"data": 2, "fsdp": 2, "tensor": 2, "expert": 1, "sequence": 1}
 BATCH, TIME, HEADS, DIM = 4, 20, 4, 8

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from arch_jax.errors import RunError
-from arch_jax.study.plan.tpu_compiler import environment
+from arch_jax.plan.tpu_compiler import environment
 
 SCRIPT = Path(__file__).with_name("compile_for_tpu.py")
 

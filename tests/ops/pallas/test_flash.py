@@ -9,9 +9,9 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from arch_jax.errors import UsageError
-from arch_jax.ops.attention import attention_reference
+from arch_jax.ops.attention.dot_product import attention_reference
+from arch_jax.ops.attention.patterns import BigBird, Fixed, Strided
 from arch_jax.ops.pallas.flash import Blocks, flash_attention
-from arch_jax.ops.patterns import BigBird, Fixed, Strided
 from arch_jax.ops.platform import acting_as
 
 BATCH, HEADS, KV_HEADS, DIM = 2, 4, 2, 8

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from arch_jax.ops.attention.patterns import BigBird, Fixed, Longformer, Strided
 from arch_jax.ops.pallas.flash import flash_attention
-from arch_jax.ops.patterns import BigBird, Fixed, Longformer, Strided
 from arch_jax.ops.platform import acting_as
 
 S = jax.ShapeDtypeStruct

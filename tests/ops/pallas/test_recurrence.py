@@ -12,7 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from arch_jax.errors import UsageError
 from arch_jax.ops.pallas.recurrence import recurrence_kernel
 from arch_jax.ops.platform import acting_as
-from arch_jax.ops.recurrence import linear_recurrence, linear_recurrence_reference
+from arch_jax.ops.recurrence.linear import linear_recurrence, linear_recurrence_reference
 
 
 def draw(batch, time, channels, seed=0):

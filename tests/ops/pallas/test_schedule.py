@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from arch_jax.errors import UsageError
+from arch_jax.ops.attention.patterns import BigBird, Fixed, Longformer, Strided
 from arch_jax.ops.pallas.blocks import Blocks, choose_blocks
 from arch_jax.ops.pallas.schedule import EMPTY, FULL, PARTIAL, Rule, schedule, squares
-from arch_jax.ops.patterns import BigBird, Fixed, Longformer, Strided
 
 
 @dataclasses.dataclass(frozen=True)

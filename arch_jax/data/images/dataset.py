@@ -1,0 +1,283 @@
+"""Pictures with labels as batches: from a source's name to an endless, resumable stream of training batches."""
+
+import dataclasses
+import functools
+import math
+import numbers
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+
+from arch_jax.data.base import ValidationBatches, check_whole, stream
+from arch_jax.data.images import sources
+from arch_jax.data.images.augmentation import Augmentation
+from arch_jax.errors import UsageError
+from arch_jax.fields import Kind, component
+
+if TYPE_CHECKING:
+    import grain
+
+# Far beyond any picture that is trained on; a slip of the finger should not ask for the machine's memory.
+_LARGEST_SIDE = 4096
+
+
+@component("images", kind="data")
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Labelled pictures, and how they are turned into batches.
+
+    Attributes:
+      source: "digits", "gate:NAME", "idx:DIR", "images:DIR" or "tfds:NAME[/CONFIG]"; see `pictures.SOURCES`.
+      batch: pictures in a batch.
+      resize: side to which pictures are scaled first (bilinear; smoothed where they shrink); as they are where None.
+      pad: pixels of background, the source's darkest value, that are then put on every side.
+      low: what the darkest value of the source's range becomes.
+      high: what the brightest one becomes.
+      validation: the share held out, of each class alike, where the source has no test part of its own.
+      split_seed: which pictures are held out, where there is a choice, and which are trained on.
+      train_share: the share of the training pictures that is used, of each class alike (at least one of each); the
+        pictures of a smaller share are among those of a larger one. Those held out are the same whatever it is.
+      augment: what is done to training pictures at random; see `Augmentation`.
+
+    Raises:
+      UsageError: a field is not valid.
+    """
+
+    source: str = "digits"
+    batch: int = 64
+    resize: int | None = None
+    pad: int = 0
+    low: float = 0.0
+    high: float = 1.0
+    validation: float = 0.2
+    split_seed: int = 0
+    train_share: float = 1.0
+    augment: Annotated[Augmentation, Kind("augmentation")] = Augmentation()
+
+    def __post_init__(self):
+        sources.check_source(self.source)
+        check_whole("batch", self.batch, 1)
+        if self.resize is not None:
+            check_whole("resize", self.resize, 1, _LARGEST_SIDE + 1)
+        check_whole("pad", self.pad, 0, _LARGEST_SIDE + 1)
+        check_whole("split_seed", self.split_seed, 0)
+        for name in ("low", "high"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
+                raise UsageError(f"{name} is {value!r}; expected a finite number, such as 0.0")
+        if self.low >= self.high:
+            raise UsageError(f"low is {self.low} and high is {self.high}; expected low to be below high")
+        if not isinstance(self.validation, numbers.Real) or not 0 < self.validation < 1:
+            raise UsageError(
+                f"validation is {self.validation!r}; expected a share between 0 and 1, exclusive, such as 0.2"
+            )
+        share = self.train_share
+        if not isinstance(share, numbers.Real) or isinstance(share, bool) or not 0 < share <= 1:
+            raise UsageError(f"train_share is {share!r}; expected a share above 0 and up to 1, such as 0.1")
+
+    def load(self) -> "ImagesCorpus":
+        """Reads the source (a `tfds:` source is only opened: its pictures are read as they are needed).
+
+        Where pictures are held out, or a share is chosen, the labels of all are read.
+
+        Raises:
+          UsageError: the source is unknown, missing or damaged, has pictures of several sizes while `resize` is None,
+            labels out of range, or fewer training pictures than a batch.
+          RunError: a download failed, or a library that the source needs is missing.
+        """
+        found = sources.read_pictures(self.source)
+        if found.size is None and self.resize is None:
+            raise UsageError(
+                f"source {self.source!r} does not say that its pictures are of one size; expected resize, such as 224"
+            )
+        if found.validation is None or self.train_share < 1:
+            found = self._divided(found)
+        if len(found.train) < self.batch:
+            used = "" if self.train_share == 1 else f"with train_share={self.train_share}, "
+            raise UsageError(
+                f"{used}source {self.source!r} has {len(found.train):,} training pictures, and batch is {self.batch}; "
+                f"expected at most batch {len(found.train)}"
+            )
+        return ImagesCorpus(self, found)
+
+    def _divided(self, found: sources.Found) -> sources.Found:
+        """With pictures held out where the source has no test part, and the share of the others that is trained on."""
+        seed, labels = int(self.split_seed), found.train.labels()
+        train, validation = np.arange(len(labels)), found.validation
+        if validation is None:
+            train, held_out = sources.held_out(self.source, float(self.validation), seed, labels)
+            validation = sources.Chosen(found.train, held_out)
+        if self.train_share < 1:
+            train = train[sources.kept(float(self.train_share), seed, labels[train])]
+        return dataclasses.replace(found, train=sources.Chosen(found.train, train), validation=validation)
+
+
+class ImagesCorpus:
+    """Pictures that are read and split. `Images.load` makes it.
+
+    Attributes:
+      images: the `Images` it came from.
+      classes: how many there are.
+      class_names: their names; None where the source does not say.
+      low, high: what the darkest and the brightest value of the source's range became.
+      facts: what a run should record, as JSON values: source, sha256, train_images, validation_images, classes, height,
+        width, channels (of a picture as it is in a batch).
+    """
+
+    #: What a batch is counted in.
+    unit = "images"
+
+    def __init__(self, images: Images, found: sources.Found):
+        self.images = images
+        self.classes, self.class_names = found.classes, found.class_names
+        self.low, self.high = float(images.low), float(images.high)
+        self._found = found
+        # Each of the at most 256 values of the source, as the number that it becomes.
+        values = np.arange(256) / found.top
+        self._table = (images.low + (images.high - images.low) * values).astype(np.float32)
+        height, width = found.size if images.resize is None else (images.resize, images.resize)
+        self._shape = (height + 2 * images.pad, width + 2 * images.pad, found.channels)
+        self.facts: dict[str, Any] = {
+            "source": images.source,
+            "sha256": found.sha256,
+            "train_images": len(found.train),
+            "validation_images": len(found.validation),
+            "classes": found.classes,
+            **dict(zip(("height", "width", "channels"), self._shape)),
+        }
+
+    @property
+    def units_per_batch(self) -> int:
+        """Pictures in a training batch."""
+        return self.images.batch
+
+    @property
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of each array of a training batch: known before there is one."""
+        batch = self.images.batch
+        mixed = {"other_labels": ((batch,), "int32"), "shares": ((batch,), "float32")}
+        return {
+            "images": ((batch, *self._shape), "float32"),
+            "labels": ((batch,), "int32"),
+            "weights": ((batch,), "float32"),
+            **(mixed if self.images.augment.mixes else {}),
+        }
+
+    def train(self, seed: int, shard: tuple[int, int] = (0, 1)) -> "grain.DatasetIterator":
+        """Endless training batches, determined by `seed` alone: each picture once an epoch, in a new order each epoch.
+
+        Args:
+          seed: determines the order; 0 <= seed < 2**32.
+          shard: (index, count): gives rows index * batch / count up to (index + 1) * batch / count of each batch, for
+            hosts that load a part each. The shards, one below the other, are the unsharded batch.
+
+        Returns:
+          A Grain iterator, with `get_state` and `set_state`. A batch is a dict of `images`, float32 "batch height width
+          channels", `labels`, int32 "batch", and `weights`, float32 "batch", all 1. Where the batch does not divide an
+          epoch, a batch holds the end of one and the start of the next. Where pictures are mixed in pairs there are
+          `other_labels`, int32, and `shares`, float32: what of each picture is of its own label.
+
+        Raises:
+          UsageError: a seed out of range; a shard that does not exist; a batch that count does not divide.
+        """
+        part, batch = self._found.train, self.images.batch
+        count = len(part)
+
+        @functools.lru_cache(maxsize=2)
+        def order(epoch: int) -> np.ndarray:
+            return np.random.default_rng([int(seed), epoch]).permutation(count)
+
+        def rows(number: int, first: int, last: int) -> dict[str, np.ndarray]:
+            places = range(number * batch + first, number * batch + last)
+            found = augmented(places)
+            if not self.images.augment.mixes:
+                return found
+            # Each picture's partner is that as far from the batch's other end, which may be in another shard.
+            others = range((number + 1) * batch - 1 - first, (number + 1) * batch - 1 - last, -1)
+            if set(others) == set(places):
+                partners = {name: array[::-1] for name, array in found.items()}
+            else:
+                partners = augmented(others)
+            generator = np.random.default_rng([int(seed), 2, number])
+            images, share = self.images.augment.mixed(found["images"], partners["images"], generator)
+            shares = np.full(len(images), share, np.float32)
+            return found | {"images": images, "other_labels": partners["labels"], "shares": shares}
+
+        def augmented(places: range) -> dict[str, np.ndarray]:
+            indices = np.array([order(place // count)[place % count] for place in places])
+            if self.images.augment == Augmentation():
+                return self._batch(part, indices)
+            return self._augmented(part, indices, [np.random.default_rng([int(seed), 1, place]) for place in places])
+
+        return stream(rows, batch, seed, shard)
+
+    def validation(self, batch: int | None = None) -> ValidationBatches:
+        """All validation pictures once, in order.
+
+        Args:
+          batch: pictures in a batch; the training batch by default.
+
+        Returns:
+          An iterable of batches like those of `train`, all of one shape. What is left over at the end is padding:
+          pictures and labels of 0, of weight 0.
+
+        Raises:
+          UsageError: batch is not at least 1.
+        """
+        batch = self.images.batch if batch is None else check_whole("batch", batch, 1)
+        part = self._found.validation
+        return ValidationBatches(functools.partial(self._batch, part), len(part), batch)
+
+    def training_sample(self, count: int, batch: int | None = None) -> ValidationBatches:
+        """Some training pictures once each, without augmentation: what a probe of features is fitted on.
+
+        Args:
+          count: how many, or all where there are not so many. Which, and in which order, `split_seed` determines.
+          batch: pictures in a batch; the training batch by default.
+
+        Returns:
+          An iterable of batches like those of `validation`.
+
+        Raises:
+          UsageError: count or batch is not at least 1.
+        """
+        check_whole("count", count, 1)
+        batch = self.images.batch if batch is None else check_whole("batch", batch, 1)
+        total = len(self._found.train)
+        generator = np.random.default_rng([int(self.images.split_seed), 1])
+        part = sources.Chosen(self._found.train, generator.permutation(total)[:count])
+        return ValidationBatches(functools.partial(self._batch, part), len(part), batch)
+
+    def _augmented(
+        self, part: Any, indices: np.ndarray, generators: list[np.random.Generator]
+    ) -> dict[str, np.ndarray]:
+        found, labels = part.take(indices)
+        fields, top = self.images, self._found.top
+        images = []
+        for picture, generator in zip(found, generators):
+            pixels = fields.augment.pixels(picture, generator, fields.resize, top)
+            scaled = self._padded(self._scaled(pixels[None]))[0]
+            images.append(fields.augment.values(scaled, generator, self.low, self.high))
+        return {"images": np.stack(images), "labels": labels, "weights": np.ones(len(labels), np.float32)}
+
+    def _batch(self, part: Any, indices: np.ndarray) -> dict[str, np.ndarray]:
+        found, labels = part.take(indices)
+        side = self.images.resize
+        if side is None:
+            images = self._table[found]
+        else:
+            groups = [found] if isinstance(found, np.ndarray) else [picture[None] for picture in found]
+            images = self._scaled(np.concatenate([sources.resized(group, side, side) for group in groups]))
+        images = self._padded(images)
+        return {"images": images, "labels": labels, "weights": np.ones(len(labels), np.float32)}
+
+    def _scaled(self, pixels: np.ndarray) -> np.ndarray:
+        """Numbers in the source's range as those that they become."""
+        images = pixels * np.float32((self.images.high - self.images.low) / self._found.top)
+        return np.clip(images + np.float32(self.images.low), self._table[0], self._table[self._found.top])
+
+    def _padded(self, images: np.ndarray) -> np.ndarray:
+        pad = self.images.pad
+        if not pad:
+            return images
+        return np.pad(images, [(0, 0), (pad, pad), (pad, pad), (0, 0)], constant_values=np.float32(self.images.low))

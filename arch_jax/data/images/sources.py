@@ -1,0 +1,245 @@
+"""Sources of labelled pictures by name, how a part of one is held out, and how pictures change their size."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from typing import Any
+
+import numpy as np
+
+from arch_jax.errors import UsageError, unknown
+
+SOURCES: dict[str, str] = {
+    "digits": "1,797 handwritten digits of 8 x 8; comes with scikit-learn",
+    "gate:NAME": "the four rows of a gate's truth table, as pictures of 1 x 2 pixels: and, or, nand, xor",
+    "idx:DIR": "a folder in MNIST's manner: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-...; plain or .gz",
+    "images:DIR": "a folder with a folder for each class, or with such folders in train and validation",
+    "tfds:NAME": "a data set of TensorFlow Datasets with features image and label; or tfds:NAME/CONFIG",
+}
+
+#: Gate -> its value at (0, 0), (0, 1), (1, 0), (1, 1).
+GATES = {"and": (0, 0, 0, 1), "or": (0, 1, 1, 1), "nand": (1, 1, 1, 0), "xor": (0, 1, 1, 0)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """Pictures in memory. Whatever has these two methods and a length can stand in its place.
+
+    Attributes:
+      images: uint8 "pictures height width channels".
+      classes: int32 "pictures".
+    """
+
+    images: np.ndarray
+    classes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: np.ndarray) -> tuple[np.ndarray | list[np.ndarray], np.ndarray]:
+        """Pictures, uint8 "height width channels" each (one array where they are of one size), and int32 labels."""
+        return self.images[indices], self.classes[indices]
+
+    def labels(self) -> np.ndarray:
+        """All labels, int32 "pictures"."""
+        return self.classes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chosen:
+    """Some pictures of a part: those at `indices`."""
+
+    part: Any
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def take(self, indices: np.ndarray) -> tuple[np.ndarray | list[np.ndarray], np.ndarray]:
+        """See `Part.take`."""
+        return self.part.take(self.indices[indices])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """What a source holds.
+
+    Attributes:
+      train: the training pictures, a `Part` or its like.
+      validation: the source's own test part; None where it has none.
+      size: (height, width) of every picture; None where they may differ.
+      channels: of every picture.
+      top: the brightest value of the source's range, the darkest of which is 0.
+      classes: how many there are.
+      class_names: their names; None where the source does not say.
+      sha256: of the content.
+    """
+
+    train: Any
+    validation: Any
+    size: tuple[int, int] | None
+    channels: int
+    top: int
+    classes: int
+    class_names: tuple[str, ...] | None
+    sha256: str
+
+
+def check_source(source: Any) -> None:
+    """Raises UsageError, with the nearest names, where `source` is not the name of a source. Reads nothing."""
+    if not isinstance(source, str):
+        raise UsageError(f"a source is a name such as 'digits' or 'idx:DIR', not {source!r}")
+    kind, colon, rest = source.partition(":")
+    if kind == "gate":
+        if rest not in GATES:
+            raise unknown("gate", rest, GATES)
+    elif colon and kind in ("idx", "images", "tfds"):
+        if not rest.strip():
+            expected = "tfds:NAME" if kind == "tfds" else f"{kind}:DIR"
+            raise UsageError(f"source {source!r} names nothing to read; expected {expected!r}")
+    elif source != "digits":
+        if os.path.isdir(source):
+            raise UsageError(
+                f"unknown source {source!r}; to read the idx files in that folder, write 'idx:{source}', and for a "
+                f"folder a class, 'images:{source}'"
+            )
+        raise unknown("source", source, SOURCES)
+
+
+def read_pictures(source: str) -> Found:
+    """Reads a source, or opens it where it is too large to be in memory.
+
+    Args:
+      source: a name from `SOURCES`.
+
+    Raises:
+      UsageError: what the source names is missing or damaged, or a library that it needs is.
+      RunError: a download failed.
+    """
+    kind, _, rest = source.partition(":")
+    if kind == "tfds":
+        from arch_jax.data.images import tfds
+
+        return tfds.read(rest)
+    if kind == "images":
+        from arch_jax.data.images import folders
+
+        return folders.read(rest)
+    if kind == "gate":
+        rows = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.uint8).reshape(4, 1, 2, 1)
+        table = Part(rows, np.array(GATES[rest], np.int32))
+        return _in_memory(source, table, table, top=1, names=("0", "1"))
+    if kind == "idx":
+        from arch_jax.data.images import idx
+
+        parts = {name: Part(images[..., None], labels) for name, (images, labels) in idx.read_folder(rest).items()}
+        return _in_memory(source, parts["train"], parts.get("test"), top=255, names=None)
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UsageError("source 'digits' needs scikit-learn, which is missing; pip install scikit-learn") from error
+    digits = load_digits()
+    train = Part(digits.images.astype(np.uint8)[..., None], digits.target.astype(np.int32))
+    return _in_memory(source, train, None, top=16, names=tuple(map(str, digits.target_names)))
+
+
+def _in_memory(source: str, train: Part, test: Part | None, top: int, names: tuple[str, ...] | None) -> Found:
+    classes = int(train.classes.max()) + 1 if names is None else len(names)
+    digest = hashlib.sha256()
+    for part in (train, test):
+        if part is None:
+            continue
+        wrong = np.flatnonzero(part.classes >= classes)
+        if len(wrong):
+            raise UsageError(
+                f"label {part.classes[wrong[0]]} of test picture {wrong[0]} in source {source!r} is out of range; "
+                f"expected the training part's labels, 0 to {classes - 1}"
+            )
+        digest.update(f"{part.images.shape}\n".encode())
+        for array in (part.images, part.classes):
+            digest.update(np.ascontiguousarray(array))
+    _, height, width, channels = train.images.shape
+    return Found(train, test, (height, width), channels, top, classes, names, digest.hexdigest())
+
+
+def held_out(source: str, share: float, seed: int, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which pictures are trained on and which are held out: of every class the same share, but never all of a class.
+
+    Args:
+      source: its name, for what goes wrong.
+      share: what is held out, between 0 and 1.
+      seed: which ones.
+      labels: of all pictures.
+
+    Returns:
+      Indices to train on, and to hold out, both in rising order.
+
+    Raises:
+      UsageError: the share is too small to hold out a single picture.
+    """
+    generator = np.random.default_rng(seed)
+    chosen, before, taken = [], 0, 0
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        # Rounded along the running total: each class is within one of its share, and so is the whole.
+        before += len(members)
+        take = min(round(share * before) - taken, len(members) - 1)
+        taken += take
+        chosen.append(members[:take])
+    if not taken:
+        raise UsageError(
+            f"validation={share} of source {source!r} holds out none of its {len(labels)} pictures; expected a larger "
+            f"share, or more pictures of each class"
+        )
+    held = np.sort(np.concatenate(chosen))
+    return np.setdiff1d(np.arange(len(labels)), held), held
+
+
+def kept(share: float, seed: int, labels: np.ndarray) -> np.ndarray:
+    """Which pictures are used where a share of them is: of every class the same share, but at least one picture.
+
+    Those of a smaller share are among those of a larger one, by the same seed.
+
+    Args:
+      share: above 0, at most 1.
+      seed: which ones.
+      labels: of all pictures.
+
+    Returns:
+      Their indices in rising order.
+    """
+    generator = np.random.default_rng(seed)
+    # Rounded class by class, not along the total as in `held_out`: only so are smaller shares parts of larger ones.
+    members = [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    return np.sort(np.concatenate([own[: max(1, round(share * len(own)))] for own in members]))
+
+
+def resized(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Pictures of another size, by bilinear interpolation between the pixels' centres.
+
+    Where they shrink, each new pixel is the mean over all those it covers (a triangle as wide as the scale), as Pillow
+    and `jax.image.resize` do it, so that thin strokes don't vanish between samples.
+
+    Args:
+      images: "pictures height width channels".
+      height: of the result.
+      width: of the result.
+
+    Returns:
+      float32 "pictures height width channels".
+    """
+    count, old_height, old_width, channels = images.shape
+    rows = _weights(old_height, height) @ images.astype(np.float32).reshape(count, old_height, old_width * channels)
+    return (_weights(old_width, width) @ rows.reshape(count * height, old_width, channels)).reshape(
+        count, height, width, channels
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _weights(old: int, new: int) -> np.ndarray:
+    """How much each of `old` pixels adds to each of `new`, "new old"."""
+    scale = old / new
+    centres = (np.arange(new) + 0.5) * scale - 0.5
+    triangle = np.maximum(0, 1 - np.abs(np.arange(old) - centres[:, None]) / max(scale, 1.0))
+    return (triangle / triangle.sum(axis=1, keepdims=True)).astype(np.float32)

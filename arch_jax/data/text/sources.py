@@ -1,0 +1,169 @@
+"""Sources of text by name. Each gives its documents, by random access, and a hash of what they contain.
+
+What a source holds may differ between machines (`pydocs` and `pysource` differ by Python version), so a run records the
+hash beside the name.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+from arch_jax.data.files.directories import data_directory
+from arch_jax.errors import UsageError, nearest, unknown
+
+__all__ = ["SOURCES", "Documents", "check_source", "data_directory", "documents"]
+
+# What a folder's files must be called to count as text. A file given by name may be called anything.
+_TEXT_SUFFIXES = """
+.txt .text .md .markdown .rst .tex .org .csv .tsv .json .jsonl .yaml .yml .toml .ini .cfg .html .htm .xml .css .js .ts
+.py .pyi .ipynb .c .h .cc .cpp .hpp .cu .rs .go .java .kt .scala .jl .r .rb .pl .lua .hs .ml .sh .sql
+"""
+TEXT_SUFFIXES = frozenset(_TEXT_SUFFIXES.split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents(Sequence):
+    """The documents of a source: a sequence of str.
+
+    Attributes:
+      name: the source's name, as given to `documents`.
+      texts: the documents.
+      sha256: hexadecimal SHA-256 over all texts, each preceded by its length in UTF-8 bytes.
+    """
+
+    name: str
+    texts: tuple[str, ...] = dataclasses.field(repr=False)
+    sha256: str = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        digest = hashlib.sha256()
+        for text in self.texts:
+            encoded = text.encode()
+            # The length separates: moving a character from one document to the next changes the hash.
+            digest.update(b"%d\n" % len(encoded))
+            digest.update(encoded)
+        object.__setattr__(self, "sha256", digest.hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index):
+        return self.texts[index]
+
+
+def _pydocs() -> list[str]:
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in sorted(topics)]
+
+
+def _pysource() -> list[str]:
+    from arch_jax.data.files.tfds_builders import python_source
+
+    return python_source()
+
+
+def _tinyshakespeare() -> list[str]:
+    from arch_jax.data.text.tinyshakespeare import tinyshakespeare
+
+    return [tinyshakespeare()]
+
+
+_READERS: dict[str, Callable[[], list[str]]] = {
+    "pydocs": _pydocs,
+    "pysource": _pysource,
+    "tinyshakespeare": _tinyshakespeare,
+}
+
+SOURCES: dict[str, str] = {
+    "pydocs": "the topics of Python's own help, English, 0.5 MB; comes with Python",
+    "pysource": "the source of Python's standard library, 11 MB; comes with Python, prepared once by TFDS",
+    "tinyshakespeare": "40,000 lines of Shakespeare, 1.1 MB; downloaded once (karpathy/char-rnn)",
+    "text:PATH": "your own text: a UTF-8 file, or a folder whose text files are one document each",
+}
+
+
+def check_source(source: str) -> None:
+    """Raises UsageError, with the nearest names, where `source` is not the name of a source. Reads nothing."""
+    if not isinstance(source, str):
+        raise UsageError(f"a source is a name such as 'pydocs' or 'text:PATH', not {source!r}")
+    if source.startswith("text:"):
+        if not source.removeprefix("text:").strip():
+            raise UsageError("source 'text:' names no file or folder; expected 'text:PATH'")
+    elif source not in _READERS:
+        if os.path.exists(source):
+            raise UsageError(f"unknown source {source!r}; to read that file or folder, write {'text:' + source!r}")
+        raise unknown("source", source, SOURCES)
+
+
+def documents(source: str) -> Documents:
+    """Reads a source.
+
+    Args:
+      source: a name from `SOURCES`; `text:PATH` reads a UTF-8 file as one document, or a folder (with its sub-folders,
+        hidden ones left out) with each text file a document, in the order of their paths.
+
+    Returns:
+      The documents, none of them empty.
+
+    Raises:
+      UsageError: an unknown name; a file that is missing, unreadable, empty, not UTF-8 text, or of a single line; a
+        folder without text files.
+      RunError: a download failed, or what it brought is not the file expected.
+    """
+    check_source(source)
+    if source.startswith("text:"):
+        return Documents(source, tuple(_read_path(source.removeprefix("text:"))))
+    return Documents(source, tuple(_READERS[source]()))
+
+
+def _read_path(given: str) -> list[str]:
+    path = pathlib.Path(os.path.expanduser(given))
+    if os.path.isdir(path):
+        files = sorted(file for file in path.rglob("*") if _is_text_file(file, path))
+        if not files:
+            raise UsageError(f"folder {given!r} has no text files; expected files such as *.txt, *.md or *.py")
+        texts = [text for text in map(_read_file, files) if text.strip()]
+        if not texts:
+            raise UsageError(f"folder {given!r} has only empty text files ({len(files)} of them); expected text")
+    elif os.path.isfile(path):
+        texts = [_read_file(path)]
+        if not texts[0].strip():
+            raise UsageError(f"file {given!r} is empty; expected UTF-8 text of at least two lines")
+    elif os.path.exists(path):
+        raise UsageError(f"{given!r} is a device or pipe; expected a UTF-8 text file or a folder of them")
+    else:
+        try:
+            siblings = [str(sibling) for sibling in path.parent.iterdir()]
+        except OSError:  # the folder is missing too
+            siblings = []
+        raise UsageError(f"there is no file or folder {given!r}{nearest(given, siblings)}")
+    if len(texts) == 1 and len(texts[0].strip().splitlines()) == 1:
+        raise UsageError(
+            f"{given!r} has a single line, which cannot be split into train and validation; expected at least two lines"
+        )
+    return texts
+
+
+def _is_text_file(file: pathlib.Path, folder: pathlib.Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return not hidden and file.suffix.lower() in TEXT_SUFFIXES and file.is_file()
+
+
+def _read_file(file: pathlib.Path) -> str:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {str(file)!r}: {error.strerror or error}; expected a readable text file"
+        ) from error
+    # Bytes are decoded here, not by open(), so that line ends stay what they are.
+    offset = content.find(b"\0")  # valid UTF-8, but the mark of binary files and of UTF-16
+    if offset < 0:
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            offset = error.start
+    raise UsageError(f"{str(file)!r} is not UTF-8 text (byte 0x{content[offset]:02x} at offset {offset})")

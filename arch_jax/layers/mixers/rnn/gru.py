@@ -1,0 +1,63 @@
+"""The gated recurrent unit as a sequence mixer, with its reset gate before or behind the product."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from arch_jax.errors import unknown
+from arch_jax.fields import component
+from arch_jax.layers.mixers.rnn.recurrent import RecurrentMixer
+
+
+@component("gru", kind="mixer")
+class GRU(RecurrentMixer):
+    """Gated recurrent unit (Cho et al. 2014, 1406.1078, equations 5 to 8), with y_t = h_t and h_0 = 0:
+
+        r, z = sigmoid(x_t W_rz + h_{t-1} U_rz + b_rz)
+        n = tanh(x_t W_n + (r * h_{t-1}) U_n + b_n)             reset "before" the product, as published
+        n = tanh(x_t W_n + b_n + r * (h_{t-1} U_n + b_u))       reset "after" it, as in cuDNN and `torch.nn.GRU`
+        h_t = (1 - z) * n + z * h_{t-1}
+
+    Behind the product, one product a step serves all three. PyTorch's two biases of r and z add up to b_rz.
+
+    Attributes:
+      hidden: units; None is as many as the width. Where it is not the width, a matrix V follows.
+      residual_scale: factor on the initial V, set by a decoder that scales such weights with its depth.
+      dtype: of the computation; gates and h are at least float32.
+      parameter_dtype: of the parameters.
+      reset: where the reset gate stands: "after" or "before" the recurrent product.
+    """
+
+    reset: str = "after"
+
+    gates: ClassVar[int] = 3
+
+    def cell(self, heard, u):
+        if self.reset not in ("after", "before"):
+            raise unknown("reset of gru", self.reset, ("after", "before"))
+        hidden = u.shape[0]
+        *b, b_n = self.biases(dict.fromkeys(("bias_r", "bias_z", "bias_n"), 0.0), hidden)
+        heard_rz, heard_n = heard[..., : 2 * hidden] + jnp.concatenate(b), heard[..., 2 * hidden :] + b_n
+        if self.reset == "before":
+            return reset_before, u[:, 2 * hidden :], u[:, : 2 * hidden], heard_rz, heard_n
+        (b_u,) = self.biases({"bias_u": 0.0}, hidden)
+        added = jnp.concatenate([heard_rz, jnp.broadcast_to(b_u, heard_n.shape)], axis=-1)
+        return reset_after, None, u, added, heard_n
+
+
+def reset_before(u_n, carry, rz, heard_n):
+    """A step for `recurrent_loop` with (r * h) U_n, from the sums of r and z and x W_n + b_n; "batch units" each."""
+    (h,) = carry
+    r, z = jnp.split(nn.sigmoid(rz), 2, axis=-1)
+    n = jnp.tanh(heard_n + ((r * h).astype(u_n.dtype) @ u_n).astype(h.dtype))
+    return ((1 - z) * n + z * h,)
+
+
+def reset_after(_, carry, gates, heard_n):
+    """A step for `recurrent_loop` with r * (h U_n), from the sums of r, z and what r multiplies, and x W_n + b_n."""
+    (h,) = carry
+    r, z, u_n = jnp.split(gates, 3, axis=-1)
+    n = jnp.tanh(heard_n + nn.sigmoid(r) * u_n)
+    z = nn.sigmoid(z)
+    return ((1 - z) * n + z * h,)

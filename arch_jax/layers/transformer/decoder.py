@@ -1,0 +1,223 @@
+"""One decoder for language: tokens in, logits of the next token out, built of whatever parts it is given."""
+
+import functools
+import math
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from arch_jax.fields import DType, component
+from arch_jax.layers.dense import Dense, Embedding
+from arch_jax.layers.mixers.attention import Attention
+from arch_jax.layers.mixers.contract import FeedForward, Mixer, Norm, Position, adapted, check_sizes
+from arch_jax.layers.norms import RMSNorm
+from arch_jax.layers.transformer.block import Block, Placement, Stack, unrolled_variables
+from arch_jax.layers.transformer.feed_forward import SwiGLU
+from arch_jax.ops.segments import runs_and_positions
+
+#: Where the parameters go on a mesh: (regular expression on the path, axis for each dimension from the right). As in
+#: Megatron-LM (1909.08053, section 3): heads and hidden units are dealt over "tensor" by columns of what goes into a
+#: part and by rows of what leaves it, the vocabulary by rows of the table; "fsdp" takes the other dimension.
+SHARDINGS = (
+    (r"mixer/(query|key|value|gate|up|output_gate)/kernel$", ("fsdp", "tensor")),
+    (r"mixer/(query|key|value)/bias$", ("tensor",)),
+    (r"mixer/output/kernel$", ("tensor", "fsdp")),
+    (r"feed_forward/(gate|up)/kernel$", ("fsdp", "tensor")),
+    (r"feed_forward/(gate|up)/bias$", ("tensor",)),
+    (r"feed_forward/down/kernel$", ("tensor", "fsdp")),
+    (r"^embedding/embedding$", ("tensor", "fsdp")),
+    (r"^logits/kernel$", ("fsdp", "tensor")),
+    (r"^logits/bias$", ("tensor",)),
+)
+
+
+@flax.struct.dataclass
+class DecoderState:
+    """What decoding carries: a state for each layer, and where each row stands.
+
+    Attributes:
+      layers: the mixers' states, in order.
+      last_id: the last segment id of each row, "batch".
+      last_run: how many runs of equal ids there were, "batch".
+      last_position: the position of the last token in its run, -1 before the first, "batch".
+    """
+
+    # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
+    layers: tuple
+    last_id: Any
+    last_run: Any
+    last_position: Any
+
+
+@component("decoder", kind="model")
+class Decoder(nn.Module):
+    """A decoder language model: embedding, `depth` residual blocks, a norm, and the logits.
+
+    GPT-2, Llama and hybrids with recurrent mixers are settings of it: what varies is the parts.
+
+    Attributes:
+      vocabulary: how many tokens there are.
+      depth: how many blocks.
+      width: size of the residual stream.
+      mixer: the sequence mixer, or a tuple of them: layer i takes number i modulo the tuple's length.
+      feed_forward: the position-wise part of each block, or none; or a tuple of such: layer i takes number i modulo
+        the tuple's length, whatever its mixer.
+      norm: of each part, and at the end unless the placement is "post".
+      placement: where the norms stand: "pre", "post" or "sandwich"; see `layers.block.Block`.
+      position: added to the embeddings; none where the mixer knows positions (RoPE, recurrences).
+      scale_embedding: whether the embeddings are multiplied by sqrt(width) (Vaswani et al. 2017, section 3.4; Gemma).
+      embedding_norm: whether the norm stands behind the embeddings too (RWKV, 2305.13048, appendix F; BLOOM).
+      embedding_std: standard deviation of the initial embedding where it is not `initial_std`.
+      logit_softcap: logits are squashed to (-c, c) by c * tanh(logits / c) (Gemma 2, 2408.00118); none is not at all.
+      tied: whether the output layer is the embedding table (Press & Wolf 2017, 1608.05859).
+      dropout: share dropped of the embeddings and of each part's output, in training.
+      initial_std: standard deviation of the initial embedding and output layer.
+      scale_residual: whether the weights that write to the residual stream start smaller by 1/sqrt(2 depth) (GPT-2),
+        or 1/sqrt(depth) in blocks without feed-forward part (Mamba).
+      scan: whether equal layers are scanned: compile time that does not grow with depth.
+      remat: whether activations are computed again in the backward pass, which saves memory.
+      dtype: of the computation; softmax, norms' statistics and losses are at least float32.
+      parameter_dtype: of the parameters.
+    """
+
+    shardings: ClassVar = SHARDINGS
+
+    vocabulary: int
+    depth: int
+    width: int
+    mixer: Mixer | tuple[Mixer, ...] = Attention()
+    feed_forward: FeedForward | tuple[FeedForward | None, ...] | None = SwiGLU()
+    norm: Norm = RMSNorm()
+    position: Position | None = None
+    tied: bool = True
+    dropout: float = 0.0
+    initial_std: float = 0.02
+    scale_residual: bool = True
+    scan: bool = True
+    remat: bool = False
+    placement: Placement = "pre"
+    scale_embedding: bool = False
+    logit_softcap: float | None = None
+    embedding_norm: bool = False
+    embedding_std: float | None = None
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        super().__post_init__()
+
+    @property
+    def mixers(self) -> tuple[nn.Module, ...]:
+        """The repeating pattern of mixers."""
+        return self.mixer if isinstance(self.mixer, tuple) else (self.mixer,)
+
+    @property
+    def feed_forwards(self) -> tuple[nn.Module | None, ...]:
+        """The repeating pattern of position-wise parts."""
+        return self.feed_forward if isinstance(self.feed_forward, tuple) else (self.feed_forward,)
+
+    @property
+    def turn(self) -> int:
+        """After how many layers both patterns begin again."""
+        return math.lcm(len(self.mixers), len(self.feed_forwards))
+
+    def setup(self) -> None:
+        dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        part = functools.partial(adapted, **dtypes)
+        blocks = tuple(self._block(i, part) for i in range(self.turn))
+        std = self.initial_std if self.embedding_std is None else self.embedding_std
+        self.embedding = Embedding(self.vocabulary, self.width, std, **dtypes)
+        if self.embedding_norm:
+            self.first_norm = part(self.norm)
+        if self.position is not None:
+            self.position_embedding = adapted(self.position, **dtypes)
+        self.embedding_dropout = nn.Dropout(self.dropout)
+        self.stack = Stack(blocks, self.depth, self.scan, self.remat)
+        if self.placement != "post":
+            self.final_norm = part(self.norm)
+        if not self.tied:
+            self.logits = Dense(self.vocabulary, False, self.initial_std, **dtypes)
+
+    def _block(self, i, part):
+        """Block i of a turn. What writes to the residual stream is scaled by how many such parts a stack of it has."""
+        mixer, feed_forward = self.mixers[i % len(self.mixers)], self.feed_forwards[i % len(self.feed_forwards)]
+        parts = self.depth * (1 if feed_forward is None else 2)
+        scale = parts**-0.5 if self.scale_residual else 1.0
+        mixer = part(mixer, residual_scale=scale)
+        feed_forward = None if feed_forward is None else part(feed_forward, residual_scale=scale)
+        return Block(mixer, part(self.norm), feed_forward, self.dropout, self.placement, parent=None)
+
+    def initial_state(self, batch: int, length: int, dtype: DType | None = None) -> DecoderState:
+        """The state before the first token, with room for `length` tokens a row.
+
+        Raises:
+          UsageError: `length` is beyond the table of learned positions.
+        """
+        if self.position is not None:
+            self.position.check(length)
+        dtype = self.dtype if dtype is None else dtype
+        mixers = [self.mixers[i % len(self.mixers)] for i in range(self.depth)]
+        zeros = jnp.zeros((batch,), jnp.int32)
+        layers = tuple(mixer.initial_state(batch, length, self.width, dtype) for mixer in mixers)
+        return DecoderState(layers=layers, last_id=zeros, last_run=zeros, last_position=zeros - 1)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch time"],
+        segment_ids: Int[Array, "batch time"] | None = None,
+        state: DecoderState | None = None,
+        train: bool = False,
+    ) -> Float[Array, "batch time vocabulary"] | tuple[Float[Array, "batch time vocabulary"], DecoderState]:
+        """Logits for the token after each; with a state, `(logits, new state)`.
+
+        Args:
+          tokens: indices in [0, vocabulary); one outside gives NaN.
+          segment_ids: packed sequences see only their own segment; 0 is padding; none is one segment a row.
+          state: from `initial_state` or an earlier call.
+          train: whether dropout is active (needs `rngs={"dropout": key}`).
+
+        Raises:
+          UsageError: the sequence is longer than a table of learned positions.
+        """
+        x = self.embedding(tokens)
+        if self.scale_embedding:
+            x = x * jnp.asarray(self.width**0.5, x.dtype)
+        seen = None
+        if state is not None:
+            ids = jnp.ones(tokens.shape, jnp.int32) if segment_ids is None else segment_ids
+            _, positions, seen = runs_and_positions(ids, state.last_id, state.last_run, state.last_position)
+        elif segment_ids is not None and self.position is not None:
+            positions = runs_and_positions(segment_ids)[1]
+        else:
+            positions = jnp.arange(tokens.shape[1])
+        if self.position is not None:
+            x = x + self.position_embedding(positions, self.width)
+        if self.embedding_norm:
+            x = self.first_norm(x)
+        x = self.embedding_dropout(x, deterministic=not train)
+        x, layers = self.stack(x, segment_ids, None if state is None else state.layers, train)
+        x = x if self.placement == "post" else self.final_norm(x)
+        logits = self.embedding.attend(x) if self.tied else self.logits(x)
+        if self.logit_softcap is not None:
+            logits = self.logit_softcap * jnp.tanh(logits / self.logit_softcap)
+        if state is None:
+            return logits
+        return logits, DecoderState(layers=layers, last_id=seen[0], last_run=seen[1], last_position=seen[2])
+
+    def unrolled(self, variables: Any) -> tuple["Decoder", Any]:
+        """The same model with a parameter tree for each layer, as decoding wants it.
+
+        Slicing the stacked parameters once, outside the loop over tokens, saves a copy of all of them at each token.
+        """
+        if not (self.scan and self.depth % self.turn == 0):
+            return self, variables
+        apart = {}
+        for kind, tree in variables.items():
+            apart[kind] = dict(tree)
+            if "stack" in tree:
+                apart[kind]["stack"] = unrolled_variables({kind: tree["stack"]}, self.turn)[kind]
+        return self.clone(scan=False), apart

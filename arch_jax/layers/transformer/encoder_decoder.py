@@ -1,0 +1,252 @@
+"""One encoder-decoder: a source is read whole, a target written token by token; built of whatever parts are given."""
+
+import functools
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from arch_jax.errors import UsageError
+from arch_jax.fields import DType, component
+from arch_jax.layers.dense import Dense, Embedding
+from arch_jax.layers.mixers.attention import Attention
+from arch_jax.layers.mixers.contract import Cross, FeedForward, Mixer, Norm, Position, adapted, check_sizes
+from arch_jax.layers.norms import LayerNorm
+from arch_jax.layers.transformer.block import Block, Context, Placement, Stack, unrolled_variables
+from arch_jax.layers.transformer.cross_attention import CrossAttention
+from arch_jax.layers.transformer.decoder import SHARDINGS
+from arch_jax.layers.transformer.feed_forward import MLP
+from arch_jax.layers.transformer.positions import RelativeBuckets
+
+
+@flax.struct.dataclass
+class EncoderDecoderState:
+    """What decoding carries.
+
+    Attributes:
+      layers: of each layer the mixer's state, and the memory's keys and values (none before the first call).
+      memory: what the encoder made of the source; none once its keys and values are known.
+      memory_mask: True at real tokens of the source, "batch source", or none.
+      written: tokens of the target so far, "batch".
+    """
+
+    # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
+    layers: tuple
+    memory: Any
+    memory_mask: Any
+    written: Any
+
+
+@component("encoder_decoder", kind="model")
+class EncoderDecoder(nn.Module):
+    """A Transformer for sequence to sequence: the original of 2017, T5 and Marian are settings of it.
+
+    Attributes:
+      vocabulary: how many tokens there are, of source and target together.
+      depth: blocks of the encoder.
+      width: size of the residual stream.
+      mixer: self-attention; the encoder's sees both ways, the decoder's backwards.
+      cross: the decoder's attention to the source.
+      feed_forward: the position-wise part of each block.
+      norm: of each part, and at the end of both stacks unless the placement is "post".
+      placement: where the norms stand: "pre", "post" or "sandwich"; see `layers.block.Block`.
+      position: added to the embeddings, or none.
+      relative: a term of the scores that all layers of a stack share (T5), or none; the encoder's sees both ways.
+      decoder_depth: blocks of the decoder; none is as many as the encoder has.
+      shared: whether source and target have one embedding table.
+      tied: whether the output layer is the target's table (Press & Wolf 2017, 1608.05859).
+      scale_embedding: whether embeddings are multiplied by sqrt(width) (Vaswani et al. 2017, section 3.4).
+      scale_logits: whether the last hidden states are multiplied by 1/sqrt(width) before a tied output layer (T5).
+      logits_bias: whether a bias is added to the logits (Marian).
+      dropout: share dropped of the embeddings and of each part's output, in training.
+      initial_std: standard deviation of the initial embeddings.
+      scan: whether equal layers are scanned: compile time that does not grow with depth.
+      remat: whether activations are computed again in the backward pass, which saves memory.
+      dtype: of the computation; softmax, norms' statistics and losses are at least float32.
+      parameter_dtype: of the parameters.
+    """
+
+    shardings: ClassVar = (
+        (r"cross/(query|key|value)/kernel$", ("fsdp", "tensor")),
+        (r"cross/(query|key|value)/bias$", ("tensor",)),
+        (r"cross/output/kernel$", ("tensor", "fsdp")),
+        (r"^source_embedding/embedding$", ("tensor", "fsdp")),
+        *SHARDINGS,
+    )
+
+    vocabulary: int
+    depth: int
+    width: int
+    mixer: Mixer = Attention()
+    cross: Cross = CrossAttention()
+    feed_forward: FeedForward = MLP()
+    norm: Norm = LayerNorm()
+    placement: Placement = "pre"
+    position: Position | None = None
+    relative: RelativeBuckets | None = None
+    decoder_depth: int | None = None
+    shared: bool = True
+    tied: bool = True
+    scale_embedding: bool = False
+    scale_logits: bool = False
+    logits_bias: bool = False
+    dropout: float = 0.0
+    initial_std: float = 0.02
+    scan: bool = True
+    remat: bool = False
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        if self.decoder_depth is not None and self.decoder_depth < 1:
+            raise UsageError(
+                f"decoder_depth is {self.decoder_depth}; expected at least 1, or none for as many as depth"
+            )
+        super().__post_init__()
+
+    def setup(self) -> None:
+        dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        part = functools.partial(adapted, **dtypes)
+        settings = {"dropout": self.dropout, "placement": self.placement, "parent": None}
+        parts = (part(self.norm), part(self.feed_forward))
+        encoder = Block(part(self.mixer, causal=False), *parts, **settings)
+        decoder = Block(part(self.mixer, causal=True), *parts, cross=part(self.cross), **settings)
+        self.embedding = Embedding(self.vocabulary, self.width, self.initial_std, **dtypes)
+        if not self.shared:
+            self.source_embedding = Embedding(self.vocabulary, self.width, self.initial_std, **dtypes)
+        if self.position is not None:
+            self.position_embedding = part(self.position)
+        if self.relative is not None:
+            self.encoder_relative = part(self.relative, bidirectional=True)
+            self.decoder_relative = part(self.relative, bidirectional=False)
+        self.drop = nn.Dropout(self.dropout)
+        self.encoder = Stack((encoder,), self.depth, self.scan, self.remat)
+        self.decoder = Stack((decoder,), self.decoder_layers, self.scan, self.remat)
+        if self.placement != "post":
+            self.encoder_norm, self.decoder_norm = part(self.norm), part(self.norm)
+        if not self.tied:
+            self.logits = Dense(self.vocabulary, False, None, **dtypes)
+        if self.logits_bias:
+            self.output_bias = self.param(
+                "logits_bias", nn.initializers.zeros, (self.vocabulary,), self.parameter_dtype
+            )
+
+    @property
+    def decoder_layers(self) -> int:
+        """Blocks of the decoder."""
+        return self.decoder_depth or self.depth
+
+    def __call__(
+        self,
+        source: Int[Array, "batch source"],
+        target: Int[Array, "batch time"],
+        source_mask: Bool[Array, "batch source"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "batch time vocabulary"]:
+        """Logits for the token after each of the target.
+
+        Args:
+          source: indices in [0, vocabulary); one outside gives NaN.
+          target: what is written so far, beginning with the token that stands for the beginning.
+          source_mask: True at real tokens of the source; padding is on the right. None is all.
+          train: whether dropout is active (needs `rngs={"dropout": key}`).
+
+        Raises:
+          UsageError: a sequence is longer than a table of learned positions.
+        """
+        memory = self.encode(source, source_mask, train)
+        positions = jnp.arange(target.shape[1])
+        x = self.drop(self._embed(self.embedding, target, positions), deterministic=not train)
+        bias = self._bias("decoder_relative", positions[:, None] - positions)
+        x, _ = self.decoder(x, None, None, train, Context(bias, memory, source_mask))
+        return self._read(x, train)
+
+    def encode(
+        self,
+        source: Int[Array, "batch source"],
+        source_mask: Bool[Array, "batch source"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "batch source width"]:
+        """The memory: what the encoder makes of the source."""
+        positions = jnp.arange(source.shape[1])
+        x = self._embed(self.embedding if self.shared else self.source_embedding, source, positions)
+        x = self.drop(x, deterministic=not train)
+        bias = self._bias("encoder_relative", positions[:, None] - positions)
+        ids = None if source_mask is None else source_mask.astype(jnp.int32)
+        x, _ = self.encoder(x, ids, None, train, Context(bias))
+        return x if self.placement == "post" else self.drop(self.encoder_norm(x), deterministic=not train)
+
+    def start(
+        self,
+        memory: Float[Array, "batch source width"],
+        source_mask: Bool[Array, "batch source"] | None,
+        length: int,
+    ) -> EncoderDecoderState:
+        """The state before the first token of a target of up to `length` tokens.
+
+        Raises:
+          UsageError: `length` is beyond the table of learned positions.
+        """
+        if self.position is not None:
+            self.position.check(length)
+        batch = memory.shape[0]
+        mixer = adapted(self.mixer, causal=True)
+        layers = tuple(
+            (mixer.initial_state(batch, length, self.width, self.dtype), None) for _ in range(self.decoder_layers)
+        )
+        return EncoderDecoderState(layers, memory, source_mask, jnp.zeros((batch,), jnp.int32))
+
+    def decode(
+        self, target: Int[Array, "batch time"], state: EncoderDecoderState
+    ) -> tuple[Float[Array, "batch time vocabulary"], EncoderDecoderState]:
+        """Logits for the token after each of the next tokens of the target, and the state after them.
+
+        The first call computes the memory's keys and values, once for all later ones.
+        """
+        positions = state.written[:, None] + jnp.arange(target.shape[1])
+        x = self._embed(self.embedding, target, positions)
+        bias = None
+        if self.relative is not None:
+            places = jnp.arange(state.layers[0][0].place_run.shape[1])
+            bias = self._bias("decoder_relative", positions[:, :, None] - places)
+        x, layers = self.decoder(x, None, state.layers, False, Context(bias, state.memory, state.memory_mask))
+        after = EncoderDecoderState(layers, None, state.memory_mask, state.written + target.shape[1])
+        return self._read(x, False), after
+
+    def unrolled(self, variables: Any) -> tuple["EncoderDecoder", Any]:
+        """The same model with a parameter tree for each layer, as decoding wants it: see `Decoder.unrolled`."""
+        if not self.scan:
+            return self, variables
+        apart = {
+            kind: {
+                name: unrolled_variables({kind: part}, 1)[kind] if name in ("encoder", "decoder") else part
+                for name, part in tree.items()
+            }
+            for kind, tree in variables.items()
+        }
+        return self.clone(scan=False), apart
+
+    def _embed(self, table, tokens, positions):
+        x = table(tokens)
+        if self.scale_embedding:
+            x = x * jnp.asarray(self.width**0.5, x.dtype)
+        return x if self.position is None else x + self.position_embedding(positions, self.width)
+
+    def _bias(self, name, distance):
+        """The stack's shared term of the scores, "batch|1 heads time source"; None where there is none."""
+        if self.relative is None:
+            return None
+        distance = distance if distance.ndim == 3 else distance[None]
+        return getattr(self, name)(distance, self.mixer.heads).astype(self.dtype)
+
+    def _read(self, x, train):
+        """Logits from the decoder's last hidden states."""
+        if self.placement != "post":
+            x = self.drop(self.decoder_norm(x), deterministic=not train)
+        if self.scale_logits:
+            x = x * jnp.asarray(self.width**-0.5, x.dtype)
+        logits = self.embedding.attend(x) if self.tied else self.logits(x)
+        return logits + self.output_bias.astype(logits.dtype) if self.logits_bias else logits

@@ -1,0 +1,139 @@
+"""What stands between a picture and its code: convolutions that halve it, then dense layers; and the way back."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from arch_jax.errors import UsageError
+from arch_jax.fields import DType
+from arch_jax.layers.dense import Dense
+from arch_jax.layers.transformer.feed_forward import activation
+from arch_jax.layers.vision.convolution import Convolution, TransposedConvolution
+
+#: The size of what passes through is kept forward and backward (Glorot & Bengio 2010, equation 16).
+GLOROT = nn.initializers.glorot_uniform()
+
+
+def check_shape(picture: int, channels: int, widths: tuple[int, ...]) -> None:
+    """Refuses pictures that the convolutions can't halve.
+
+    Raises:
+      UsageError: a size is below 1, or 2 to the number of convolutions does not divide the side.
+    """
+    if picture < 1 or channels < 1:
+        raise UsageError(f"picture is {picture} and channels is {channels}; expected at least 1 of each")
+    if picture % 2 ** len(widths):
+        factor = 2 ** len(widths)
+        near = max(factor, round(picture / factor) * factor)
+        raise UsageError(
+            f"picture is {picture}, which {len(widths)} convolutions can't halve; expected a multiple of {factor}, "
+            f"such as {near}"
+        )
+
+
+def check_pictures(picture: int, channels: int, shape: tuple[int, ...]) -> None:
+    """Refuses pictures of another shape than the model's.
+
+    Raises:
+      UsageError: `shape` ("height width channels") is another.
+    """
+    if tuple(shape) != (picture, picture, channels):
+        raise UsageError(
+            f"the pictures have the shape {' x '.join(map(str, shape))}, and the model takes {picture} x {picture} x "
+            f"{channels}; set model.picture={shape[0]} and model.channels={shape[2]}, or data.resize={picture}"
+        )
+
+
+def with_classes(x: Float[Array, "*batch size"], condition: Any, classes: int | None) -> Float[Array, "*batch more"]:
+    """x beside a 1 in the place of each example's class, where there are classes.
+
+    Raises:
+      UsageError: a condition without classes, or classes without a condition.
+    """
+    if (condition is None) != (classes is None):
+        said = "a condition was given" if classes is None else "no condition was given"
+        raise UsageError(f"{said}, and classes is {classes}; expected classes of pictures where there are classes only")
+    if classes is None:
+        return x
+    marks = (condition[..., None] == jnp.arange(classes)).astype(x.dtype)
+    return jnp.concatenate([x, jnp.broadcast_to(marks, (*x.shape[:-1], classes))], axis=-1)
+
+
+class Encoder(nn.Module):
+    """A picture as numbers: convolutions of 4 x 4 and stride 2, dense layers, and a linear layer.
+
+    Attributes:
+      outputs: how many numbers.
+      widths: channels of each convolution.
+      hidden: width of each dense layer.
+      activation: after each layer but the last.
+      classes: how many classes there are for the condition; none for no condition.
+      dtype: of the computation.
+      parameter_dtype: of the parameters.
+    """
+
+    outputs: int
+    widths: tuple[int, ...] = ()
+    hidden: tuple[int, ...] = ()
+    activation: str = "relu"
+    classes: int | None = None
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], condition: Any = None
+    ) -> Float[Array, "batch outputs"]:
+        f, dtypes = activation(self.activation), {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        for number, width in enumerate(self.widths):
+            x = f(Convolution(width, 4, 2, 1, **dtypes, name=f"convolution_{number}")(x))
+        x = with_classes(x.reshape(len(x), -1).astype(self.dtype), condition, self.classes)
+        for number, width in enumerate(self.hidden):
+            x = f(Dense(width, initial=GLOROT, **dtypes, name=f"hidden_{number}")(x))
+        return Dense(self.outputs, initial=GLOROT, **dtypes, name="outputs")(x)
+
+
+class Decoder(nn.Module):
+    """Numbers as a picture: an `Encoder` backwards, with transposed convolutions, and linear at the end.
+
+    Attributes:
+      picture: pixels on a side.
+      channels: of the picture.
+      widths: channels of the encoder's convolutions; here they stand in reverse order.
+      hidden: width of the encoder's dense layers, in its order.
+      activation: after each layer but the last.
+      classes: how many classes there are for the condition; none for no condition.
+      dtype: of the computation.
+      parameter_dtype: of the parameters.
+    """
+
+    picture: int
+    channels: int
+    widths: tuple[int, ...] = ()
+    hidden: tuple[int, ...] = ()
+    activation: str = "relu"
+    classes: int | None = None
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, code: Float[Array, "*batch latent"], condition: Any = None
+    ) -> Float[Array, "*batch height width channels"]:
+        f, dtypes = activation(self.activation), {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        x = with_classes(code.astype(self.dtype), condition, self.classes)
+        for number, width in enumerate(reversed(self.hidden)):
+            x = f(Dense(width, initial=GLOROT, **dtypes, name=f"hidden_{number}")(x))
+        side = self.picture // 2 ** len(self.widths)
+        shape = (side, side, self.widths[-1] if self.widths else self.channels)
+        x = Dense(int(np.prod(shape)), initial=GLOROT, **dtypes, name="outputs")(x).reshape(*x.shape[:-1], *shape)
+        if not self.widths:
+            return x
+        x = f(x).reshape(-1, *shape)
+        for number, width in enumerate([*self.widths[-2::-1], self.channels]):
+            x = TransposedConvolution(width, **dtypes, name=f"convolution_{number}")(x)
+            x = f(x) if number < len(self.widths) - 1 else x
+        return x.reshape(*code.shape[:-1], self.picture, self.picture, self.channels)

@@ -1,0 +1,255 @@
+"""The convolutional encoder and decoder of VQGAN and of latent diffusion, and what they are made of.
+
+Esser et al. 2021 (2012.09841, table 7): residual blocks with group norm and the swish activation; convolutions of
+stride 2 down, nearest neighbours and a convolution up; attention between two blocks where the picture is smallest.
+Rombach et al. 2022 (2112.10752, appendix G) take them over. Everything is convolutional, so that pictures of any sides
+that can be halved often enough pass.
+
+Convolutions and linear layers start as PyTorch draws them, which the authors left as it is: kernels and biases uniform
+in +-1 / sqrt(fan-in).
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from arch_jax.errors import UsageError
+from arch_jax.fields import DType
+from arch_jax.layers.dense import Dense
+from arch_jax.layers.norms import GroupNorm
+from arch_jax.layers.vision.convolution import Convolution
+from arch_jax.ops.attention.dot_product import attention
+
+#: Added to the variances of group norm; the authors' number.
+EPSILON = 1e-6
+
+
+def check_coders(
+    picture: int, channels: int, latent: int, widths: tuple[int, ...], units: int, groups: int, levels: tuple[int, ...]
+) -> None:
+    """Refuses settings that make no encoder and decoder.
+
+    Args:
+      picture, channels, latent, widths, units, groups: as in `LatentEncoder` and the models.
+      levels: those with attention.
+
+    Raises:
+      UsageError: a size below 1; widths that `groups` does not divide; a level that there is not; a picture that can't
+        be halved between the levels.
+    """
+    for name, size in (("picture", picture), ("channels", channels), ("latent", latent), ("units", units)):
+        if size < 1:
+            raise UsageError(f"{name} is {size}; expected at least 1")
+    if not widths or groups < 1 or any(width < 1 or width % groups for width in widths):
+        raise UsageError(f"widths is {widths} and groups is {groups}; expected multiples of the groups, at least one")
+    for level in levels:
+        if not 0 <= level < len(widths):
+            raise UsageError(
+                f"attention is {levels}; expected levels from 0 to {len(widths) - 1}, of which widths says"
+            )
+    factor = 2 ** (len(widths) - 1)
+    if picture % factor:
+        near = max(factor, round(picture / factor) * factor)
+        raise UsageError(
+            f"picture is {picture}, which {len(widths) - 1} convolutions can't halve; expected a multiple of {factor}, "
+            f"such as {near}"
+        )
+
+
+def check_sides(factor: int, channels: int, shape: Any) -> None:
+    """Refuses pictures that can't be halved to the end, or of another number of channels.
+
+    Args:
+      factor: what both sides have to be multiples of.
+      channels: of the model.
+      shape: "height width channels".
+
+    Raises:
+      UsageError: so it is.
+    """
+    if len(shape) == 3 and not (shape[0] % factor or shape[1] % factor) and shape[2] == channels and min(shape) > 0:
+        return
+    near = [max(factor, round(side / factor) * factor) for side in (*shape, factor, factor)[:2]]
+    raise UsageError(
+        f"the pictures have the shape {' x '.join(map(str, shape))}, and the model takes sides that are multiples of "
+        f"{factor} with {channels} channels; expected such as {near[0]} x {near[1]} x {channels}"
+    )
+
+
+def doubled(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch twice double channels"]:
+    """Every pixel four times: twice the height and width."""
+    batch, height, width, channels = x.shape
+    wide = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    return wide.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def uniform_draw(fan_in: int) -> functools.partial:
+    """Uniform in +-1 / sqrt(fan-in), called with (key, shape, dtype)."""
+    return functools.partial(jax.random.uniform, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)
+
+
+def convolution(features: int, size: int, channels: int, **settings: Any) -> Convolution:
+    """A convolution of `channels` channels that starts as PyTorch's does."""
+    draw = uniform_draw(channels * size**2)
+    return Convolution(features, size, initial=draw, initial_bias=draw, **settings)
+
+
+class ResidualBlock(nn.Module):
+    """S(x) + K_2 * swish(norm(K_1 * swish(norm(x)))); S is a 1 x 1 convolution where the channels change, or nothing.
+
+    Attributes:
+      features: channels of the output.
+      groups: of the group norms.
+      dtype: of the computation.
+      parameter_dtype: of the parameters.
+    """
+
+    features: int
+    groups: int = 32
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
+        dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        channels, y = x.shape[-1], x
+        for number, before in ((1, channels), (2, self.features)):
+            y = nn.silu(GroupNorm(self.groups, EPSILON, **dtypes, name=f"norm_{number}")(y))
+            y = convolution(self.features, 3, before, **dtypes, name=f"convolution_{number}")(y)
+        if channels != self.features:
+            x = convolution(self.features, 1, channels, **dtypes, name="shortcut")(x)
+        return x.astype(y.dtype) + y
+
+
+class SpatialAttention(nn.Module):
+    """x + W_o softmax(Q K^T / sqrt(channels)) V, where every place of the picture sees every other, in one head.
+
+    Attributes:
+      groups: of the group norm in front.
+      dtype: of the computation; the softmax is at least float32.
+      parameter_dtype: of the parameters.
+    """
+
+    groups: int = 32
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+        dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        batch, height, width, channels = x.shape
+        draw = uniform_draw(channels)
+        dense = functools.partial(Dense, channels, initial=draw, initial_bias=draw, **dtypes)
+        y = GroupNorm(self.groups, EPSILON, **dtypes, name="norm")(x).reshape(batch, height * width, channels)
+        q, k, v = (dense(name=name)(y)[:, :, None] for name in ("query", "key", "value"))
+        y = dense(name="output")(attention(q, k, v)[:, :, 0])
+        return x.astype(y.dtype) + y.reshape(x.shape)
+
+
+class Middle(nn.Module):
+    """Two residual blocks with attention between them, where the picture is smallest.
+
+    Attributes:
+      groups: of the group norms.
+      attention: whether there is attention.
+      dtype: of the computation.
+      parameter_dtype: of the parameters.
+    """
+
+    groups: int = 32
+    attention: bool = True
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+        dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        x = ResidualBlock(x.shape[-1], self.groups, **dtypes, name="unit_0")(x)
+        if self.attention:
+            x = SpatialAttention(self.groups, **dtypes, name="attention")(x)
+        return ResidualBlock(x.shape[-1], self.groups, **dtypes, name="unit_1")(x)
+
+
+class LatentEncoder(nn.Module):
+    """A picture as a smaller one: a level for each width, half as high and wide as the one before.
+
+    Between levels, the convolution of stride 2 has zeros to the right of the picture and below it only.
+
+    Attributes:
+      outputs: channels of what comes out.
+      widths: channels of each level.
+      units: residual blocks of a level.
+      groups: of the group norms.
+      attention: levels, counted from 0, with attention behind each residual block.
+      mid_attention: whether there is attention between the last two residual blocks.
+      dtype: of the computation.
+      parameter_dtype: of the parameters.
+    """
+
+    outputs: int
+    widths: tuple[int, ...]
+    units: int = 2
+    groups: int = 32
+    attention: tuple[int, ...] = ()
+    mid_attention: bool = True
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w outputs"]:
+        dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        x = convolution(self.widths[0], 3, x.shape[-1], **dtypes, name="stem")(x)
+        for level, width in enumerate(self.widths):
+            if level:
+                halving = {"stride": 2, "padding": (0, 1), "name": f"halving_{level}"}
+                x = convolution(x.shape[-1], 3, x.shape[-1], **dtypes, **halving)(x)
+            for unit in range(self.units):
+                x = ResidualBlock(width, self.groups, **dtypes, name=f"level_{level}_unit_{unit}")(x)
+                if level in self.attention:
+                    x = SpatialAttention(self.groups, **dtypes, name=f"level_{level}_attention_{unit}")(x)
+        x = Middle(self.groups, self.mid_attention, **dtypes, name="middle")(x)
+        x = nn.silu(GroupNorm(self.groups, EPSILON, **dtypes, name="norm")(x))
+        return convolution(self.outputs, 3, x.shape[-1], **dtypes, name="outputs")(x)
+
+
+class LatentDecoder(nn.Module):
+    """The way back: a `LatentEncoder` in reverse, with one residual block more on each level.
+
+    Attributes:
+      channels: of the picture.
+      widths: channels of the encoder's levels; here they stand in reverse order.
+      units: residual blocks of a level of the encoder.
+      groups: of the group norms.
+      attention: the encoder's levels with attention behind each residual block.
+      mid_attention: whether there is attention between the first two residual blocks.
+      dtype: of the computation.
+      parameter_dtype: of the parameters.
+    """
+
+    channels: int
+    widths: tuple[int, ...]
+    units: int = 2
+    groups: int = 32
+    attention: tuple[int, ...] = ()
+    mid_attention: bool = True
+    dtype: DType = jnp.float32
+    parameter_dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "batch h w latent"]) -> Float[Array, "batch height width channels"]:
+        dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        x = convolution(self.widths[-1], 3, z.shape[-1], **dtypes, name="stem")(z)
+        x = Middle(self.groups, self.mid_attention, **dtypes, name="middle")(x)
+        for level, width in reversed(list(enumerate(self.widths))):
+            for unit in range(self.units + 1):
+                x = ResidualBlock(width, self.groups, **dtypes, name=f"level_{level}_unit_{unit}")(x)
+                if level in self.attention:
+                    x = SpatialAttention(self.groups, **dtypes, name=f"level_{level}_attention_{unit}")(x)
+            if level:
+                x = convolution(width, 3, width, **dtypes, name=f"doubling_{level}")(doubled(x))
+        x = nn.silu(GroupNorm(self.groups, EPSILON, **dtypes, name="norm")(x))
+        return convolution(self.channels, 3, x.shape[-1], **dtypes, name="outputs")(x)

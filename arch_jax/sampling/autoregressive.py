@@ -1,0 +1,115 @@
+"""Generation: prefill the prompt, then one token a step through the state that the model carries."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from arch_jax.errors import UsageError
+from arch_jax.ops.token_sampling import check_sampling, sample
+
+
+def generate(
+    module: nn.Module,
+    variables: Any,
+    prompt: Int[Array, "batch time"] | Int[np.ndarray, "batch time"] | Sequence[Sequence[int] | Int[np.ndarray, "_"]],
+    length: int,
+    key: jax.Array | None = None,
+    *,
+    temperature: float | int = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: int | None = None,
+) -> Int[Array, "batch length"]:
+    """Continues each prompt by `length` tokens; compiled once for each shape and setting.
+
+    The tokens are the same as those from recomputing the whole sequence at each step: token n of row b is drawn with
+    `fold_in(fold_in(key, n), b)` from the model's distribution after all before it.
+
+    Args:
+      module: a decoder that carries a state: `initial_state(batch, length)` and `apply(..., state=)`.
+      variables: of the module.
+      prompt: "batch time" tokens, or a list of token lists of different lengths, each with one token at least.
+      length: how many tokens to add.
+      key: for sampling; may be none where `temperature` is 0.
+      temperature: divides the logits; 0 takes the likeliest token.
+      top_k: only the k likeliest tokens are drawn; none is all.
+      top_p: only the smallest set of tokens whose probability reaches p is drawn; none is all.
+      stop: after this token a row goes on with `stop` only.
+
+    Returns:
+      The new tokens, without the prompt.
+
+    Raises:
+      UsageError: an empty prompt, a token outside the vocabulary, a sequence longer than the model's positions, or
+        sampling settings out of range.
+    """
+    check_sampling(temperature, top_k, top_p)
+    if length < 1:
+        raise UsageError(f"length is {length}; expected at least 1 token to generate")
+    tokens, segment_ids = pad_prompts(prompt, getattr(module, "vocabulary", None))
+    if key is None:
+        if temperature != 0:
+            raise UsageError(f"temperature {temperature} draws at random and needs a key; give key= or temperature=0")
+        key = jax.random.key(0)
+    top_k = None if top_k is None else min(top_k, module.vocabulary)
+    return _generate(module, variables, tokens, segment_ids, key, length, float(temperature), top_k, top_p, stop)
+
+
+def pad_prompts(prompt: Any, vocabulary: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Prompts as one array, padded on the right; and segment ids (1, 0 at padding), None where all are of one length.
+
+    Raises:
+      UsageError: no prompt, an empty one, or a token outside the vocabulary.
+    """
+    if isinstance(prompt, jax.Array | np.ndarray):
+        rows = list(np.asarray(prompt)) if np.ndim(prompt) == 2 else [np.asarray(prompt)]
+    else:
+        rows = [np.asarray(row, np.int32) for row in prompt]
+    if not rows or any(row.size == 0 for row in rows):
+        raise UsageError("a prompt is empty; expected at least one token in each")
+    longest = max(row.size for row in rows)
+    tokens = np.zeros((len(rows), longest), np.int32)
+    segment_ids = np.zeros((len(rows), longest), np.int32)
+    for i, row in enumerate(rows):
+        outside = row[(row < 0) | (row >= vocabulary)] if vocabulary else row[:0]
+        if outside.size:
+            raise UsageError(
+                f"the prompt holds token {int(outside[0])}, outside the vocabulary; expected 0 to {vocabulary - 1}"
+            )
+        tokens[i, : row.size] = row
+        segment_ids[i, : row.size] = 1
+    return tokens, None if segment_ids.all() else segment_ids
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7, 8, 9))
+def _generate(module, variables, tokens, segment_ids, key, length, temperature, top_k, top_p, stop):
+    batch, time = tokens.shape
+    if hasattr(module, "unrolled"):
+        module, variables = module.unrolled(variables)
+    state = module.initial_state(batch, time + length - 1)
+    logits, state = module.apply(variables, tokens, segment_ids=segment_ids, state=state)
+    last = jnp.full((batch,), time - 1) if segment_ids is None else segment_ids.sum(axis=1) - 1
+    logits = jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0]
+
+    def draw(n, logits):
+        keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(key, n)))(jnp.arange(batch))
+        one = lambda k, row: sample(k, row[None], temperature=temperature, top_k=top_k, top_p=top_p)[0]
+        return jax.vmap(one)(keys, logits) if temperature else sample(key, logits, temperature=0.0)
+
+    def step(carry, n):
+        token, state = carry
+        logits, state = module.apply(variables, token[:, None], state=state)
+        new = draw(n, logits[:, 0])
+        if stop is not None:
+            new = jnp.where(token == stop, stop, new)
+        return (new, state), new
+
+    first = draw(0, logits)
+    _, rest = jax.lax.scan(step, (first, state), jnp.arange(1, length))
+    return jnp.concatenate([first[:, None], rest.T], axis=1)

@@ -1,0 +1,136 @@
+"""Beam search for encoder-decoders: the source is encoded once, hypotheses grow together, one token a step."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from arch_jax.errors import UsageError
+from arch_jax.sampling.autoregressive import pad_prompts
+
+
+def beam_search(
+    module: nn.Module,
+    variables: Any,
+    source: Int[Array, "batch source"]
+    | Int[np.ndarray, "batch source"]
+    | Sequence[Sequence[int] | Int[np.ndarray, "_"]],
+    length: int,
+    *,
+    source_mask: Bool[Array, "batch source"] | Bool[np.ndarray, "batch source"] | None = None,
+    start: int,
+    stop: int | None,
+    beams: int = 1,
+    length_penalty: float | int = 0.0,
+) -> tuple[Int[Array, "batch length"], Float[Array, "batch"]]:
+    """The target that is found likeliest for each source; compiled once for each shape and setting.
+
+    `beams` hypotheses are kept. One that ends is scored log p / ((5 + n) / 6)^length_penalty, n its tokens with `stop`
+    (Wu et al. 2016, 1609.08144, equation 14), and the search of a row ends when no open one can come to beat its
+    `beams` best. A row of which none ended within `length` tokens gives its likeliest open one.
+
+    Args:
+      module: an encoder-decoder: methods `encode`, `start` and `decode`.
+      variables: of the module.
+      source: "batch source" tokens, or a list of token lists of different lengths.
+      length: tokens to write at most.
+      source_mask: True at real tokens; None is all, or what a list of lists says.
+      start: the token that every target begins with; it is not returned.
+      stop: the token that ends a target; none writes `length` tokens.
+      beams: hypotheses kept; 1 is greedy, and takes no length penalty.
+      length_penalty: 0 for none; 0.6 in Attention Is All You Need.
+
+    Returns:
+      (tokens, after `stop` only `stop`; the scores).
+
+    Raises:
+      UsageError: an empty source, a token outside the vocabulary, a setting out of range, or a target longer than the
+        model's positions.
+    """
+    vocabulary = module.vocabulary
+    if length < 1:
+        raise UsageError(f"length is {length}; expected at least 1 token to write")
+    if not 1 <= beams <= vocabulary:
+        raise UsageError(f"beams is {beams}; expected 1 to {vocabulary}, the vocabulary")
+    if not length_penalty >= 0:
+        raise UsageError(f"length_penalty is {length_penalty}; expected at least 0, such as 0.6")
+    for name, token in (("start", start), ("stop", stop)):
+        if token is not None and not 0 <= token < vocabulary:
+            raise UsageError(f"{name} is token {token}, outside the vocabulary; expected 0 to {vocabulary - 1}")
+    if source_mask is None or not isinstance(source, jax.Array | np.ndarray):
+        source, ids = pad_prompts(source, getattr(module, "source_vocabulary", None) or vocabulary)
+        source_mask = None if ids is None else ids > 0
+    if getattr(module, "position", None) is not None:
+        module.position.check(max(length, source.shape[1]))
+    penalty = float(length_penalty) if beams > 1 else 0.0
+    mask = None if source_mask is None else jnp.asarray(source_mask)
+    stop = -1 if stop is None else stop  # no token is -1
+    return _search(module, variables, jnp.asarray(source), mask, length, start, stop, beams, penalty)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7, 8))
+def _search(module, variables, source, source_mask, length, start, stop, beams, penalty):
+    batch, vocabulary = source.shape[0], module.vocabulary
+    module, variables = module.unrolled(variables)
+    memory = module.apply(variables, source, source_mask, method="encode")
+    state = module.apply(variables, memory, source_mask, length, method="start")
+    first = jnp.full((batch, 1), start, source.dtype)
+    logits, state = module.apply(variables, first, state, method="decode")
+    # All hypotheses of a row are the same so far: they are told apart from here on, lying side by side in the batch.
+    state = jax.tree.map(lambda x: jnp.repeat(x, beams, axis=0), state)
+    logits = jnp.repeat(logits[:, 0], beams, axis=0)
+    precise = jnp.promote_types(logits.dtype, jnp.float32)
+
+    def normed(log_p, n):
+        return log_p / ((5 + n) / 6) ** penalty
+
+    def expand(n, open_p, open_tokens, done_score, done_tokens, logits):
+        """Hypotheses of n tokens become those of n + 1."""
+        log_p = jax.nn.log_softmax(logits.astype(precise)).reshape(batch, beams, vocabulary)
+        every = (open_p[:, :, None] + log_p).reshape(batch, beams * vocabulary)
+        # Twice as many as there are beams: even if each beam's likeliest token is `stop`, enough stay open.
+        best, where = jax.lax.top_k(every, 2 * beams)
+        parent, token = where // vocabulary, (where % vocabulary).astype(open_tokens.dtype)
+        tokens = jnp.take_along_axis(open_tokens, parent[:, :, None], axis=1).at[:, :, n].set(token)
+        ended = token == stop
+
+        counts = ended & (jnp.arange(2 * beams) < beams)  # one that falls behind the beam would never have been seen
+        scores = jnp.concatenate([done_score, jnp.where(counts, normed(best, n + 1), -jnp.inf)], axis=1)
+        done_score, chosen = jax.lax.top_k(scores, beams)
+        both = jnp.concatenate([done_tokens, tokens], axis=1)
+        done_tokens = jnp.take_along_axis(both, chosen[:, :, None], axis=1)
+
+        open_p, chosen = jax.lax.top_k(jnp.where(ended, -jnp.inf, best), beams)
+        open_tokens = jnp.take_along_axis(tokens, chosen[:, :, None], axis=1)
+        parent = jnp.take_along_axis(parent, chosen, axis=1)
+        return n + 1, open_p, open_tokens, done_score, done_tokens, parent
+
+    def goes_on(carry):
+        n, open_p, _, done_score, *_ = carry
+        # log p only falls as a hypothesis grows, and the divisor is largest at the end: no more can come of one.
+        possible = normed(jnp.max(open_p, axis=1), length)
+        return (n < length) & jnp.any(possible > jnp.min(done_score, axis=1))
+
+    def step(carry):
+        n, open_p, open_tokens, done_score, done_tokens, parent, state = carry
+        rows = (parent + beams * jnp.arange(batch)[:, None]).reshape(-1)
+        state = jax.tree.map(lambda x: x[rows], state)
+        last = jax.lax.dynamic_index_in_dim(open_tokens, n - 1, axis=2, keepdims=False).reshape(-1, 1)
+        logits, state = module.apply(variables, last, state, method="decode")
+        return *expand(n, open_p, open_tokens, done_score, done_tokens, logits[:, 0]), state
+
+    filler = max(stop, 0)
+    nothing = jnp.full((batch, beams, length), filler, source.dtype)
+    one_open = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf).astype(precise)  # copies are not hypotheses
+    none_done = jnp.full((batch, beams), -jnp.inf, precise)
+    begun = expand(0, jnp.broadcast_to(one_open, (batch, beams)), nothing, none_done, nothing, logits)
+    n, open_p, open_tokens, done_score, done_tokens, *_ = jax.lax.while_loop(goes_on, step, (*begun, state))
+
+    ended = done_score[:, 0] > -jnp.inf
+    tokens = jnp.where(ended[:, None], done_tokens[:, 0], open_tokens[:, 0])
+    return tokens, jnp.where(ended, done_score[:, 0], normed(open_p[:, 0], n))

@@ -1,0 +1,282 @@
+"""Ablations: what each part of an experiment is worth, with an interval.
+
+An experiment's file has generators `ablate_NAME()`, the axes; each yields overrides of the configuration, the variants.
+Every variant runs with the same seeds as the baseline. The same seed gives the same order of the data and, for each
+parameter that both have in one shape, the same initial draw; so differences are taken seed by seed.
+"""
+
+import dataclasses
+import itertools
+import json
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from arch_jax import fields
+from arch_jax.errors import UsageError, unknown
+from arch_jax.experiment import Experiment
+from arch_jax.study.report import short
+from arch_jax.study.runs.runs import Cell, Result, Study, measured, seeded
+from arch_jax.study.statistics import LEAST, Difference, Interval, against, interval
+
+BASELINE = "baseline"
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One setting that is run.
+
+    Attributes:
+      label: such as "kv_heads=1"; the baseline's is "baseline".
+      axes: those whose overrides made it; none for the baseline.
+      changes: of the configuration.
+      experiment: the configuration with them.
+    """
+
+    label: str
+    axes: tuple[str, ...]
+    changes: Mapping[str, Any]
+    experiment: Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What came of a variant.
+
+    Attributes:
+      variant: which.
+      results: one a seed.
+      values: of the metric, by seed; without diverged ones.
+      mean: with its interval; none where all diverged.
+      difference: to the baseline, over the seeds that both finished; none for the baseline, or where there are none.
+      p: of the difference, after Holm's correction over all variants; none where there is no interval.
+    """
+
+    variant: Variant
+    results: tuple[Result, ...]
+    values: Mapping[int, float]
+    mean: Interval | None
+    difference: Difference | None
+    p: float | None
+
+    @property
+    def diverged(self) -> tuple[Result, ...]:
+        """The results that are none."""
+        return tuple(result for result in self.results if result.status == "diverged")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation:
+    """A finished ablation.
+
+    Attributes:
+      experiment: its name.
+      metric: what is compared, of the validation metrics.
+      seeds: that every variant ran with.
+      rows: the baseline first.
+      notes: what a reader should know.
+    """
+
+    experiment: str
+    metric: str
+    seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures, by variant."""
+        return {
+            "experiment": self.experiment,
+            "metric": self.metric,
+            "seeds": list(self.seeds),
+            "notes": list(self.notes),
+            "variants": [_row_to_json(row) for row in self.rows],
+        }
+
+
+def axes(module: types.ModuleType) -> dict[str, list[dict[str, Any]]]:
+    """Axis -> its overrides, of an experiment's file.
+
+    Raises:
+      UsageError: a generator that fails, or yields something else than overrides.
+    """
+    found = {}
+    for name, generator in vars(module).items():
+        if name.startswith("ablate_") and callable(generator):
+            try:
+                found[name.removeprefix("ablate_")] = [dict(changes) for changes in generator()]
+            except Exception as problem:
+                raise UsageError(
+                    f"{name}() fails with {type(problem).__name__}: {problem}; expected a generator of overrides, such "
+                    'as {"model.depth": 2}'
+                ) from problem
+    return found
+
+
+def overridden(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
+    """The experiment with settings that a person asked for.
+
+    Raises:
+      UsageError: unknown field, a value of the wrong type, or a setting that changes nothing.
+    """
+    new = experiment.overridden(changes)
+    changed = [path for path, _, _ in fields.difference(experiment.to_json(), new.to_json())]
+    for name, value in changes.items():
+        if not any(path == name or path.startswith(f"{name}.") or name.startswith(f"{path}.") for path in changed):
+            raise UsageError(f"{name}={value} changes nothing: it is so already; expected another value, or none")
+    return new
+
+
+def variants(
+    experiment: Experiment, available: Mapping[str, list[dict[str, Any]]], wanted: Iterable[str], product: bool = False
+) -> list[Variant]:
+    """The baseline, and what the axes make of it.
+
+    Args:
+      experiment: the baseline.
+      available: axis -> its overrides, as `axes` finds them.
+      wanted: names of axes; none of them is all.
+      product: all combinations of the axes' variants, instead of one axis at a time.
+
+    Returns:
+      The baseline first; a variant that is equal to an earlier one stands once.
+
+    Raises:
+      UsageError: no such axis; an axis that changes nothing, or an override that can't be made.
+    """
+    names = list(dict.fromkeys(wanted)) or list(available)
+    for name in names:
+        if name not in available:
+            raise unknown("axis", name, available)
+    if not names:
+        raise UsageError(f"the experiment {experiment.name!r} has no axes; expected ablate_NAME() in its file")
+    found = {_identity(experiment): Variant(BASELINE, (), {}, experiment)}
+    combinations: list[tuple[tuple[str, ...], dict[str, Any]]] = []
+    for name in names:
+        alone = [_variant(experiment, (name,), changes) for changes in available[name]]
+        if all(_identity(one.experiment) == _identity(experiment) for one in alone):
+            raise UsageError(f"the axis {name!r} changes nothing: all its variants are the experiment as it is")
+        if not product:
+            combinations += [((name,), changes) for changes in available[name]]
+    if product:
+        for chosen in itertools.product(*(available[name] for name in names)):
+            used = tuple(name for name, changes in zip(names, chosen) if changes)
+            combinations.append((used, {path: value for changes in chosen for path, value in changes.items()}))
+    for used, changes in combinations:
+        variant = _variant(experiment, used, changes)
+        found.setdefault(_identity(variant.experiment), variant)
+    chosen = list(found.values())
+    taken = [one.label for one in chosen]
+    rename = lambda one: dataclasses.replace(one, label=_label(one.changes, full=True))
+    return [one if taken.count(one.label) == 1 else rename(one) for one in chosen]
+
+
+def ablate(
+    chosen: Sequence[Variant], study: Study, *, seeds: int = 3, metric: str = "loss", notes: Iterable[str] = ()
+) -> Ablation:
+    """Runs every variant with every seed, and compares each with the baseline.
+
+    Args:
+      chosen: the baseline first.
+      study: where the cells are kept.
+      seeds: how many: that of the experiment, and those after it.
+      metric: of the validation metrics.
+      notes: to be handed on.
+
+    Raises:
+      UsageError: a variant that can't be run, or no such metric.
+      Stopped: the study was asked to stop; what is done is kept.
+    """
+    cells = {one.label: [Cell(one.label, e) for e in seeded(one.experiment, seeds)] for one in chosen}
+    results = iter(study.run([cell for own in cells.values() for cell in own]))
+    by_label = {label: [next(results) for _ in own] for label, own in cells.items()}
+    every = [result for own in by_label.values() for result in own]
+    measured(every, metric)
+    values = {
+        label: {r.cell.experiment.seed: r.validation[metric] for r in own if r.status == "finished"}
+        for label, own in by_label.items()
+    }
+    base = values[chosen[0].label]
+    differences = [(None, None), *against([values[one.label] for one in chosen[1:]], base)]
+    rows = tuple(
+        Row(
+            variant=one,
+            results=tuple(by_label[one.label]),
+            values=values[one.label],
+            mean=interval(list(values[one.label].values())) if values[one.label] else None,
+            difference=difference,
+            p=p,
+        )
+        for one, (difference, p) in zip(chosen, differences)
+    )
+    return Ablation(
+        experiment=chosen[0].experiment.name,
+        metric=metric,
+        seeds=tuple(cell.experiment.seed for cell in cells[chosen[0].label]),
+        rows=rows,
+        notes=(*notes, *_notes(rows, seeds)),
+    )
+
+
+def _notes(rows: Sequence[Row], seeds: int) -> list[str]:
+    """What a reader should know of the figures."""
+    found = []
+    if seeds < LEAST:
+        count = "1 seed" if seeds == 1 else f"{seeds} seeds"
+        found.append(f"{count} a variant: no interval from fewer than {LEAST}")
+    else:
+        found.append("intervals: 95 %, Student's t; differences paired by seed; p by Holm's correction")
+    for row in rows:
+        for result in row.diverged:
+            found.append(f"{row.variant.label}, seed {result.cell.experiment.seed} diverged: {result.reason}")
+    return found
+
+
+def _variant(experiment: Experiment, used: tuple[str, ...], changes: Mapping[str, Any]) -> Variant:
+    try:
+        return Variant(_label(changes) or BASELINE, used, dict(changes), experiment.overridden(changes))
+    except UsageError as problem:
+        raise UsageError(f"the axis {' x '.join(used)}: {problem}") from None
+
+
+def _label(changes: Mapping[str, Any], full: bool = False) -> str:
+    """The overrides as a person would write them; fields by their last name, where that is clear and not `full`."""
+    last = [path.rsplit(".", 1)[-1] for path in changes]
+    words = []
+    for path, name in zip(changes, last):
+        value = fields.to_json(changes[path])
+        if isinstance(value, Mapping) and "module" in value:
+            # Of an instance every field is written; what a person wrote has those alone that matter.
+            rest = "" if dataclasses.is_dataclass(changes[path]) else ", ".join(
+                f"{field}={short(setting)}" for field, setting in value.items() if field != "module"
+            )  # fmt: skip
+            value = f"{value['module']}({rest})" if rest else value["module"]
+        words.append(f"{path if full or last.count(name) > 1 else name}={short(value)}")
+    return ", ".join(words)
+
+
+def _identity(experiment: Experiment) -> str:
+    return json.dumps(experiment.settled().to_json(), sort_keys=True)
+
+
+def _row_to_json(row: Row) -> dict[str, Any]:
+    first = row.results[0]
+    times = [result.step_seconds for result in row.results if result.step_seconds is not None]
+    return {
+        "variant": row.variant.label,
+        "axes": list(row.variant.axes),
+        "changes": fields.to_json(row.variant.changes),
+        "values": {str(seed): value for seed, value in row.values.items()},
+        "mean": None if row.mean is None else dataclasses.asdict(row.mean),
+        "difference": None if row.difference is None else dataclasses.asdict(row.difference),
+        "p_holm": row.p,
+        "diverged": [result.cell.experiment.seed for result in row.diverged],
+        "parameters": first.parameters,
+        "flops_per_step": first.flops,
+        "seconds_per_step": sum(times) / len(times) if times else None,
+        "peak_bytes": max((r.peak_bytes for r in row.results if r.peak_bytes is not None), default=None),
+        "seeds_together": max(result.together for result in row.results),
+        "metrics": {str(r.cell.experiment.seed): r.validation for r in row.results if r.status == "finished"},
+        "curves": {str(r.cell.experiment.seed): [list(point) for point in r.curve] for r in row.results},
+        "checks": {str(r.cell.experiment.seed): [[step, m] for step, m in r.checks] for r in row.results},
+    }

@@ -1,0 +1,170 @@
+"""The ledger: all records of reproductions, and whether what they are records of has changed since.
+
+A record is `results/NAME.json` beside the experiment's file, `NAME.py`.
+"""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from arch_jax import fields
+from arch_jax.errors import ArchJaxError, UsageError
+from arch_jax.experiment import Experiment, directories, load
+from arch_jax.study.reproduce.reproduce import Record, configuration, fingerprint, published_by
+from arch_jax.train.workdir import reason, write
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A line of the ledger.
+
+    Attributes:
+      name: of the record's file.
+      record: what is in it; none where it can't be read.
+      stale: what has changed since; empty for a fresh one.
+      problem: why it can't be read; empty if it can.
+    """
+
+    name: str
+    record: Record | None
+    stale: str = ""
+    problem: str = ""
+
+
+def write_record(record: Record, folder: Path | None = None) -> Path:
+    """Puts a record into the ledger: `NAME.json` in the folder, by default that of the project's experiments.
+
+    Raises:
+      UsageError: the run was not as the experiment's file has it.
+      RunError: it can't be written.
+    """
+    if record.changes:
+        raise UsageError(
+            f"the record of {record.name!r} is not kept: {', '.join(record.changes)} was set; expected a run of the "
+            "experiment as its file has it"
+        )
+    path = (results_folder() if folder is None else folder) / f"{record.name}.json"
+    write(path, json.dumps(record.to_json(), indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def results_folder() -> Path:
+    """Where the records of the project's experiments are.
+
+    Raises:
+      UsageError: there are no experiments.
+    """
+    found = directories()
+    if not found:
+        raise UsageError("there is no folder of experiments beside the package; expected one in a clone or a wheel")
+    return found[0] / "results"
+
+
+def in_clone() -> bool:
+    """Whether the ledger is that of a clone, which may be written to; an installed package's is to be read alone."""
+    return results_folder().parent.name == "experiments"
+
+
+def ledger(folder: Path | None = None) -> list[Entry]:
+    """All records of a folder, by name; each is stale where its experiment, in the folder above, has changed since.
+
+    A record that can't be read is an entry with a problem; it keeps none of the others from being shown.
+    """
+    folder = results_folder() if folder is None else folder
+    return [_entry(path) for path in sorted(folder.glob("*.json"))]
+
+
+def _entry(path: Path) -> Entry:
+    try:
+        record = Record.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as problem:
+        why = f"{problem} is missing" if isinstance(problem, KeyError) else reason(problem)
+        return Entry(path.stem, None, problem=f"the record {path.name} is damaged: {why}; run `reproduce` again")
+    return Entry(path.stem, record, stale=_stale(record, path))
+
+
+def _stale(record: Record, path: Path) -> str:
+    """What has changed since a record was written; empty if nothing has."""
+    file = path.parent.parent / f"{path.stem}.py"
+    if not file.is_file():
+        return f"{file.name} is gone"
+    try:
+        experiment, module = load(str(file))
+        now, published = configuration(experiment), published_by(module)
+        if fingerprint(now, published) == record.fingerprint:
+            return ""
+        # A field that a later version added is no change: by way of this version, its default stands in both.
+        then = configuration(Experiment.from_json(dict(record.experiment)))
+    except ArchJaxError as problem:
+        return str(problem)
+    changed = [f"{place} was {_short(was)} and is {_short(new)}" for place, was, new in fields.difference(then, now)]
+    if fingerprint({}, published) != fingerprint({}, tuple(one.published for one in record.figures)):
+        changed.append("the published figures have changed")
+    return changed[0] + (f", and {len(changed) - 1} more" if len(changed) > 1 else "") if changed else ""
+
+
+def table(entries: list[Entry]) -> list[dict[str, str]]:
+    """The ledger's rows, one for each figure, in words."""
+    from arch_jax.study.report import duration
+
+    rows = []
+    for entry in entries:
+        if entry.record is None:
+            rows.append(_row(experiment=entry.name, verdict=entry.problem))
+            continue
+        record = entry.record
+        for one in record.figures:
+            side = "" if one.published.direction == "near" else f"{one.published.direction} "
+            notes = [note for note in (one.remark, f"stale: {entry.stale}" if entry.stale else "") if note]
+            rows.append(
+                _row(
+                    experiment=entry.name,
+                    published=f"{side}{one.published.value:g} {one.published.unit}",
+                    source=one.published.source,
+                    tolerance=f"{one.published.tolerance:g}",
+                    measured="diverged" if one.mean is None else str(one.mean),
+                    seeds=str(len(one.values)),
+                    verdict=one.verdict + (f" ({'; '.join(notes)})" if notes else ""),
+                    device=record.device + ("" if record.seconds is None else f", {duration(record.seconds)}"),
+                    commit=f"{record.commit or '-'}, {record.date}",
+                )
+            )
+    return rows
+
+
+def write_table(entries: list[Entry], path: Path) -> Path:
+    """Replaces what stands between `<!-- ledger -->` and `<!-- /ledger -->` in a Markdown file by the ledger's table.
+
+    Raises:
+      UsageError: there is no such file, or it does not have the two marks once each, in this order.
+      RunError: it can't be written.
+    """
+    marks = ("<!-- ledger -->", "<!-- /ledger -->")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UsageError(
+            f"{path} can't be read: {reason(problem)}; expected a file with {' and '.join(marks)}"
+        ) from None
+    if any(text.count(mark) != 1 for mark in marks) or text.index(marks[0]) > text.index(marks[1]):
+        raise UsageError(f"{path} has no place for the ledger; expected {' and '.join(marks)}, once each")
+    rows = table(entries)
+    names = list(_row())
+    lines = [names, ["---"] * len(names), *(list(row.values()) for row in rows)]
+    escaped = [[re.sub(r"\s+", " ", cell).replace("|", "\\|") for cell in line] for line in lines]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in escaped) if rows else "No record yet."
+    before, after = text.split(marks[0])[0], text.split(marks[1])[1]
+    write(path, f"{before}{marks[0]}\n\n{body}\n\n{marks[1]}{after}")
+    return path
+
+
+def _row(**cells: str) -> dict[str, str]:
+    names = ("experiment", "published", "source", "tolerance", "measured", "seeds", "verdict", "device", "commit")
+    return {name: cells.get(name, "") for name in names}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,393 @@
+"""Cells: the runs that a study is made of. Each is kept in the study's folder, finished ones for good.
+
+    STUDY/cells/KEY/config.json     the run, as `arch-jax train` would write it
+    STUDY/cells/KEY/metrics.jsonl   its losses
+    STUDY/cells/KEY/result.json     what came of it; once this is there, the cell is done
+
+A cell's key is a hash of all that its result depends on, so that a changed configuration is a new cell, and a study
+that asks again for a finished one is given what it gave.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import jax
+
+from arch_jax import registry
+from arch_jax.errors import ArchJaxError, Diverged, RunError, UsageError
+from arch_jax.experiment import Experiment
+from arch_jax.flops import count_flops
+from arch_jax.study.runs.lock import locked
+from arch_jax.study.runs.progress import StudyProgress
+from arch_jax.train.compiled import Compiled, alike, memory
+from arch_jax.train.loop import Within, is_full, loss_of, stop_requests, train
+from arch_jax.train.report import tell
+from arch_jax.train.state import initial_state
+from arch_jax.train.step import make_step
+from arch_jax.train.workdir import read_metrics, write
+
+#: Fields of an experiment that its result does not depend on.
+_BESIDE = ("name", "keep", "tensorboard")
+#: How many compiled programs are held at a time.
+_HELD = 3
+
+
+class Stopped(ArchJaxError):
+    """A study was asked to stop (SIGTERM, Ctrl-C) and has saved what it was at."""
+
+    exit_code = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+      label: what the person calls it; not a part of what it is.
+      experiment: what is run; with the seed.
+      part: which validation batches it is judged on: "all", "tuning" (every other one) or "report" (the rest).
+    """
+
+    label: str
+    experiment: Experiment
+    part: Literal["all", "tuning", "report"] = "all"
+
+    @property
+    def stored(self) -> Experiment:
+        """The run as its folder has it: under one name, whoever asks for it."""
+        return dataclasses.replace(self.experiment, name="cell", tensorboard=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What came of a cell.
+
+    Attributes:
+      cell: which.
+      status: "finished", or "diverged": a loss, metric or parameter was no longer finite.
+      reason: the sentence that says so; empty for a finished one.
+      step: steps taken.
+      validation: the last validation metrics by name; empty for a diverged one.
+      curve: (step, training loss of the first player), as far as it was logged.
+      checks: (step, validation metrics) of every evaluation.
+      parameters: how many.
+      flops: of a step, in matrix products.
+      step_seconds: the median time of a step; none where too few were taken in one go to tell.
+      peak_bytes: what the compiled train program holds on a device; none where the compiler does not tell.
+      together: how many seeds were trained as one program; 1 is alone.
+    """
+
+    cell: Cell
+    status: Literal["finished", "diverged"]
+    reason: str
+    step: int
+    validation: dict[str, float]
+    curve: tuple[tuple[int, float], ...]
+    checks: tuple[tuple[int, dict[str, float]], ...]
+    parameters: int
+    flops: int
+    step_seconds: float | None
+    peak_bytes: int | None
+    together: int = 1
+
+
+class Study:
+    """A folder of cells, locked while it is open.
+
+    Args:
+      path: the folder; made where it is missing.
+      together: how many seeds are trained as one program, by `vmap`; none is as many as fit into memory on an
+        accelerator and 1 on a CPU, where more gain nothing.
+      keep_checkpoints: whether those of finished cells are kept.
+
+    Raises:
+      UsageError: it can't be written to, or another study has it open (which says who).
+    """
+
+    def __init__(self, path: Path | str, *, together: int | None = None, keep_checkpoints: bool = False) -> None:
+        if together is not None and together < 1:
+            raise UsageError(f"together is {together}; expected at least 1 seed")
+        self.path = Path(path)
+        self.together, self.keep_checkpoints = together, keep_checkpoints
+        self._corpora: dict[str, Any] = {}
+        self._compiled: OrderedDict[str, Compiled] = OrderedDict()
+        self._facts: dict[str, tuple[int, int]] = {}
+        self._lock = locked(self.path)
+
+    def __enter__(self) -> "Study":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def run(self, cells: Sequence[Cell]) -> list[Result]:
+        """Runs what is not done yet, and gives the results in the order of the cells.
+
+        A cell that diverges is a result too. Everything that can be refused is refused before the first step.
+
+        Raises:
+          UsageError: an experiment that can't be run; the sentence begins with the cell's label.
+          Stopped: SIGTERM or Ctrl-C came; the cell that was at work is saved and will go on.
+          RunError: a run failed for another reason than divergence.
+        """
+        unique = {self.key(cell): cell for cell in cells}
+        todo = {key: cell for key, cell in unique.items() if self.kept(key, cell) is None}
+        for cell in todo.values():
+            with blamed_on(cell.label):
+                self._check(cell)
+        if len(unique) > len(todo):
+            tell(f"{len(unique) - len(todo)} of {len(unique)} cells are done already in {self.path}")
+        if todo:
+            total = sum(cell.experiment.steps for cell in todo.values())
+            with StudyProgress(total, len(todo)) as progress, stop_requests() as stop:
+                for group in self._groups(todo, unique):
+                    if stop.is_set():
+                        raise self.stopped()
+                    self._take(group, progress)
+        return [self.result(cell) for cell in cells]
+
+    def result(self, cell: Cell) -> Result:
+        """What came of a cell that is done.
+
+        Raises:
+          RunError: it is not done.
+        """
+        key = self.key(cell)
+        found = self.kept(key, cell)
+        if found is None:
+            raise RunError(f"the cell {cell.label} in {self.folder(key)} is not done")
+        return found
+
+    def key(self, cell: Cell) -> str:
+        """16 hexadecimal digits that stand for all that the cell's result depends on, its data's content included."""
+        data = cell.experiment.settled().to_json()
+        whole = {name: value for name, value in data.items() if name not in _BESIDE}
+        whole |= {"part": cell.part, "sha256": self.corpus(cell).facts.get("sha256")}
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+
+    def folder(self, key: str) -> Path:
+        """Where the cell of a key is."""
+        return self.path / "cells" / key
+
+    def corpus(self, cell: Cell) -> Any:
+        """The cell's data, read once, with the validation batches that are its part."""
+        name = json.dumps(cell.experiment.to_json()["data"], sort_keys=True)
+        if name not in self._corpora:
+            self._corpora[name] = cell.experiment.data.load()
+        corpus = self._corpora[name]
+        return corpus if cell.part == "all" else Part(corpus, cell.part)
+
+    def facts(self, cell: Cell) -> tuple[int, int]:
+        """The cell's parameters, and the FLOPs of its step in matrix products."""
+        batch = shapes(self.corpus(cell))
+        name = alike(cell.experiment, batch)
+        if name not in self._facts:
+            state = jax.eval_shape(lambda b: initial_state(cell.experiment, b), batch)
+            flops = count_flops(make_step(cell.experiment), state, batch).products
+            self._facts[name] = (registry.count(state.parameters), flops)
+        return self._facts[name]
+
+    def _check(self, cell: Cell) -> None:
+        """Refuses what can't be run, without running it."""
+        experiment = cell.experiment
+        if experiment.log_every > experiment.steps:
+            raise UsageError(
+                f"log_every is {experiment.log_every}; expected at most steps, which is {experiment.steps}"
+            )
+        experiment.task.check(self.corpus(cell))
+        self.facts(cell)
+
+    def _groups(self, todo: Mapping[str, Cell], asked: Mapping[str, Cell]) -> Iterator[dict[str, Cell]]:
+        """The cells that are to be taken as one: alone, or several seeds of one variant."""
+        from arch_jax.study.runs.vmapped import begun_groups
+
+        left = dict(todo)
+        for keys in begun_groups(self.path):  # what was begun as one goes on as one
+            if any(key in left for key in keys) and all(key in asked for key in keys):
+                yield {key: asked[key] for key in keys}
+                left = {key: cell for key, cell in left.items() if key not in keys}
+        several = self.together or (len(todo) if jax.default_backend() in ("gpu", "tpu") else 1)
+        while left:
+            first = next(iter(left.values()))
+            same = [key for key, cell in left.items() if _variant(cell) == _variant(first)][:several]
+            yield {key: left.pop(key) for key in same}
+
+    def _take(self, group: Mapping[str, Cell], progress: StudyProgress) -> None:
+        """Runs a group to its end."""
+        from arch_jax.study.runs.vmapped import TooLarge, train_together
+
+        if len(group) == 1:
+            self._alone(*next(iter(group.items())), progress)
+            return
+        try:
+            train_together(self, group, progress)
+        except TooLarge as problem:
+            keys = list(group)
+            half = len(keys) // 2
+            tell(f"{problem}; {len(keys)} seeds are taken {len(keys) - half} and {half} at a time")
+            for part in (keys[half:], keys[:half]):
+                self._take({key: group[key] for key in part}, progress)
+
+    def _alone(self, key: str, cell: Cell, progress: StudyProgress) -> None:
+        """Runs one cell by the train loop, and writes down what came of it."""
+        corpus, folder = self.corpus(cell), self.folder(key)
+        experiment = cell.stored
+        with blamed_on(cell.label):
+            compiled = self.compiled(cell)
+            within = Within(corpus, compiled, progress.cell(f"{cell.label}, seed {experiment.seed}", experiment.steps))
+            try:
+                outcome = train(experiment, folder, within=within)
+            except Diverged as problem:
+                within.progress.ended()
+                last = max((line["step"] for line in read_metrics(folder)), default=0)
+                self.write(key, cell, status="diverged", reason=_without(str(problem), folder), step=last)
+                return
+        if not outcome.finished:
+            raise self.stopped()
+        self.write(
+            key,
+            cell,
+            step=outcome.step,
+            validation=outcome.validation,
+            step_seconds=outcome.step_seconds,
+            peak_bytes=compiled.placement.compiled and memory(compiled.placement.compiled),
+        )
+
+    def compiled(self, cell: Cell) -> Compiled:
+        """The programs for a cell, shared with every cell that is `alike`; the last few are held."""
+        corpus = self.corpus(cell)
+        batch = shapes(corpus)
+        name = alike(cell.experiment, batch, is_full(corpus))
+        if name not in self._compiled:
+            self._compiled[name] = Compiled(cell.experiment, batch, is_full(corpus))
+            while len(self._compiled) > _HELD:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(name)
+        return self._compiled[name]
+
+    def write(self, key: str, cell: Cell, **found: Any) -> None:
+        """Writes down what came of a cell, and lets go of its checkpoints."""
+        parameters, flops = self.facts(cell)
+        settled = {"status": "finished", "reason": "", "step": 0, "validation": {}, "step_seconds": None}
+        settled |= {"peak_bytes": None, "together": 1, "parameters": parameters, "flops": flops} | found
+        folder = self.folder(key)
+        write(folder / "result.json", json.dumps(settled | {"label": cell.label}, indent=1) + "\n")
+        if not self.keep_checkpoints:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+    def kept(self, key: str, cell: Cell) -> Result | None:
+        """The result in a cell's folder, if there is a whole one."""
+        folder = self.folder(key)
+        try:
+            found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            kinds = {"status": str, "reason": str, "step": int, "validation": dict, "parameters": int, "flops": int}
+            if any(not isinstance(found[name], kind) for name, kind in kinds.items()):
+                raise ValueError
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            tell(f"{folder / 'result.json'} is damaged; the cell is run again")
+            return None
+        lines = read_metrics(folder)
+        return Result(
+            cell=cell,
+            status="diverged" if found["status"] == "diverged" else "finished",
+            reason=found["reason"],
+            step=found["step"],
+            validation={name: float(value) for name, value in found["validation"].items()},
+            curve=tuple((line["step"], loss) for line in lines if (loss := loss_of(line)) is not None),
+            checks=tuple((line["step"], checked) for line in lines if (checked := _checked(line))),
+            parameters=found["parameters"],
+            flops=found["flops"],
+            step_seconds=found.get("step_seconds"),
+            peak_bytes=found.get("peak_bytes"),
+            together=found.get("together", 1),
+        )
+
+    def stopped(self) -> Stopped:
+        """What is raised where the study was asked to stop and has saved."""
+        return Stopped(f"stopped; what was done is in {self.path}, and the same command goes on from there")
+
+
+class Part:
+    """A corpus judged on every other validation batch: what is tuned on one half is reported on the other.
+
+    Attributes:
+      divided: whether there are two batches to divide; with one, both halves are that.
+    """
+
+    def __init__(self, corpus: Any, part: str) -> None:
+        self._corpus, self._first = corpus, {"tuning": 0, "report": 1}[part]
+        self.divided = sum(1 for _, _ in zip(corpus.validation(), range(2))) == 2
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._corpus, name)
+
+    def validation(self) -> Iterator[Any]:
+        """The validation batches of this half."""
+        for i, batch in enumerate(self._corpus.validation()):
+            if not self.divided or i % 2 == self._first:
+                yield batch
+
+
+def seeded(experiment: Experiment, count: int, first: int = 0) -> list[Experiment]:
+    """The same experiment with seeds first, first + 1 ...
+
+    Raises:
+      UsageError: fewer than one.
+    """
+    if count < 1:
+        raise UsageError(f"seeds is {count}; expected at least 1, and 3 or more for an interval")
+    return [dataclasses.replace(experiment, seed=seed) for seed in range(first, first + count)]
+
+
+def measured(results: Sequence[Result], metric: str) -> list[float]:
+    """A validation metric of the finished ones.
+
+    Raises:
+      UsageError: they have no such metric; with those they have.
+    """
+    finished = [result for result in results if result.status == "finished"]
+    for result in finished:
+        if metric not in result.validation:
+            raise UsageError(f"unknown metric {metric!r}; valid are {', '.join(map(repr, result.validation))}")
+    return [result.validation[metric] for result in finished]
+
+
+def _variant(cell: Cell) -> str:
+    """Equal for cells that differ in the seed alone."""
+    data = dataclasses.replace(cell.experiment.settled(), seed=0, name="").to_json()
+    return json.dumps([data, cell.part], sort_keys=True)
+
+
+def shapes(corpus: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Name -> shape and dtype, of one batch."""
+    return {name: jax.ShapeDtypeStruct(*facts) for name, facts in corpus.shapes.items()}
+
+
+def _checked(line: Mapping[str, Any]) -> dict[str, float]:
+    return {name.removeprefix("validation/"): v for name, v in line.items() if name.startswith("validation/")}
+
+
+def _without(sentence: str, folder: Path) -> str:
+    """What diverged, without where that was: cells have no names that a person knows."""
+    return sentence.replace(f" of the run in {folder}", "").split(";")[0]
+
+
+@contextlib.contextmanager
+def blamed_on(label: str) -> Iterator[None]:
+    """Names the one of many in the sentence of what is wrong with it."""
+    try:
+        yield
+    except UsageError as problem:
+        raise UsageError(f"{label}: {problem}") from problem

@@ -1,0 +1,314 @@
+"""Reproductions and their ledger: verdicts, records that outlive what they are of, and the table in a README."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import types
+from pathlib import Path
+
+import pytest
+
+from arch_jax.errors import UsageError
+from arch_jax.experiment import Published, load
+from arch_jax.study.reproduce.ledger import ledger, table, write_record, write_table
+from arch_jax.study.reproduce.reproduce import Figure, Record, commit, reproduce
+from arch_jax.study.runs.runs import Result, Study
+
+FILE = '''"""A toy."""
+
+import arch_jax
+
+published = (
+    "a text, of earlier days",
+    arch_jax.Published(60.0, "Nobody 2026, table 1", 40.0, metric="accuracy", seeds=3, unit="% | all", factor=100.0),
+    arch_jax.Published(5.0, "Nobody 2026, table 2", 0.5, seeds=2, direction="at most", behaviour=True),
+)
+
+
+def config():
+    return arch_jax.Experiment(
+        model=arch_jax.create("gcn", classes=2, hidden=(4,), dropout=0.0),
+        objective=arch_jax.objective("nodes"),
+        data=arch_jax.Nodes(source="karate", multiple=8),
+        optimizer=arch_jax.Optimizer("adam", learning_rate=0.1, schedule="constant", clip=None),
+        steps=20,
+        evaluate_every=20,
+        checkpoint_every=20,
+    )
+'''
+
+
+class Told(Study):
+    """A study whose cells are not run: each gives what is told for its seed, and has diverged where that is nothing."""
+
+    def __init__(self, by_seed):
+        self.by_seed = by_seed
+
+    def run(self, cells):
+        return [self._result(cell) for cell in cells]
+
+    def _result(self, cell):
+        found = self.by_seed[cell.experiment.seed]
+        status = "finished" if found else "diverged"
+        return Result(cell, status, "", 20, found, (), (), parameters=9, flops=9, step_seconds=0.5, peak_bytes=None)
+
+    def corpus(self, cell):
+        return types.SimpleNamespace(facts={"sha256": "abc"})
+
+
+ALL = {seed: {"accuracy": 0.5 + seed / 8, "loss": 4.0 + seed} for seed in range(5)}
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    path = tmp_path / "experiments" / "toy.py"
+    path.parent.mkdir()
+    path.write_text(FILE)
+    return path
+
+
+@pytest.fixture
+def record(file) -> Record:
+    return reproduce(*load(str(file)), Told(ALL))
+
+
+def kept(record: Record, file: Path) -> Path:
+    return write_record(record, file.parent / "results")
+
+
+def entry(file: Path):
+    (found,) = ledger(file.parent / "results")
+    return found
+
+
+def published(**changes) -> Published:
+    return Published(**{"value": 2.0, "source": "s", "tolerance": 0.5, "seeds": 2} | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "values", "diverged", "verdict"),
+    [
+        ({}, (1.4, 1.6), (), "reproduced"),
+        ({}, (1.4, 1.5), (), "not reproduced"),
+        ({}, (2.5, 2.6), (), "not reproduced"),
+        ({"value": 0.3, "tolerance": 0.0}, (0.1 + 0.2,), (), "reproduced"),
+        ({"direction": "at least"}, (9.0,), (), "reproduced"),
+        ({"direction": "at least"}, (1.4,), (), "not reproduced"),
+        ({"direction": "at most"}, (-9.0,), (), "reproduced"),
+        ({"direction": "at most"}, (2.6,), (), "not reproduced"),
+        ({"behaviour": True}, (2.0,), (), "behaviour shown"),
+        ({"behaviour": True}, (3.0,), (), "behaviour not shown"),
+        ({}, (2.0,), (1,), "not reproduced"),
+        ({}, (), (0, 1), "not reproduced"),
+    ],
+)
+def test_verdict(changes, values, diverged, verdict):
+    assert Figure(published(**changes), dict(enumerate(values)), diverged).verdict == verdict
+
+
+def test_each_figure_is_of_the_seeds_it_declares(record):
+    accuracy, loss = record.figures
+    assert accuracy.values == {0: 50.0, 1: 62.5, 2: 75.0}
+    assert accuracy.mean.mean == 62.5
+    assert accuracy.mean.low < 62.5 < accuracy.mean.high
+    assert (loss.values, loss.mean.low) == ({0: 4.0, 1: 5.0}, None)
+    assert [one.verdict for one in record.figures] == ["reproduced", "behaviour shown"]
+    assert (record.name, record.data, record.seconds) == ("toy", "abc", 3 * 20 * 0.5)
+
+
+def test_seeds_asked_for(file):
+    more = reproduce(*load(str(file)), Told(ALL), seeds=5)
+    assert [len(one.values) for one in more.figures] == [5, 5]
+    fewer = reproduce(*load(str(file)), Told(ALL), seeds=1)
+    assert [one.remark for one in fewer.figures] == ["over 1 of the 3 seeds declared", "over 1 of the 2 seeds declared"]
+
+
+def test_diverged_seed_is_told(file):
+    record = reproduce(*load(str(file)), Told(ALL | {2: {}}))
+    accuracy, loss = record.figures
+    assert (accuracy.values, accuracy.diverged, accuracy.verdict) == ({0: 50.0, 1: 62.5}, (2,), "not reproduced")
+    assert accuracy.remark == "diverged: seed 2"
+    assert (loss.diverged, loss.verdict) == ((), "behaviour shown")
+
+
+def test_real_run_fills_the_ledger(file, tmp_path):
+    experiment, module = load(str(file))
+    with Study(tmp_path / "study") as study:
+        record = reproduce(experiment, module, study)
+        results = [study.result(cell) for cell in (dataclasses.replace(c, label="x") for c in _cells(experiment))]
+    assert record.figures[0].values == {seed: 100 * r.validation["accuracy"] for seed, r in enumerate(results)}
+    assert len(set(record.figures[1].values.values())) == 2
+    kept(record, file)
+    found = entry(file)
+    assert (found.stale, found.problem) == ("", "")
+    assert found.record == record
+
+
+def _cells(experiment):
+    from arch_jax.study.runs.runs import Cell, seeded
+
+    return [Cell("again", one) for one in seeded(experiment, 3)]
+
+
+def test_record_survives_json(record, file):
+    path = kept(record, file)
+    assert Record.from_json(json.loads(path.read_text())) == record
+    assert path.name == "toy.json"
+    for name in ("versions", "device", "commit", "date", "fingerprint"):
+        assert name in json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("learning_rate=0.1", "learning_rate=0.25", "optimizer.learning_rate was 0.1 and is 0.25"),
+        ("steps=20,", "steps=1000,", "steps was 20 and is 1000"),
+        ('table 1", 40.0', 'table 1", 4.0', "the published figures have changed"),
+        ("seeds=2", "seeds=10", "the published figures have changed"),
+        ("import arch_jax", "import no_such_module", "toy.py fails with ModuleNotFoundError"),
+        (FILE, "", "has no config()"),
+        ('"""A toy."""', '"""In better words."""', ""),
+        ("Nobody 2026, table 1", "Nobody (2026), page 3, table 1", ""),
+    ],
+)
+def test_stale_once_the_experiment_has_changed(record, file, old, new, says):
+    kept(record, file)
+    assert entry(file).stale == ""
+    assert FILE.count(old) == 1
+    file.write_text(FILE.replace(old, new))
+    found = entry(file)
+    assert says in found.stale
+    assert bool(found.stale) == bool(says)
+    assert ("stale" in table([found])[0]["verdict"]) == bool(says)
+
+
+def test_stale_once_the_experiment_is_gone(record, file):
+    kept(record, file)
+    file.unlink()
+    assert entry(file).stale == "toy.py is gone"
+
+
+def test_field_of_a_later_version_is_no_change(record, file):
+    """The record of a version that did not have the field, and so another fingerprint."""
+    path = kept(record, file)
+    data = json.loads(path.read_text())
+    del data["experiment"]["accumulate"]
+    path.write_text(json.dumps(data | {"fingerprint": "0" * 16}))
+    assert entry(file).stale == ""
+    data["experiment"]["accumulate"] = 2
+    path.write_text(json.dumps(data | {"fingerprint": "0" * 16}))
+    assert entry(file).stale == "accumulate was 2 and is 1"
+
+
+def test_changed_run_is_not_kept(file):
+    experiment, module = load(str(file))
+    record = reproduce(experiment.overridden({"steps": 7}), module, Told(ALL))
+    with pytest.raises(UsageError, match=r"the record of 'toy' is not kept: steps was set"):
+        kept(record, file)
+    assert not (file.parent / "results").exists()
+    # Which seed the file has does not matter: they are counted from 0.
+    assert reproduce(experiment.overridden({"seed": 7}), module, Told(ALL)).changes == ()
+
+
+def spoil(path: Path, **changes) -> str:
+    return json.dumps(json.loads(path.read_text()) | changes)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda path: "", "Expecting value"),
+        (lambda path: path.read_text()[:200], "damaged"),
+        (lambda path: "[1]", "damaged"),
+        (lambda path: "{}", "'format' is missing"),
+        (lambda path: spoil(path, format=99), "its format is 99; expected 1"),
+        (lambda path: spoil(path, figures=[{"values": 3}]), "'published' is missing"),
+        (lambda path: spoil(path, device=3), "device is 3"),
+        (lambda path: path.read_text().replace("62.5", "NaN"), "is nan"),
+        (lambda path: path.read_text().replace('"near"', '"near"}'), "damaged"),
+    ],
+)
+def test_damaged_record_is_told_and_the_others_are_shown(record, file, damage, says):
+    path = kept(record, file)
+    other = path.with_name("broken.json")
+    other.write_text(damage(path))
+    broken, good = ledger(path.parent)
+    assert (broken.name, broken.record) == ("broken", None)
+    assert "the record broken.json is damaged" in broken.problem
+    assert says in broken.problem
+    assert "\n" not in broken.problem
+    assert (good.record, good.problem) == (record, "")
+    assert [row["experiment"] for row in table([broken, good])] == ["broken", "toy", "toy"]
+
+
+def test_table_in_a_readme(record, file):
+    kept(record, file)
+    readme = file.parent / "README.md"
+    readme.write_text("before\n<!-- ledger -->\nold\n<!-- /ledger -->\nafter\n")
+    entries = ledger(file.parent / "results")
+    write_table(entries, readme)
+    once = readme.read_text()
+    assert once.startswith("before\n<!-- ledger -->\n")
+    assert once.endswith("<!-- /ledger -->\nafter\n")
+    assert "old" not in once
+    lines = [line for line in once.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(record.figures)
+    assert "60 % \\| all" in lines[2]
+    assert str(record.figures[0].mean) in lines[2]
+    assert "| reproduced |" in lines[2]
+    assert "at most 5 nats" in lines[3]
+    assert {line.replace("\\|", "").count("|") for line in lines} == {lines[0].count("|")}
+    write_table(entries, readme)
+    assert readme.read_text() == once
+    write_table([], readme)
+    assert "No record yet." in readme.read_text()
+
+
+@pytest.mark.parametrize("text", [None, "no marks", "<!-- /ledger --> <!-- ledger -->", "<!-- ledger -->" * 2])
+def test_readme_without_a_place(tmp_path, text):
+    readme = tmp_path / "README.md"
+    if text is not None:
+        readme.write_text(text)
+    with pytest.raises(UsageError, match=r"expected .*<!-- ledger --> and <!-- /ledger -->"):
+        write_table([], readme)
+    assert text is None or readme.read_text() == text
+
+
+def test_nothing_published(file):
+    file.write_text(FILE.replace("published = (", "found = ("))
+    with pytest.raises(UsageError, match="'toy' publishes nothing to be held against"):
+        reproduce(*load(str(file)), Told(ALL))
+
+
+def test_unknown_metric(file):
+    file.write_text(FILE.replace('metric="accuracy"', 'metric="accurracy"'))
+    with pytest.raises(UsageError, match=r"unknown metric 'accurracy'.*'accuracy'"):
+        reproduce(*load(str(file)), Told(ALL))
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_commit(file, record, monkeypatch):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(file.parent.parent.parent))
+    assert commit(file) is None
+    top = file.parent.parent
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    git = lambda *arguments: subprocess.run(
+        ["git", "-C", str(top), *who, *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    git("init")
+    (top / "library.py").write_text("x = 1\n")
+    git("add", "library.py")
+    git("commit", "-m", "one")
+    assert commit(file) is None  # in the clone's folder, and not of it
+    git("add", "experiments/toy.py")
+    git("commit", "-m", "two")
+    head = git("rev-parse", "HEAD")
+    shutil.rmtree(file.parent / "__pycache__", ignore_errors=True)
+    assert head.startswith(commit(file))
+    assert len(commit(file)) == 12
+    kept(record, file)  # what a reproduction writes is no change
+    assert commit(file) == head[:12]
+    (top / "library.py").write_text("x = 2\n")
+    assert commit(file) == head[:12] + "+changes"
