@@ -122,7 +122,7 @@ def _study(one: argparse.ArgumentParser, seeds: int | None = 3) -> None:
 
 
 def _open(options: argparse.Namespace, default: str) -> Any:
-    from arch_jax.study.runs.runs import Study
+    from arch_jax.study.runs.study import Study
 
     path = options.workdir or Path("runs") / default
     return Study(path, together=options.together, keep_checkpoints=options.keep_checkpoints)
@@ -146,7 +146,8 @@ def _metric(options: argparse.Namespace, module: Any) -> str:
 
 def _ablate(options: argparse.Namespace) -> None:
     prepare(options.platform)
-    from arch_jax.study import report
+    from arch_jax.study import formatting
+    from arch_jax.study.ablate import presentation
     from arch_jax.study.ablate.ablate import ablate, axes, variants
     from arch_jax.train.workdir import write
 
@@ -155,13 +156,13 @@ def _ablate(options: argparse.Namespace) -> None:
     with _open(options, f"ablate-{experiment.name}") as study:
         ablation = ablate(chosen, study, seeds=options.seeds, metric=_metric(options, module))
         data = ablation.to_json()
-        rows = report.ablation_rows(ablation)
+        rows = presentation.ablation_rows(ablation)
         write(study.path / "ablation.json", json.dumps(data, indent=1) + "\n")
         written = [
             study.path / "ablation.json",
-            report.write_csv(study.path / "ablation.csv", rows),
-            report.draw_curves(ablation, study.path / "curves.png"),
-            report.draw_bars(ablation, study.path / "bars.png"),
+            formatting.write_csv(study.path / "ablation.csv", rows),
+            presentation.draw_curves(ablation, study.path / "curves.png"),
+            presentation.draw_bars(ablation, study.path / "bars.png"),
         ]
     if options.json:
         print(json.dumps(data, indent=1))
@@ -183,9 +184,9 @@ def _ablate(options: argparse.Namespace) -> None:
             "" if row.difference is None else str(row.difference),
             "" if row.p is None else f"{row.p:.2g}",
             f"{numbers['parameters']:,}",
-            report.count(numbers["flops_per_step"]),
-            report.duration(numbers["seconds_per_step"]),
-            report.size(numbers["peak_bytes"]),
+            formatting.count(numbers["flops_per_step"]),
+            formatting.duration(numbers["seconds_per_step"]),
+            formatting.size(numbers["peak_bytes"]),
         )
     show(grid, keep=4)
     for note in ablation.notes:
@@ -273,7 +274,7 @@ def _scaling_fit(options: argparse.Namespace) -> None:
 
 def _scaling_run(options: argparse.Namespace) -> None:
     prepare(options.platform)
-    from arch_jax.study.report import write_csv
+    from arch_jax.study.formatting import write_csv
     from arch_jax.study.scaling.family import train_family
 
     experiment, _ = _loaded(options, options.experiment)
@@ -333,7 +334,7 @@ def _numbers(option: str, text: str) -> list[float]:
 
 def _compare(options: argparse.Namespace) -> None:
     prepare(options.platform)
-    from arch_jax.study.compare import report as compare_report
+    from arch_jax.study.compare import presentation
     from arch_jax.study.compare.candidates import parse_grid, parse_model
     from arch_jax.study.compare.compare import Budget, compare
     from arch_jax.train.workdir import write
@@ -347,13 +348,13 @@ def _compare(options: argparse.Namespace) -> None:
         write(study.path / "comparison.json", json.dumps(data, indent=1) + "\n")
         written = [
             study.path / "comparison.json",
-            compare_report.write_comparison_csv(comparison, study.path / "comparison.csv"),
-            compare_report.draw_comparison(comparison, study.path / "comparison.png"),
+            presentation.write_comparison_csv(comparison, study.path / "comparison.csv"),
+            presentation.draw_comparison(comparison, study.path / "comparison.png"),
         ]
     if options.json:
         print(json.dumps(data, indent=1))
         return
-    headers, rows = compare_report.table(comparison)
+    headers, rows = presentation.table(comparison)
     grid = table(*(name if name == "model" else f">{name}" for name in headers))
     for row in rows:
         grid.add_row(*row)

@@ -19,9 +19,10 @@ from arch_jax.experiment import load
 from arch_jax.inputs import Rows, images
 from arch_jax.study.compare.candidates import Contestant, fitted, parse_grid, parse_model
 from arch_jax.study.compare.compare import APART, Budget, compare
-from arch_jax.study.compare.report import draw_comparison, table, write_comparison_csv
-from arch_jax.study.runs.runs import Cell, Study
+from arch_jax.study.compare.presentation import draw_comparison, table, write_comparison_csv
+from arch_jax.study.runs.run import StudyRun
 from arch_jax.study.runs.steps import lasting
+from arch_jax.study.runs.study import Study
 from arch_jax.study.sizing import parameters
 from arch_jax.study.statistics import holm, interval, paired
 
@@ -296,7 +297,7 @@ def test_a_budget_of_seconds(toys, tmp_path):
         for path in tmp_path.glob("cells/*/config.json"):
             experiment = arch_jax.Experiment.from_json(json.loads(path.read_text())["experiment"])
             if experiment.seed == APART:
-                timed[experiment.model.width] = study.result(Cell("", experiment, "tuning")).step_seconds
+                timed[experiment.model.width] = study.result(StudyRun("", experiment, "tuning")).step_seconds
     for row in found.rows:
         assert row.steps == round(0.02 / timed[row.results[0].cell.experiment.model.width])
         assert row.results[0].step == row.steps

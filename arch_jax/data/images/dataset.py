@@ -11,6 +11,7 @@ import numpy as np
 from arch_jax.data.base import ValidationBatches, check_whole, stream
 from arch_jax.data.images import sources
 from arch_jax.data.images.augmentation import Augmentation
+from arch_jax.data.images.parts import LabelledImages, Subset
 from arch_jax.errors import UsageError
 from arch_jax.fields import Kind, component
 
@@ -100,16 +101,16 @@ class Images:
             )
         return ImagesCorpus(self, found)
 
-    def _divided(self, found: sources.Found) -> sources.Found:
+    def _divided(self, found: LabelledImages) -> LabelledImages:
         """With pictures held out where the source has no test part, and the share of the others that is trained on."""
         seed, labels = int(self.split_seed), found.train.labels()
         train, validation = np.arange(len(labels)), found.validation
         if validation is None:
             train, held_out = sources.held_out(self.source, float(self.validation), seed, labels)
-            validation = sources.Chosen(found.train, held_out)
+            validation = Subset(found.train, held_out)
         if self.train_share < 1:
             train = train[sources.kept(float(self.train_share), seed, labels[train])]
-        return dataclasses.replace(found, train=sources.Chosen(found.train, train), validation=validation)
+        return dataclasses.replace(found, train=Subset(found.train, train), validation=validation)
 
 
 class ImagesCorpus:
@@ -127,7 +128,7 @@ class ImagesCorpus:
     #: What a batch is counted in.
     unit = "images"
 
-    def __init__(self, images: Images, found: sources.Found):
+    def __init__(self, images: Images, found: LabelledImages):
         self.images = images
         self.classes, self.class_names = found.classes, found.class_names
         self.low, self.high = float(images.low), float(images.high)
@@ -245,7 +246,7 @@ class ImagesCorpus:
         batch = self.images.batch if batch is None else check_whole("batch", batch, 1)
         total = len(self._found.train)
         generator = np.random.default_rng([int(self.images.split_seed), 1])
-        part = sources.Chosen(self._found.train, generator.permutation(total)[:count])
+        part = Subset(self._found.train, generator.permutation(total)[:count])
         return ValidationBatches(functools.partial(self._batch, part), len(part), batch)
 
     def _augmented(

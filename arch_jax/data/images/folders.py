@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from arch_jax.data.images.sources import Found
+from arch_jax.data.images.parts import LabelledImages
 from arch_jax.errors import RunError, UsageError, nearest
 
 #: Files of other endings are not pictures, and passed over.
@@ -69,7 +69,7 @@ class Files:
         return pixels
 
 
-def read(folder: str) -> Found:
+def read(folder: str) -> LabelledImages:
     """Opens a folder whose subfolders are classes, or one with the parts "train" and "validation" ("val", "test").
 
     Only the beginning of each file is read here, for its size and number of channels. Classes are numbered in the
@@ -106,7 +106,7 @@ def read(folder: str) -> Found:
     channels = 1 if modes <= set(_GREY) else 3
     train_files, *rest = (_files(part, names, size, channels) for part in parts)
     digest = _hash(root, [train_files, *rest])
-    return Found(train_files, rest[0] if rest else None, size, channels, 255, len(names), names, digest)
+    return LabelledImages(train_files, rest[0] if rest else None, size, channels, 255, len(names), names, digest)
 
 
 def _folders(root: Path) -> dict[str, Path]:

@@ -1,6 +1,5 @@
 """Sources of labelled pictures by name, how a part of one is held out, and how pictures change their size."""
 
-import dataclasses
 import functools
 import hashlib
 import os
@@ -8,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from arch_jax.data.images import folders, idx
+from arch_jax.data.images.parts import LabelledImages, Part
 from arch_jax.errors import UsageError, unknown
 
 SOURCES: dict[str, str] = {
@@ -20,70 +21,6 @@ SOURCES: dict[str, str] = {
 
 #: Gate -> its value at (0, 0), (0, 1), (1, 0), (1, 1).
 GATES = {"and": (0, 0, 0, 1), "or": (0, 1, 1, 1), "nand": (1, 1, 1, 0), "xor": (0, 1, 1, 0)}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Part:
-    """Pictures in memory. Whatever has these two methods and a length can stand in its place.
-
-    Attributes:
-      images: uint8 "pictures height width channels".
-      classes: int32 "pictures".
-    """
-
-    images: np.ndarray
-    classes: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def take(self, indices: np.ndarray) -> tuple[np.ndarray | list[np.ndarray], np.ndarray]:
-        """Pictures, uint8 "height width channels" each (one array where they are of one size), and int32 labels."""
-        return self.images[indices], self.classes[indices]
-
-    def labels(self) -> np.ndarray:
-        """All labels, int32 "pictures"."""
-        return self.classes
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Chosen:
-    """Some pictures of a part: those at `indices`."""
-
-    part: Any
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def take(self, indices: np.ndarray) -> tuple[np.ndarray | list[np.ndarray], np.ndarray]:
-        """See `Part.take`."""
-        return self.part.take(self.indices[indices])
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Found:
-    """What a source holds.
-
-    Attributes:
-      train: the training pictures, a `Part` or its like.
-      validation: the source's own test part; None where it has none.
-      size: (height, width) of every picture; None where they may differ.
-      channels: of every picture.
-      top: the brightest value of the source's range, the darkest of which is 0.
-      classes: how many there are.
-      class_names: their names; None where the source does not say.
-      sha256: of the content.
-    """
-
-    train: Any
-    validation: Any
-    size: tuple[int, int] | None
-    channels: int
-    top: int
-    classes: int
-    class_names: tuple[str, ...] | None
-    sha256: str
 
 
 def check_source(source: Any) -> None:
@@ -107,7 +44,7 @@ def check_source(source: Any) -> None:
         raise unknown("source", source, SOURCES)
 
 
-def read_pictures(source: str) -> Found:
+def read_pictures(source: str) -> LabelledImages:
     """Reads a source, or opens it where it is too large to be in memory.
 
     Args:
@@ -119,20 +56,16 @@ def read_pictures(source: str) -> Found:
     """
     kind, _, rest = source.partition(":")
     if kind == "tfds":
-        from arch_jax.data.images import tfds
+        from arch_jax.data.images import tfds  # a heavy library stands behind it
 
         return tfds.read(rest)
     if kind == "images":
-        from arch_jax.data.images import folders
-
         return folders.read(rest)
     if kind == "gate":
         rows = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.uint8).reshape(4, 1, 2, 1)
         table = Part(rows, np.array(GATES[rest], np.int32))
         return _in_memory(source, table, table, top=1, names=("0", "1"))
     if kind == "idx":
-        from arch_jax.data.images import idx
-
         parts = {name: Part(images[..., None], labels) for name, (images, labels) in idx.read_folder(rest).items()}
         return _in_memory(source, parts["train"], parts.get("test"), top=255, names=None)
     try:
@@ -144,7 +77,7 @@ def read_pictures(source: str) -> Found:
     return _in_memory(source, train, None, top=16, names=tuple(map(str, digits.target_names)))
 
 
-def _in_memory(source: str, train: Part, test: Part | None, top: int, names: tuple[str, ...] | None) -> Found:
+def _in_memory(source: str, train: Part, test: Part | None, top: int, names: tuple[str, ...] | None) -> LabelledImages:
     classes = int(train.classes.max()) + 1 if names is None else len(names)
     digest = hashlib.sha256()
     for part in (train, test):
@@ -160,7 +93,7 @@ def _in_memory(source: str, train: Part, test: Part | None, top: int, names: tup
         for array in (part.images, part.classes):
             digest.update(np.ascontiguousarray(array))
     _, height, width, channels = train.images.shape
-    return Found(train, test, (height, width), channels, top, classes, names, digest.hexdigest())
+    return LabelledImages(train, test, (height, width), channels, top, classes, names, digest.hexdigest())
 
 
 def held_out(source: str, share: float, seed: int, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from arch_jax.data.files import directories
-from arch_jax.data.images.sources import Found
+from arch_jax.data.images.parts import LabelledImages
 from arch_jax.errors import ArchJaxError, RunError, UsageError, unknown
 
 # TFDS's own names only: others ("huggingface:...") would run code from the network.
@@ -113,7 +113,7 @@ class Records:
         return pixels
 
 
-def read(name: str) -> Found:
+def read(name: str) -> LabelledImages:
     """Opens a data set of TensorFlow Datasets, after downloading and preparing it where that was not yet done.
 
     It is looked for in `$TFDS_DATA_DIR` where that is set, else in "tensorflow_datasets" in the data folder. Training
@@ -157,7 +157,9 @@ def read(name: str) -> Found:
     rest = [records for records in rest if len(records) and records.labelled()]
     train = part("train")
     files = [pathlib.Path(file) for split in splits.values() for file in split.filepaths]
-    return Found(train, rest[0] if rest else None, size, image.shape[2], 255, label.num_classes, names, _hash(files))
+    return LabelledImages(
+        train, rest[0] if rest else None, size, image.shape[2], 255, label.num_classes, names, _hash(files)
+    )
 
 
 def _features(name: str, features: Any) -> tuple[tfds.features.Image, tfds.features.ClassLabel]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from arch_jax.data.base import ValidationBatches, stream
-from arch_jax.data.text.tokenizers import CharacterTokenizer
+from arch_jax.data.text.tokenizer import CharacterTokenizer
 from arch_jax.errors import UsageError
 
 if TYPE_CHECKING:

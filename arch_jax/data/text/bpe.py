@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from arch_jax.data.files import directories
-from arch_jax.data.text.tokenizers import Tokenizer, utf8
+from arch_jax.data.text.tokenizer import Tokenizer, utf8
 from arch_jax.errors import UsageError
 
 # All that determines the result beside text and size. Part of the cache's key: to change it is to train anew.

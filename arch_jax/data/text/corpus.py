@@ -9,6 +9,7 @@ import numpy as np
 
 from arch_jax.data.base import ENDLESS, check_divides, check_shard, check_whole
 from arch_jax.data.text import sources, splits, tokenizers
+from arch_jax.data.text.tokenizer import Tokenizer
 from arch_jax.data.text.windows import Stream, ValidationBatches
 from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import component
@@ -119,7 +120,7 @@ class TextCorpus:
     """
 
     text: Text
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: Tokenizer
     facts: dict[str, Any]
     train_stream: Stream = dataclasses.field(repr=False)
     validation_stream: Stream = dataclasses.field(repr=False)

@@ -15,83 +15,13 @@ from typing import Any
 from arch_jax import fields
 from arch_jax.errors import UsageError, unknown
 from arch_jax.experiment import Experiment
-from arch_jax.study.report import short
-from arch_jax.study.runs.runs import Cell, Result, Study, measured, seeded
-from arch_jax.study.statistics import LEAST, Difference, Interval, against, interval
+from arch_jax.study.ablate.results import Ablation, AblationRow, Variant
+from arch_jax.study.formatting import short
+from arch_jax.study.runs.run import StudyRun
+from arch_jax.study.runs.study import Study, measured, seeded
+from arch_jax.study.statistics import LEAST, against, interval
 
 BASELINE = "baseline"
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """One setting that is run.
-
-    Attributes:
-      label: such as "kv_heads=1"; the baseline's is "baseline".
-      axes: those whose overrides made it; none for the baseline.
-      changes: of the configuration.
-      experiment: the configuration with them.
-    """
-
-    label: str
-    axes: tuple[str, ...]
-    changes: Mapping[str, Any]
-    experiment: Experiment
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """What came of a variant.
-
-    Attributes:
-      variant: which.
-      results: one a seed.
-      values: of the metric, by seed; without diverged ones.
-      mean: with its interval; none where all diverged.
-      difference: to the baseline, over the seeds that both finished; none for the baseline, or where there are none.
-      p: of the difference, after Holm's correction over all variants; none where there is no interval.
-    """
-
-    variant: Variant
-    results: tuple[Result, ...]
-    values: Mapping[int, float]
-    mean: Interval | None
-    difference: Difference | None
-    p: float | None
-
-    @property
-    def diverged(self) -> tuple[Result, ...]:
-        """The results that are none."""
-        return tuple(result for result in self.results if result.status == "diverged")
-
-
-@dataclasses.dataclass(frozen=True)
-class Ablation:
-    """A finished ablation.
-
-    Attributes:
-      experiment: its name.
-      metric: what is compared, of the validation metrics.
-      seeds: that every variant ran with.
-      rows: the baseline first.
-      notes: what a reader should know.
-    """
-
-    experiment: str
-    metric: str
-    seeds: tuple[int, ...]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """All figures, by variant."""
-        return {
-            "experiment": self.experiment,
-            "metric": self.metric,
-            "seeds": list(self.seeds),
-            "notes": list(self.notes),
-            "variants": [_row_to_json(row) for row in self.rows],
-        }
 
 
 def axes(module: types.ModuleType) -> dict[str, list[dict[str, Any]]]:
@@ -187,7 +117,7 @@ def ablate(
       UsageError: a variant that can't be run, or no such metric.
       Stopped: the study was asked to stop; what is done is kept.
     """
-    cells = {one.label: [Cell(one.label, e) for e in seeded(one.experiment, seeds)] for one in chosen}
+    cells = {one.label: [StudyRun(one.label, e) for e in seeded(one.experiment, seeds)] for one in chosen}
     results = iter(study.run([cell for own in cells.values() for cell in own]))
     by_label = {label: [next(results) for _ in own] for label, own in cells.items()}
     every = [result for own in by_label.values() for result in own]
@@ -199,7 +129,7 @@ def ablate(
     base = values[chosen[0].label]
     differences = [(None, None), *against([values[one.label] for one in chosen[1:]], base)]
     rows = tuple(
-        Row(
+        AblationRow(
             variant=one,
             results=tuple(by_label[one.label]),
             values=values[one.label],
@@ -218,7 +148,7 @@ def ablate(
     )
 
 
-def _notes(rows: Sequence[Row], seeds: int) -> list[str]:
+def _notes(rows: Sequence[AblationRow], seeds: int) -> list[str]:
     """What a reader should know of the figures."""
     found = []
     if seeds < LEAST:
@@ -257,26 +187,3 @@ def _label(changes: Mapping[str, Any], full: bool = False) -> str:
 
 def _identity(experiment: Experiment) -> str:
     return json.dumps(experiment.settled().to_json(), sort_keys=True)
-
-
-def _row_to_json(row: Row) -> dict[str, Any]:
-    first = row.results[0]
-    times = [result.step_seconds for result in row.results if result.step_seconds is not None]
-    return {
-        "variant": row.variant.label,
-        "axes": list(row.variant.axes),
-        "changes": fields.to_json(row.variant.changes),
-        "values": {str(seed): value for seed, value in row.values.items()},
-        "mean": None if row.mean is None else dataclasses.asdict(row.mean),
-        "difference": None if row.difference is None else dataclasses.asdict(row.difference),
-        "p_holm": row.p,
-        "diverged": [result.cell.experiment.seed for result in row.diverged],
-        "parameters": first.parameters,
-        "flops_per_step": first.flops,
-        "seconds_per_step": sum(times) / len(times) if times else None,
-        "peak_bytes": max((r.peak_bytes for r in row.results if r.peak_bytes is not None), default=None),
-        "seeds_together": max(result.together for result in row.results),
-        "metrics": {str(r.cell.experiment.seed): r.validation for r in row.results if r.status == "finished"},
-        "curves": {str(r.cell.experiment.seed): [list(point) for point in r.curve] for r in row.results},
-        "checks": {str(r.cell.experiment.seed): [[step, m] for step, m in r.checks] for r in row.results},
-    }

@@ -10,7 +10,7 @@ import jax
 from arch_jax import fields, registry
 from arch_jax.errors import UsageError, nearest
 from arch_jax.experiment import Experiment
-from arch_jax.study.runs.runs import blamed_on, shapes
+from arch_jax.study.runs.study import blamed_on, shapes
 from arch_jax.study.sizing import parameters
 
 

@@ -14,12 +14,14 @@ from arch_jax import fields
 from arch_jax.errors import RunError, UsageError, unknown
 from arch_jax.experiment import Experiment
 from arch_jax.study.compare.candidates import Contestant, field_at, fitted
-from arch_jax.study.compare.report import held_and_not
-from arch_jax.study.report import short
-from arch_jax.study.runs.runs import Cell, Result, Study, measured, seeded, shapes
+from arch_jax.study.compare.presentation import held_and_not
+from arch_jax.study.compare.results import Comparison, ComparisonRow
+from arch_jax.study.formatting import short
+from arch_jax.study.runs.run import StudyRun
 from arch_jax.study.runs.steps import lasting
+from arch_jax.study.runs.study import Study, measured, seeded, shapes
 from arch_jax.study.sizing import parameters, scaled, step_flops
-from arch_jax.study.statistics import LEAST, Difference, Interval, against, interval
+from arch_jax.study.statistics import LEAST, against, interval
 
 #: What a budget may be of.
 KINDS = ("parameters", "flops", "tokens", "seconds")
@@ -60,109 +62,6 @@ class Budget:
         return Budget(kind.strip(), fields.coerce(float, amount.strip(), f"the budget of {kind.strip()}"))
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """What came of one model.
-
-    Attributes:
-      label: what the person calls it.
-      changes: the fields that were set beyond those asked for: fitted to the task, and scaled to the budget.
-      results: one a seed, in the order of the seeds.
-      values: seed -> validation loss, of the finished ones.
-      mean: of those; none where all diverged.
-      difference: to the best, paired by seed; none for the best itself.
-      p: of that difference, after Holm's correction; none where there is no interval.
-      tuned: field -> the value that was chosen for this model.
-      units: seen in training, such as tokens.
-      step_seconds: the median time of a step; none where it is not known.
-    """
-
-    label: str
-    changes: Mapping[str, Any]
-    results: tuple[Result, ...]
-    values: Mapping[int, float]
-    mean: Interval | None
-    difference: Difference | None
-    p: float | None
-    tuned: Mapping[str, Any]
-    units: int
-    step_seconds: float | None
-
-    @property
-    def steps(self) -> int:
-        """How many each run was to take."""
-        return self.results[0].cell.experiment.steps
-
-    @property
-    def parameters(self) -> int:
-        """How many the model has."""
-        return self.results[0].parameters
-
-    @property
-    def step_flops(self) -> int:
-        """Of a step, in matrix products."""
-        return self.results[0].flops
-
-    @property
-    def flops(self) -> int:
-        """Of the whole training."""
-        return self.step_flops * self.steps
-
-    @property
-    def seconds(self) -> float | None:
-        """Of the whole training, without compilation and evaluations."""
-        return None if self.step_seconds is None else self.step_seconds * self.steps
-
-    @property
-    def peak_bytes(self) -> int | None:
-        """What the compiled train program holds on a device."""
-        return max((r.peak_bytes for r in self.results if r.peak_bytes is not None), default=None)
-
-    @property
-    def diverged(self) -> tuple[Result, ...]:
-        """The runs that did not finish."""
-        return tuple(result for result in self.results if result.status == "diverged")
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """Models ranked by validation loss.
-
-    Attributes:
-      experiment: whose task it is.
-      budget: what every model might cost.
-      seeds: reported on.
-      unit: what a batch is counted in, such as "tokens".
-      rows: the best first; those that all diverged last.
-      held_equal: what was the same for all, or within a few percent, with the figures.
-      not_equal: what was not, with the range.
-      notes: what a reader should know.
-    """
-
-    experiment: str
-    budget: Budget
-    seeds: tuple[int, ...]
-    unit: str
-    rows: tuple[Row, ...]
-    held_equal: tuple[str, ...]
-    not_equal: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON data."""
-        return {
-            "experiment": self.experiment,
-            "budget": dataclasses.asdict(self.budget),
-            "seeds": list(self.seeds),
-            "metric": METRIC,
-            "unit": self.unit,
-            "models": [_row_to_json(rank, row) for rank, row in enumerate(self.rows, start=1)],
-            "held_equal": list(self.held_equal),
-            "not_equal": list(self.not_equal),
-            "notes": list(self.notes),
-        }
-
-
 def compare(
     contestants: Sequence[Contestant],
     experiment: Experiment,
@@ -197,7 +96,7 @@ def compare(
         if labels.count(label) > 1:
             raise UsageError(f"the model {label!r} stands twice; expected different ones")
     seeded(experiment, seeds)  # refused before anything is run
-    corpus = study.corpus(Cell("", experiment))
+    corpus = study.corpus(StudyRun("", experiment))
     per_step = getattr(corpus, "units_per_batch", getattr(experiment.data, "batch", 1))
     unit = getattr(corpus, "unit", "examples")
     grid = _grid(experiment, tune or {})
@@ -224,7 +123,7 @@ def compare(
     tuned, notes = _tuned(runs, grid, study)
     part = "report" if grid else "all"
     runs = {label: run.overridden(tuned[label]) for label, run in runs.items()}
-    cells = [Cell(label, one, part) for label, run in runs.items() for one in seeded(run, seeds)]
+    cells = [StudyRun(label, one, part) for label, run in runs.items() for one in seeded(run, seeds)]
     results = iter(study.run(cells))
     by_label = {label: tuple(next(results) for _ in range(seeds)) for label in labels}
     rows = _ranked(by_label, changes, tuned, per_step)
@@ -260,7 +159,7 @@ def _times(runs: Mapping[str, Experiment], study: Study) -> dict[str, float]:
         whole = lambda one, seed=seed: dataclasses.replace(
             one, seed=seed, evaluate_every=one.steps, checkpoint_every=one.steps
         )
-        cells = [Cell(f"{label} (timed)", whole(one), "tuning") for label, one in short.items()]
+        cells = [StudyRun(f"{label} (timed)", whole(one), "tuning") for label, one in short.items()]
         for label, result in zip(left, study.run(cells)):
             if result.step_seconds:
                 found[label] = result.step_seconds
@@ -300,7 +199,7 @@ def _tuned(
         return {label: {} for label in runs}, []
     label_of = lambda choice: ", ".join(f"{path.split('.')[-1]}={short(value)}" for path, value in choice.items())
     cells = [
-        Cell(f"{label} with {label_of(choice)}", dataclasses.replace(run.overridden(choice), seed=APART), "tuning")
+        StudyRun(f"{label} with {label_of(choice)}", dataclasses.replace(run.overridden(choice), seed=APART), "tuning")
         for label, run in runs.items()
         for choice in grid
     ]
@@ -330,11 +229,11 @@ def _tuned(
 
 
 def _ranked(
-    by_label: Mapping[str, tuple[Result, ...]],
+    by_label: Mapping[str, tuple[RunResult, ...]],
     changes: Mapping[str, Mapping[str, Any]],
     tuned: Mapping[str, Mapping[str, Any]],
     per_step: int,
-) -> tuple[Row, ...]:
+) -> tuple[ComparisonRow, ...]:
     """A row a model, the lowest mean loss first."""
     measured([result for own in by_label.values() for result in own], METRIC)
     values = {
@@ -349,7 +248,7 @@ def _ranked(
         own = by_label[label]
         times = sorted(result.step_seconds for result in own if result.step_seconds is not None)
         rows.append(
-            Row(
+            ComparisonRow(
                 label=label,
                 changes=changes[label],
                 results=own,
@@ -365,7 +264,7 @@ def _ranked(
     return tuple(rows)
 
 
-def _notes(rows: Sequence[Row], seeds: int) -> list[str]:
+def _notes(rows: Sequence[ComparisonRow], seeds: int) -> list[str]:
     """What a reader should know of the figures."""
     if seeds < LEAST:
         count = "1 seed" if seeds == 1 else f"{seeds} seeds"
@@ -382,27 +281,3 @@ def _notes(rows: Sequence[Row], seeds: int) -> list[str]:
         for result in row.diverged:
             found.append(f"{row.label}, seed {result.cell.experiment.seed} diverged: {result.reason}")
     return found
-
-
-def _row_to_json(rank: int, row: Row) -> dict[str, Any]:
-    return {
-        "rank": rank,
-        "model": row.label,
-        "changes": fields.to_json(row.changes),
-        "tuned": fields.to_json(row.tuned),
-        "values": {str(seed): value for seed, value in row.values.items()},
-        "mean": None if row.mean is None else dataclasses.asdict(row.mean),
-        "difference": None if row.difference is None else dataclasses.asdict(row.difference),
-        "p_holm": row.p,
-        "diverged": [result.cell.experiment.seed for result in row.diverged],
-        "parameters": row.parameters,
-        "flops_per_step": row.step_flops,
-        "flops": row.flops,
-        "steps": row.steps,
-        "units": row.units,
-        "seconds_per_step": row.step_seconds,
-        "seconds": row.seconds,
-        "peak_bytes": row.peak_bytes,
-        "metrics": {str(r.cell.experiment.seed): r.validation for r in row.results if r.status == "finished"},
-        "checks": {str(r.cell.experiment.seed): [[step, m] for step, m in r.checks] for r in row.results},
-    }

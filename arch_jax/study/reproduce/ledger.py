@@ -107,7 +107,7 @@ def _stale(record: Record, path: Path) -> str:
 
 def table(entries: list[Entry]) -> list[dict[str, str]]:
     """The ledger's rows, one for each figure, in words."""
-    from arch_jax.study.report import duration
+    from arch_jax.study.formatting import duration
 
     rows = []
     for entry in entries:

@@ -24,7 +24,8 @@ import jax
 from arch_jax import fields
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Experiment, Published
-from arch_jax.study.runs.runs import Cell, Study, measured, seeded
+from arch_jax.study.runs.run import StudyRun
+from arch_jax.study.runs.study import Study, measured, seeded
 from arch_jax.study.statistics import Interval, interval
 from arch_jax.train.workdir import versions
 
@@ -180,7 +181,7 @@ def reproduce(experiment: Experiment, module: types.ModuleType, study: Study, se
             "published = (arch_jax.Published(...),) in its file"
         )
     count = seeds if seeds is not None else max(one.seeds for one in published)
-    cells = [Cell(experiment.name, one) for one in seeded(experiment, count)]
+    cells = [StudyRun(experiment.name, one) for one in seeded(experiment, count)]
     results = study.run(cells)
     figures = []
     for one in published:

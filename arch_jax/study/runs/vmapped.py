@@ -12,7 +12,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from arch_jax.errors import RunError, UsageError
 from arch_jax.experiment import Experiment
+from arch_jax.study.runs.progress import StudyProgress
+from arch_jax.study.runs.run import Store, StudyRun
 from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.compiled import memory
 from arch_jax.train.loop import due, is_full, lines_of, loss_of, stop_requests, until_boundary
@@ -28,10 +30,6 @@ from arch_jax.train.report import Pace, tell
 from arch_jax.train.state import initial_state
 from arch_jax.train.step import make_program
 from arch_jax.train.workdir import WorkDirectory, write
-
-if TYPE_CHECKING:
-    from arch_jax.study.runs.progress import StudyProgress
-    from arch_jax.study.runs.runs import Cell, Study
 
 
 class TooLarge(RunError):
@@ -120,7 +118,7 @@ class Seeds:
         return self._program(state, batches, np.int32(count), self.experiment.numbers)
 
 
-def train_together(study: "Study", group: Mapping[str, "Cell"], progress: "StudyProgress") -> None:
+def train_together(study: Store, group: Mapping[str, StudyRun], progress: StudyProgress) -> None:
     """Trains cells that differ in the seed alone to their end, and writes down what came of each.
 
     Raises:
@@ -138,7 +136,7 @@ def train_together(study: "Study", group: Mapping[str, "Cell"], progress: "Study
 class _Group:
     """One call of `train_together`: what its parts share."""
 
-    def __init__(self, study: "Study", group: Mapping[str, "Cell"], program: Seeds, corpus: Any, progress: Any) -> None:
+    def __init__(self, study: Store, group: Mapping[str, StudyRun], program: Seeds, corpus: Any, progress: Any) -> None:
         self.study, self.group, self.program, self.corpus, self.progress = study, group, program, corpus, progress
         self.experiment = program.experiment
         self.folder = study.path / "groups" / hashlib.sha256(" ".join(group).encode()).hexdigest()[:16]

@@ -9,8 +9,9 @@ import numpy as np
 
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Experiment
-from arch_jax.study.runs.runs import Cell, Result, Study, measured, seeded
+from arch_jax.study.runs.run import RunResult, StudyRun
 from arch_jax.study.runs.steps import lasting
+from arch_jax.study.runs.study import Study, measured, seeded
 from arch_jax.study.scaling.law import Kaplan, Law, fit, fit_kaplan
 from arch_jax.study.scaling.measurements import Points
 from arch_jax.study.sizing import parameters, scaled
@@ -32,7 +33,7 @@ class Member:
     tokens: int
     flops: int
     changes: dict[str, Any]
-    result: Result
+    result: RunResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ def train_family(
       Stopped: the study was asked to stop; what is done is kept.
     """
     sizes, tokens = _distinct("sizes", sizes), _distinct("tokens", tokens)
-    corpus = study.corpus(Cell("", experiment))
+    corpus = study.corpus(StudyRun("", experiment))
     batch = {name: jax.ShapeDtypeStruct(*facts) for name, facts in corpus.shapes.items()}
     per_step = getattr(corpus, "units_per_batch", getattr(experiment.data, "batch", 1))
     unit = getattr(corpus, "unit", "examples")
@@ -117,7 +118,7 @@ def train_family(
             one = dataclasses.replace(lasting(experiment, steps), model=found.module, evaluate_every=steps)
             plans.append((int(found.value), steps * per_step, found.changes, one))
     cells = [
-        (plan, Cell(f"{plan[0]:,} parameters, {plan[1]:,} {unit}", one))
+        (plan, StudyRun(f"{plan[0]:,} parameters, {plan[1]:,} {unit}", one))
         for plan in plans
         for one in seeded(plan[3], seeds)
     ]

@@ -13,7 +13,8 @@ from arch_jax.errors import UsageError
 from arch_jax.experiment import Published, load
 from arch_jax.study.reproduce.ledger import ledger, table, write_record, write_table
 from arch_jax.study.reproduce.reproduce import Figure, Record, commit, reproduce
-from arch_jax.study.runs.runs import Result, Study
+from arch_jax.study.runs.run import RunResult
+from arch_jax.study.runs.study import Study
 
 FILE = '''"""A toy."""
 
@@ -51,7 +52,7 @@ class Told(Study):
     def _result(self, cell):
         found = self.by_seed[cell.experiment.seed]
         status = "finished" if found else "diverged"
-        return Result(cell, status, "", 20, found, (), (), parameters=9, flops=9, step_seconds=0.5, peak_bytes=None)
+        return RunResult(cell, status, "", 20, found, (), (), parameters=9, flops=9, step_seconds=0.5, peak_bytes=None)
 
     def corpus(self, cell):
         return types.SimpleNamespace(facts={"sha256": "abc"})
@@ -146,9 +147,10 @@ def test_real_run_fills_the_ledger(file, tmp_path):
 
 
 def _cells(experiment):
-    from arch_jax.study.runs.runs import Cell, seeded
+    from arch_jax.study.runs.run import StudyRun
+    from arch_jax.study.runs.study import seeded
 
-    return [Cell("again", one) for one in seeded(experiment, 3)]
+    return [StudyRun("again", one) for one in seeded(experiment, 3)]
 
 
 def test_record_survives_json(record, file):

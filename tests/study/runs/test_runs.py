@@ -14,7 +14,8 @@ import pytest
 from arch_jax.errors import UsageError
 from arch_jax.experiment import load
 from arch_jax.study.runs import runs as cells_module
-from arch_jax.study.runs.runs import Cell, Part, Stopped, Study, measured, seeded
+from arch_jax.study.runs.run import Stopped, StudyRun
+from arch_jax.study.runs.study import Part, Study, measured, seeded
 from arch_jax.train.compiled import Compiled, alike
 from arch_jax.train.loop import train
 from arch_jax.train.workdir import read_metrics
@@ -29,7 +30,7 @@ def toy():
 
 def cells_of(experiment, label="it", seeds=2, **changes):
     changes = {name.replace("__", "."): value for name, value in changes.items()}
-    return [Cell(label, one) for one in seeded(experiment.overridden(changes), seeds)]
+    return [StudyRun(label, one) for one in seeded(experiment.overridden(changes), seeds)]
 
 
 def test_a_cell_is_the_run_that_train_makes(toy, tmp_path):
@@ -161,7 +162,7 @@ def test_a_cell_that_diverges_is_a_result(toy, tmp_path):
 def test_what_is_tuned_on_is_not_reported_on(toy, tmp_path):
     (experiment,) = seeded(toy.overridden({"steps": 10}), 1)
     with Study(tmp_path) as study:
-        parts = [Cell("it", experiment, part) for part in ("all", "tuning", "report")]
+        parts = [StudyRun("it", experiment, part) for part in ("all", "tuning", "report")]
         whole, tuning, report = (result.validation["loss"] for result in study.run(parts))
     assert len({whole, tuning, report}) == 3
     assert np.isclose(whole, (tuning + report) / 2, rtol=1e-6)  # 2 of 4 batches each
@@ -186,7 +187,7 @@ def test_one_batch_has_no_halves(toy):
 
 def test_the_second_study_is_told_who_holds_the_first(tmp_path):
     other = (
-        "from arch_jax.study.runs.runs import Study\nimport sys\n"
+        "from arch_jax.study.runs.study import Study\nimport sys\n"
         f"with Study({str(tmp_path)!r}): print('open', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(

@@ -14,7 +14,8 @@ import pytest
 import arch_jax
 from arch_jax.experiment import load
 from arch_jax.study.runs import vmapped
-from arch_jax.study.runs.runs import Cell, Stopped, Study, seeded
+from arch_jax.study.runs.run import Stopped, StudyRun
+from arch_jax.study.runs.study import Study, seeded
 
 TOY = str(Path(__file__).parents[1] / "toy.py")
 STEPS = 20
@@ -53,7 +54,7 @@ def toy():
 
 def run(path, experiment, seeds, together=None):
     with Study(path, together=vmapped) as study:
-        return study.run([Cell("it", one) for one in seeded(experiment, seeds)])
+        return study.run([StudyRun("it", one) for one in seeded(experiment, seeds)])
 
 
 def same(one, other):
@@ -185,7 +186,7 @@ def test_seeds_are_dealt_to_devices(tmp_path):
     program = (
         "import jax, json, sys\n"
         "from arch_jax.experiment import load\n"
-        "from arch_jax.study.runs.runs import Cell, Study, seeded\n"
+        "from arch_jax.study.runs.run import StudyRun as Cell\nfrom arch_jax.study.runs.study import Study, seeded\n"
         "from arch_jax.study import together\n"
         "seen = []\n"
         "real = together.Seeds.fresh\n"

@@ -17,16 +17,18 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
 from arch_jax import registry
-from arch_jax.errors import ArchJaxError, Diverged, RunError, UsageError
+from arch_jax.errors import Diverged, RunError, UsageError
 from arch_jax.experiment import Experiment
 from arch_jax.flops import count_flops
 from arch_jax.study.runs.lock import locked
 from arch_jax.study.runs.progress import StudyProgress
+from arch_jax.study.runs.run import RunResult, Stopped, StudyRun
+from arch_jax.study.runs.vmapped import TooLarge, begun_groups, train_together
 from arch_jax.train.compiled import Compiled, alike, memory
 from arch_jax.train.loop import Within, is_full, loss_of, stop_requests, train
 from arch_jax.train.report import tell
@@ -38,65 +40,6 @@ from arch_jax.train.workdir import read_metrics, write
 _BESIDE = ("name", "keep", "tensorboard")
 #: How many compiled programs are held at a time.
 _HELD = 3
-
-
-class Stopped(ArchJaxError):
-    """A study was asked to stop (SIGTERM, Ctrl-C) and has saved what it was at."""
-
-    exit_code = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One run of a study.
-
-    Attributes:
-      label: what the person calls it; not a part of what it is.
-      experiment: what is run; with the seed.
-      part: which validation batches it is judged on: "all", "tuning" (every other one) or "report" (the rest).
-    """
-
-    label: str
-    experiment: Experiment
-    part: Literal["all", "tuning", "report"] = "all"
-
-    @property
-    def stored(self) -> Experiment:
-        """The run as its folder has it: under one name, whoever asks for it."""
-        return dataclasses.replace(self.experiment, name="cell", tensorboard=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What came of a cell.
-
-    Attributes:
-      cell: which.
-      status: "finished", or "diverged": a loss, metric or parameter was no longer finite.
-      reason: the sentence that says so; empty for a finished one.
-      step: steps taken.
-      validation: the last validation metrics by name; empty for a diverged one.
-      curve: (step, training loss of the first player), as far as it was logged.
-      checks: (step, validation metrics) of every evaluation.
-      parameters: how many.
-      flops: of a step, in matrix products.
-      step_seconds: the median time of a step; none where too few were taken in one go to tell.
-      peak_bytes: what the compiled train program holds on a device; none where the compiler does not tell.
-      together: how many seeds were trained as one program; 1 is alone.
-    """
-
-    cell: Cell
-    status: Literal["finished", "diverged"]
-    reason: str
-    step: int
-    validation: dict[str, float]
-    curve: tuple[tuple[int, float], ...]
-    checks: tuple[tuple[int, dict[str, float]], ...]
-    parameters: int
-    flops: int
-    step_seconds: float | None
-    peak_bytes: int | None
-    together: int = 1
 
 
 class Study:
@@ -130,7 +73,7 @@ class Study:
     ) -> None:
         self._lock.release()
 
-    def run(self, cells: Sequence[Cell]) -> list[Result]:
+    def run(self, cells: Sequence[StudyRun]) -> list[RunResult]:
         """Runs what is not done yet, and gives the results in the order of the cells.
 
         A cell that diverges is a result too. Everything that can be refused is refused before the first step.
@@ -156,7 +99,7 @@ class Study:
                     self._take(group, progress)
         return [self.result(cell) for cell in cells]
 
-    def result(self, cell: Cell) -> Result:
+    def result(self, cell: StudyRun) -> RunResult:
         """What came of a cell that is done.
 
         Raises:
@@ -168,7 +111,7 @@ class Study:
             raise RunError(f"the cell {cell.label} in {self.folder(key)} is not done")
         return found
 
-    def key(self, cell: Cell) -> str:
+    def key(self, cell: StudyRun) -> str:
         """16 hexadecimal digits that stand for all that the cell's result depends on, its data's content included."""
         data = cell.experiment.settled().to_json()
         whole = {name: value for name, value in data.items() if name not in _BESIDE}
@@ -179,7 +122,7 @@ class Study:
         """Where the cell of a key is."""
         return self.path / "cells" / key
 
-    def corpus(self, cell: Cell) -> Any:
+    def corpus(self, cell: StudyRun) -> Any:
         """The cell's data, read once, with the validation batches that are its part."""
         name = json.dumps(cell.experiment.to_json()["data"], sort_keys=True)
         if name not in self._corpora:
@@ -187,7 +130,7 @@ class Study:
         corpus = self._corpora[name]
         return corpus if cell.part == "all" else Part(corpus, cell.part)
 
-    def facts(self, cell: Cell) -> tuple[int, int]:
+    def facts(self, cell: StudyRun) -> tuple[int, int]:
         """The cell's parameters, and the FLOPs of its step in matrix products."""
         batch = shapes(self.corpus(cell))
         name = alike(cell.experiment, batch)
@@ -197,7 +140,7 @@ class Study:
             self._facts[name] = (registry.count(state.parameters), flops)
         return self._facts[name]
 
-    def _check(self, cell: Cell) -> None:
+    def _check(self, cell: StudyRun) -> None:
         """Refuses what can't be run, without running it."""
         experiment = cell.experiment
         if experiment.log_every > experiment.steps:
@@ -207,10 +150,8 @@ class Study:
         experiment.task.check(self.corpus(cell))
         self.facts(cell)
 
-    def _groups(self, todo: Mapping[str, Cell], asked: Mapping[str, Cell]) -> Iterator[dict[str, Cell]]:
+    def _groups(self, todo: Mapping[str, StudyRun], asked: Mapping[str, StudyRun]) -> Iterator[dict[str, StudyRun]]:
         """The cells that are to be taken as one: alone, or several seeds of one variant."""
-        from arch_jax.study.runs.vmapped import begun_groups
-
         left = dict(todo)
         for keys in begun_groups(self.path):  # what was begun as one goes on as one
             if any(key in left for key in keys) and all(key in asked for key in keys):
@@ -222,10 +163,8 @@ class Study:
             same = [key for key, cell in left.items() if _variant(cell) == _variant(first)][:several]
             yield {key: left.pop(key) for key in same}
 
-    def _take(self, group: Mapping[str, Cell], progress: StudyProgress) -> None:
+    def _take(self, group: Mapping[str, StudyRun], progress: StudyProgress) -> None:
         """Runs a group to its end."""
-        from arch_jax.study.runs.vmapped import TooLarge, train_together
-
         if len(group) == 1:
             self._alone(*next(iter(group.items())), progress)
             return
@@ -238,7 +177,7 @@ class Study:
             for part in (keys[half:], keys[:half]):
                 self._take({key: group[key] for key in part}, progress)
 
-    def _alone(self, key: str, cell: Cell, progress: StudyProgress) -> None:
+    def _alone(self, key: str, cell: StudyRun, progress: StudyProgress) -> None:
         """Runs one cell by the train loop, and writes down what came of it."""
         corpus, folder = self.corpus(cell), self.folder(key)
         experiment = cell.stored
@@ -263,7 +202,7 @@ class Study:
             peak_bytes=compiled.placement.compiled and memory(compiled.placement.compiled),
         )
 
-    def compiled(self, cell: Cell) -> Compiled:
+    def compiled(self, cell: StudyRun) -> Compiled:
         """The programs for a cell, shared with every cell that is `alike`; the last few are held."""
         corpus = self.corpus(cell)
         batch = shapes(corpus)
@@ -275,7 +214,7 @@ class Study:
         self._compiled.move_to_end(name)
         return self._compiled[name]
 
-    def write(self, key: str, cell: Cell, **found: Any) -> None:
+    def write(self, key: str, cell: StudyRun, **found: Any) -> None:
         """Writes down what came of a cell, and lets go of its checkpoints."""
         parameters, flops = self.facts(cell)
         settled = {"status": "finished", "reason": "", "step": 0, "validation": {}, "step_seconds": None}
@@ -285,7 +224,7 @@ class Study:
         if not self.keep_checkpoints:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
-    def kept(self, key: str, cell: Cell) -> Result | None:
+    def kept(self, key: str, cell: StudyRun) -> RunResult | None:
         """The result in a cell's folder, if there is a whole one."""
         folder = self.folder(key)
         try:
@@ -299,7 +238,7 @@ class Study:
             tell(f"{folder / 'result.json'} is damaged; the cell is run again")
             return None
         lines = read_metrics(folder)
-        return Result(
+        return RunResult(
             cell=cell,
             status="diverged" if found["status"] == "diverged" else "finished",
             reason=found["reason"],
@@ -351,7 +290,7 @@ def seeded(experiment: Experiment, count: int, first: int = 0) -> list[Experimen
     return [dataclasses.replace(experiment, seed=seed) for seed in range(first, first + count)]
 
 
-def measured(results: Sequence[Result], metric: str) -> list[float]:
+def measured(results: Sequence[RunResult], metric: str) -> list[float]:
     """A validation metric of the finished ones.
 
     Raises:
@@ -364,7 +303,7 @@ def measured(results: Sequence[Result], metric: str) -> list[float]:
     return [result.validation[metric] for result in finished]
 
 
-def _variant(cell: Cell) -> str:
+def _variant(cell: StudyRun) -> str:
     """Equal for cells that differ in the seed alone."""
     data = dataclasses.replace(cell.experiment.settled(), seed=0, name="").to_json()
     return json.dumps([data, cell.part], sort_keys=True)

@@ -1,83 +1,16 @@
-"""What a person sees of a study: tables as text and CSV, and the pictures of an ablation."""
+"""Tables and figures of an ablation."""
 
-import csv
-import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from arch_jax import fields
-from arch_jax.train.workdir import write
-
-if TYPE_CHECKING:
-    from arch_jax.study.ablate.ablate import Ablation, Row
-
-#: Colours that are told apart by most eyes, and in grey (Okabe & Ito 2008).
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+from arch_jax.study.ablate.results import Ablation, AblationRow
+from arch_jax.study.formatting import COLOURS, pyplot, save
+from arch_jax.study.statistics import interval
 
 
-def short(value: Any) -> str:
-    """A setting as a person writes it."""
-    value = fields.to_json(value)
-    return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
-
-
-def count(number: float | int | None) -> str:
-    """Such as 1.23 M; "-" for none."""
-    return _scaled(number, ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")))
-
-
-def size(number: float | int | None) -> str:
-    """Bytes, such as 12.3 MB; "-" for none."""
-    return "-" if number is None else f"{_scaled(number, ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')))}B"
-
-
-def duration(seconds: float | None) -> str:
-    """Such as 12.3 ms; "-" for none."""
-    if seconds is None:
-        return "-"
-    return (
-        f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
-    )
-
-
-def _scaled(number: float | int | None, units: Sequence[tuple[float, str]]) -> str:
-    if number is None:
-        return "-"
-    for factor, letter in units:
-        if abs(number) >= factor:
-            return f"{number / factor:.3g} {letter}"
-    return f"{number:.3g} "
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Rows with the same keys as CSV; none is an empty cell.
-
-    Raises:
-      RunError: it can't be written.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write(path, text.getvalue())
-    return path
-
-
-def save(figure: Any, path: Path) -> Path:
-    """Writes a figure as PNG, as a whole, and closes it."""
-    from matplotlib import pyplot as plt
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    plt.close(figure)
-    write(path, buffer.getvalue())
-    return path
-
-
-def ablation_rows(ablation: "Ablation") -> list[dict[str, Any]]:
+def ablation_rows(ablation: Ablation) -> list[dict[str, Any]]:
     """The table of an ablation, a row a variant, in numbers."""
     rows = []
     for data in ablation.to_json()["variants"]:
@@ -96,12 +29,12 @@ def ablation_rows(ablation: "Ablation") -> list[dict[str, Any]]:
     return rows
 
 
-def draw_curves(ablation: "Ablation", path: Path) -> Path:
+def draw_curves(ablation: Ablation, path: Path) -> Path:
     """Training loss and the validation metric over the steps: means over seeds, with intervals or the range.
 
     The band is the 95 % interval from 3 seeds on, and the range of the seeds below that.
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     for i, row in enumerate(ablation.rows):
         finished = [result for result in row.results if result.status == "finished"]
@@ -129,9 +62,9 @@ def draw_curves(ablation: "Ablation", path: Path) -> Path:
     return save(figure, path)
 
 
-def draw_bars(ablation: "Ablation", path: Path) -> Path:
+def draw_bars(ablation: Ablation, path: Path) -> Path:
     """Every seed's figure with the mean's interval, and beside it the paired differences to the baseline, as bars."""
-    plt = _pyplot()
+    plt = pyplot()
     rows = ablation.rows
     height = 1.4 + 0.42 * len(rows)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, height), sharey=True, layout="constrained")
@@ -159,17 +92,8 @@ def draw_bars(ablation: "Ablation", path: Path) -> Path:
     return save(figure, path)
 
 
-def _lettered(row: "Row") -> str:
+def _lettered(row: AblationRow) -> str:
     return row.variant.label + (f" ({len(row.diverged)} diverged)" if row.diverged and row.mean is not None else "")
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
 
 
 def _together(curves: Sequence[Mapping[int, float]]) -> tuple[list[int], list[list[float]]]:
@@ -179,8 +103,6 @@ def _together(curves: Sequence[Mapping[int, float]]) -> tuple[list[int], list[li
 
 
 def _band(values: Sequence[float]) -> tuple[float, float]:
-    from arch_jax.study.statistics import interval
-
     found = interval(values)
     if found.low is None or found.high is None or not math.isfinite(found.high):
         return min(values), max(values)

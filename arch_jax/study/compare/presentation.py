@@ -4,14 +4,12 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from arch_jax import fields
 from arch_jax.experiment import Experiment
-from arch_jax.study.report import COLOURS, count, duration, save, size, write_csv
-
-if TYPE_CHECKING:
-    from arch_jax.study.compare.compare import Comparison, Row
+from arch_jax.study.compare.results import Comparison, ComparisonRow
+from arch_jax.study.formatting import COLOURS, count, duration, save, size, write_csv
 
 #: Two counts within 2 % of a target are at most this far apart; times are called equal up to a tenth.
 _CLOSE = 1.02 / 0.98 - 1
@@ -23,7 +21,7 @@ _COSTS = ("parameters", "flops_per_step", "flops", "steps", "units", "seconds_pe
 
 
 def held_and_not(
-    rows: Sequence["Row"], experiment: Experiment, kind: str, unit: str, per_step: int
+    rows: Sequence[ComparisonRow], experiment: Experiment, kind: str, unit: str, per_step: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What was equal for all models and what was not, as sentences with the figures that were seen.
 
@@ -86,7 +84,7 @@ def _range(values: Sequence[Any], show: Callable[[Any], str]) -> str:
     return f"{show(low)} to {show(high)} ({f'{apart:.1%} apart' if apart < 1 else f'{high / low:.3g} times'})"
 
 
-def table(comparison: "Comparison") -> tuple[list[str], list[list[str]]]:
+def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """The ranking as (headers, rows), all as text."""
     tuned = [path.split(".")[-1] for path in comparison.rows[0].tuned]
     headers = ["", "model", "loss", "difference", "p", "parameters", "FLOPs a step", "FLOPs", comparison.unit,
@@ -112,7 +110,7 @@ def table(comparison: "Comparison") -> tuple[list[str], list[list[str]]]:
     return headers, rows
 
 
-def write_comparison_csv(comparison: "Comparison", path: Path) -> Path:
+def write_comparison_csv(comparison: Comparison, path: Path) -> Path:
     """The ranking in numbers, a row a model.
 
     Raises:
@@ -137,7 +135,7 @@ def write_comparison_csv(comparison: "Comparison", path: Path) -> Path:
     return write_csv(path, rows)
 
 
-def draw_comparison(comparison: "Comparison", path: Path) -> Path:
+def draw_comparison(comparison: Comparison, path: Path) -> Path:
     """Validation loss against FLOPs and against time as training goes on, and at its end against parameters.
 
     Lines and points are means over the seeds; bars are 95 % intervals, from 3 seeds on.
@@ -187,7 +185,7 @@ def draw_comparison(comparison: "Comparison", path: Path) -> Path:
     return save(figure, path)
 
 
-def _means(row: "Row") -> tuple[list[int], list[float]]:
+def _means(row: ComparisonRow) -> tuple[list[int], list[float]]:
     """Steps and the mean validation loss of the finished seeds at each."""
     finished = [dict(result.checks) for result in row.results if result.status == "finished"]
     steps = [step for step in (sorted(finished[0]) if finished else []) if all(step in checks for checks in finished)]
