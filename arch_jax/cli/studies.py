@@ -335,8 +335,9 @@ def _numbers(option: str, text: str) -> list[float]:
 def _compare(options: argparse.Namespace) -> None:
     prepare(options.platform)
     from arch_jax.study.compare import presentation
+    from arch_jax.study.compare.budget import Budget
     from arch_jax.study.compare.candidates import parse_grid, parse_model
-    from arch_jax.study.compare.compare import Budget, compare
+    from arch_jax.study.compare.compare import compare
     from arch_jax.train.workdir import write
 
     experiment, _ = _loaded(options, options.on)

@@ -15,7 +15,8 @@ import numpy as np
 from arch_jax.errors import UsageError, nearest
 from arch_jax.layers.mixers.rnn.bidirectional import Bidirectional
 from arch_jax.layers.mixers.rnn.gru import GRU
-from arch_jax.layers.mixers.rnn.recurrent import LSTM, RNN
+from arch_jax.layers.mixers.rnn.lstm import LSTM
+from arch_jax.layers.mixers.rnn.rnn import RNN
 
 #: Our biases, in the order of PyTorch's gates.
 _BIASES = {RNN: ("bias",), LSTM: ("bias_i", "bias_f", "bias_g", "bias_o"), GRU: ("bias_r", "bias_z", "bias_n")}

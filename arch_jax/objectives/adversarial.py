@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from arch_jax.errors import UsageError
+from arch_jax.evaluation.mode_coverage import modes
 from arch_jax.fields import component
+from arch_jax.figures.points import points_figure
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair, Player
 
 
@@ -126,53 +128,12 @@ class Adversarial(ObjectiveBase):
             return {}
         # Of one key throughout: from picture to picture of the film it is the generator that moves, not the noise.
         made = np.asarray(self._make(variables, min(self.show_points, len(real)), jax.random.key(0)))
-        return {"points": _plane(real, made, batch)}
-
-
-def modes(points: jax.Array, centres: jax.Array, std: jax.Array, deviations: float = 3.0) -> tuple[jax.Array, Pair]:
-    """Which modes of a mixture have a point within 3 standard deviations, and the share of points that are so near.
-
-    Args:
-      points: "points features".
-      centres: of the mixture's components, "modes features".
-      std: of each component.
-      deviations: how many standard deviations count as near.
-
-    Returns:
-      (booleans "modes", (points near any centre, points)).
-    """
-    distance = jnp.linalg.norm(points[:, None] - centres[None], axis=-1)
-    near = distance <= deviations * std
-    return near.any(0), _pair(near.any(1).astype(points.dtype))
+        if "centres" not in batch:
+            return {"points": points_figure(real, made)}
+        covered, (near, count) = modes(*map(jnp.asarray, (made, batch["centres"], batch["std"])))
+        share = float(near / count)
+        return {"points": points_figure(real, made, np.asarray(batch["centres"]), np.asarray(covered), share)}
 
 
 def _pair(each: jax.Array) -> Pair:
     return jnp.sum(each), jnp.asarray(each.size, each.dtype)
-
-
-def _plane(real: np.ndarray, made: np.ndarray, batch: Batch) -> Any:
-    """A figure of generated points over a histogram of real ones."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6, 4.8), layout="constrained")
-    axes = figure.add_subplot()
-    reach = 1.6 * float(np.abs(real).max())
-    density, _, _ = np.histogram2d(*real.T, bins=120, range=[[-reach, reach]] * 2)
-    axes.imshow(
-        density.T > 0, extent=(-reach, reach) * 2, origin="lower", cmap="Greys", vmax=2, interpolation="nearest"
-    )
-    inside = (np.abs(made) <= reach).all(axis=1)
-    axes.scatter(*made[inside].T, s=3, alpha=0.4, color="C3", linewidths=0)
-    title = f"{len(made)} generated points (red) over real ones (grey)"
-    if "centres" in batch:
-        centres = np.asarray(batch["centres"])
-        found, (near, count) = modes(*map(jnp.asarray, (made, centres, batch["std"])))
-        axes.scatter(
-            *centres.T, s=90, facecolors="none", edgecolors=["C2" if one else "C0" for one in np.asarray(found)]
-        )
-        title = f"{int(found.sum())} of {len(centres)} modes, {100 * float(near / count):.1f} % of points near one"
-    if not inside.all():
-        title += f"\n{(~inside).sum()} outside the picture"
-    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-    axes.set_title(title, size=9)
-    return figure

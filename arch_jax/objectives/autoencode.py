@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from arch_jax.errors import UsageError
+from arch_jax.evaluation.ground_truth import NEAR, recovered, score_error
 from arch_jax.fields import component
+from arch_jax.figures.ground_truth import atoms_figure, score_figure
 from arch_jax.figures.image_grid import picture_grid, validation_pictures
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
-from arch_jax.objectives.planted import atoms_figure, recovered, score_error, score_figure
 from arch_jax.ops.latents import bernoulli_log_likelihood, bernoulli_sparsity
 
 
@@ -168,7 +169,7 @@ class Autoencode(ObjectiveBase):
             estimate = jax.jit(lambda x: (self.model.apply(variables, x) - x) / self.noise**2)
             shown["score"] = score_figure(estimate, batch["centres"], batch["std"], self.noise)
         if "atoms" in batch:
-            shown["atoms"] = atoms_figure(self.model.apply(variables, method="atoms"), batch["atoms"])
+            shown["atoms"] = atoms_figure(self.model.apply(variables, method="atoms"), batch["atoms"], NEAR)
         return shown
 
 

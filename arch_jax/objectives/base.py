@@ -10,12 +10,10 @@ from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
-from jaxtyping import Array, Float
 
 from arch_jax.fields import Kind
+from arch_jax.ops.losses import Pair
 
-#: A sum and the weight it is to be divided by.
-Pair = tuple[Float[Array, ""], Float[Array, ""]]
 Batch = Mapping[str, Any]
 Objective = Annotated[Any, Kind("objective")]
 

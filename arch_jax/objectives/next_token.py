@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from arch_jax.errors import UsageError
+from arch_jax.evaluation.gradient_reach import gradient_by_distance
 from arch_jax.fields import component
+from arch_jax.figures.gradient_reach import reach_figure
 from arch_jax.layers.dense import Embedding
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
-from arch_jax.objectives.reach import gradient_by_distance, reach_figure
 from arch_jax.ops.losses import cross_entropy
 from arch_jax.sampling import generate
 

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from arch_jax.errors import UsageError
+from arch_jax.evaluation.gradient_reach import gradient_by_distance
 from arch_jax.fields import component
+from arch_jax.figures.gradient_reach import reach_figure
+from arch_jax.figures.regression import regression_figure
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
-from arch_jax.objectives.reach import gradient_by_distance, reach_figure
 
 
 @component("regress", kind="objective")
@@ -91,7 +93,7 @@ class Regress(ObjectiveBase):
             if sum(map(len, answers)) >= self.show_rows:
                 break
         answers, targets = (np.concatenate(rows)[: self.show_rows] for rows in (answers, targets))
-        shown = {"answers": _against(answers, targets)}
+        shown = {"answers": regression_figure(answers, targets)}
         x = first["x"][np.asarray(first["weights"]) > 0][: min(64, self.show_rows)]
         if x.ndim == 3 and "segment_ids" not in first:
             # Of one key throughout: from picture to picture of the film it is the trained model that moves.
@@ -100,21 +102,3 @@ class Regress(ObjectiveBase):
             norms = jax.jit(lambda variables: gradient_by_distance(answer(variables), jnp.asarray(x)))
             shown["gradient"] = reach_figure({"trained": norms(variables), "freshly drawn": norms(fresh)})
         return shown
-
-
-def _against(answers: np.ndarray, targets: np.ndarray) -> Any:
-    """A figure of answers over targets."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    low, high = float(targets.min()), float(targets.max())
-    axes.plot([low, high], [low, high], color="grey", linewidth=0.8, zorder=0)
-    for i in range(answers.shape[1]):
-        axes.scatter(targets[:, i], answers[:, i], s=5, alpha=0.5, color=f"C{i}", linewidths=0)
-    error = float(np.mean(np.square(answers - targets)))
-    axes.set_title(
-        f"{len(answers)} validation rows: mean squared error {error:.3g}, variance {targets.var():.3g}", size=9
-    )
-    axes.set(xlabel="target", ylabel="answer")
-    return figure

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,12 +11,13 @@ import numpy as np
 
 from arch_jax import sampling
 from arch_jax.errors import UsageError, unknown
+from arch_jax.evaluation.bleu import bleu, sacrebleu
 from arch_jax.fields import component
 from arch_jax.figures.attention_map import alignment_figure
 from arch_jax.layers.seq2seq.encoder_decoder import RecurrentEncoderDecoder
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.objectives.scheduled_sampling import DECAYS, truth_share, written_with_own_words
-from arch_jax.ops.losses import cross_entropy
+from arch_jax.ops.losses import coverage_loss, cross_entropy
 
 #: The collection that counts updates, for a share of true tokens that changes with them.
 _COUNT = "teacher_forcing"
@@ -191,7 +192,7 @@ class SequenceToSequence(ObjectiveBase):
         if hasattr(position, "check"):
             position.check(data.length)
         if getattr(data, "references", None) is not None:
-            _sacrebleu()  # that it is missing is told before the training, not after
+            sacrebleu()  # that it is missing is told before the training, not after
 
     def translate(self, variables: Any, data: Any, batches: Any) -> Iterator[tuple[np.ndarray, Batch]]:
         """What beam search makes of each batch: (tokens "batch length", the batch), compiled once for each shape."""
@@ -268,42 +269,6 @@ class SequenceToSequence(ObjectiveBase):
                 sources.append([word(token) for token in np.asarray(few["source"][i])[real]])
                 targets.append([word(token) for token in np.asarray(few["labels"][i])[here]])
         return alignment_figure(maps, sources, targets)
-
-
-def coverage_loss(weights: jax.Array) -> jax.Array:
-    """sum_i min(a_i^t, k_i^t) for each t, k^t = a^0 + ... + a^{t-1} (1704.04368, equations 10 and 12).
-
-    Args:
-      weights: a, over the source, "batch time source".
-
-    Returns:
-      "batch time", in [0, 1].
-    """
-    before = jnp.cumsum(weights, axis=1) - weights
-    return jnp.sum(jnp.minimum(weights, before), axis=-1)
-
-
-def bleu(said: Sequence[str], references: Sequence[str], lowercase: bool = False) -> float:
-    """Corpus BLEU of sentences against one reference each, 0 to 100, by sacrebleu with its defaults.
-
-    Raises:
-      UsageError: sacrebleu is not installed, or there are not as many of one as of the other.
-    """
-    if len(said) != len(references):
-        raise UsageError(
-            f"there are {len(said)} translations of {len(references)} references; expected as many of both"
-        )
-    return float(_sacrebleu().corpus_bleu(list(said), [list(references)], lowercase=lowercase).score)
-
-
-def _sacrebleu() -> Any:
-    try:
-        import sacrebleu
-    except ImportError:
-        raise UsageError(
-            "BLEU needs sacrebleu, which is not installed; install it with pip install 'arch-jax[translation]'"
-        ) from None
-    return sacrebleu
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -6,7 +6,10 @@ from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError
 
-__all__ = ["cross_entropy", "cross_entropy_reference", "perceptron"]
+__all__ = ["Pair", "coverage_loss", "cross_entropy", "cross_entropy_reference", "perceptron"]
+
+#: A sum and the weight it is to be divided by.
+Pair = tuple[Float[Array, ""], Float[Array, ""]]
 
 
 def cross_entropy(
@@ -82,3 +85,16 @@ def perceptron(scores: Float[Array, "*batch classes"], targets: Int[Array, "*bat
     # One of several equal ones: the gradient of a maximum would be shared among them.
     highest = jnp.take_along_axis(scores, jnp.argmax(others, axis=-1)[..., None], axis=-1)[..., 0]
     return jnp.where(highest >= true, highest - true, 0)
+
+
+def coverage_loss(weights: jax.Array) -> jax.Array:
+    """sum_i min(a_i^t, k_i^t) for each t, k^t = a^0 + ... + a^{t-1} (1704.04368, equations 10 and 12).
+
+    Args:
+      weights: a, over the source, "batch time source".
+
+    Returns:
+      "batch time", in [0, 1].
+    """
+    before = jnp.cumsum(weights, axis=1) - weights
+    return jnp.sum(jnp.minimum(weights, before), axis=-1)

@@ -18,7 +18,7 @@ import numpy as np
 from _table import compare, publish, table
 
 from arch_jax import create
-from arch_jax.layers.mixers.rnn.recurrent import LSTM
+from arch_jax.layers.mixers.rnn.lstm import LSTM
 from arch_jax.models.emerging.xlstm import xlstm_decoder
 from arch_jax.ops.losses import cross_entropy
 

@@ -10,8 +10,8 @@ from scipy import stats
 
 import arch_jax
 from arch_jax.errors import UsageError
+from arch_jax.layers.vision.unet_blocks import upsampled
 from arch_jax.models.autoencoder.autoencoder_kl import AutoencoderKL
-from arch_jax.models.autoencoder.latent_encoder_decoder import doubled
 from arch_jax.models.autoencoder.vq_model import VQModel
 from arch_jax.ops.latents import gaussian_kl
 from arch_jax.ops.vector_quantisation import nearest_code_reference
@@ -55,7 +55,7 @@ def test_sides_are_divided_at_published_sizes(name, factor, latent):
 def test_doubling_is_nearest_neighbours():
     x = np.asarray(pictures(3, 5, channels=2))
     expected = np.stack([[[x[b, i // 2, j // 2] for j in range(10)] for i in range(6)] for b in range(2)])
-    np.testing.assert_array_equal(doubled(jnp.asarray(x)), expected)
+    np.testing.assert_array_equal(upsampled(jnp.asarray(x)), expected)
 
 
 def test_the_reconstruction_is_the_mean_decoded(kl):

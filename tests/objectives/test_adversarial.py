@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import arch_jax
+from arch_jax.evaluation.mode_coverage import modes
 from arch_jax.models.gan.gan import GAN, Generator
-from arch_jax.objectives.adversarial import modes
 
 
 class Known(nn.Module):

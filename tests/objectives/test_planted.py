@@ -7,9 +7,9 @@ import pytest
 
 import arch_jax
 from arch_jax.errors import UsageError
+from arch_jax.evaluation.ground_truth import recovered, score_error
 from arch_jax.models.autoencoder.autoencoder import Autoencoder
 from arch_jax.models.autoencoder.vector_autoencoder import VectorAutoencoder
-from arch_jax.objectives.planted import recovered, score_error
 from arch_jax.ops.gaussian_mixture import mixture_score
 
 

@@ -8,10 +8,10 @@ import optax
 import pytest
 
 import arch_jax
+from arch_jax.evaluation.gradient_reach import gradient_by_distance
 from arch_jax.layers.mixers.rnn.gru import GRU
-from arch_jax.layers.mixers.rnn.recurrent import RNN
+from arch_jax.layers.mixers.rnn.rnn import RNN
 from arch_jax.layers.seq2seq.sequence_reader import SequenceReader
-from arch_jax.objectives.reach import gradient_by_distance
 
 
 class Fading(nn.Module):

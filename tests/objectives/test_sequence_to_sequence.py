@@ -15,8 +15,9 @@ import arch_jax
 from arch_jax import registry, sampling
 from arch_jax.data import RandomPairs
 from arch_jax.data.sequences.pairs import PairCorpus, Pairs
+from arch_jax.evaluation.bleu import bleu
 from arch_jax.objectives.scheduled_sampling import truth_share, written_with_own_words
-from arch_jax.objectives.sequence_to_sequence import bleu, coverage_loss
+from arch_jax.ops.losses import coverage_loss
 
 
 class Oracle(nn.Module):

@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float
 
 from arch_jax.fields import DType
 from arch_jax.layers.dense import Dense
-from arch_jax.layers.mixers.rnn.gru import reset_before
-from arch_jax.layers.mixers.rnn.recurrent import lstm_update, orthogonal_gates, recurrent_loop
+from arch_jax.layers.mixers.rnn.recurrent_mixer import orthogonal_gates
+from arch_jax.ops.recurrence.cells import lstm_update, recurrent_loop, reset_before
 
 #: h of a GRU, (h, c) of an LSTM; each "batch hidden", in at least float32.
 Carry = tuple[Array, ...]

@@ -12,7 +12,7 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense
 from arch_jax.layers.mixers.contract import FeedForward, Mixer, Norm, Position, adapted, check_sizes
-from arch_jax.layers.mixers.rnn.recurrent import LSTM
+from arch_jax.layers.mixers.rnn.lstm import LSTM
 from arch_jax.layers.transformer.block import Block, Placement, Stack
 from arch_jax.layers.transformer.decoder import SHARDINGS
 

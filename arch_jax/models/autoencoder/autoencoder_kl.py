@@ -21,13 +21,8 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
-from arch_jax.models.autoencoder.latent_encoder_decoder import (
-    LatentDecoder,
-    LatentEncoder,
-    check_coders,
-    check_sides,
-    convolution,
-)
+from arch_jax.layers.vision.unet_blocks import convolution
+from arch_jax.models.autoencoder.latent_encoder_decoder import LatentDecoder, LatentEncoder, check_coders, check_sides
 from arch_jax.ops.latents import draw_gaussian, gaussian_log_density
 from arch_jax.registry import Paper, register
 

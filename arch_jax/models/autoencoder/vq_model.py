@@ -20,15 +20,10 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
+from arch_jax.layers.vision.unet_blocks import convolution
 from arch_jax.models.autoencoder.autoencoder_kl import PAPER as LATENT_DIFFUSION
 from arch_jax.models.autoencoder.codebook import Codebook, QuantisedAutoencoder
-from arch_jax.models.autoencoder.latent_encoder_decoder import (
-    LatentDecoder,
-    LatentEncoder,
-    check_coders,
-    check_sides,
-    convolution,
-)
+from arch_jax.models.autoencoder.latent_encoder_decoder import LatentDecoder, LatentEncoder, check_coders, check_sides
 from arch_jax.registry import Paper, register
 
 PAPER = Paper("Taming Transformers for High-Resolution Image Synthesis", "Esser et al.", 2020, "2012.09841")

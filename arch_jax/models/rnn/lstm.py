@@ -13,7 +13,7 @@ nothing else.
 """
 
 from arch_jax.inputs import tokens
-from arch_jax.layers.mixers.rnn.recurrent import LSTM
+from arch_jax.layers.mixers.rnn.lstm import LSTM
 from arch_jax.layers.transformer.decoder import Decoder
 from arch_jax.registry import Paper, register
 

@@ -8,7 +8,7 @@ What stands around the layers is what stands around those of `lstm`.
 """
 
 from arch_jax.inputs import tokens
-from arch_jax.layers.mixers.rnn.recurrent import RNN
+from arch_jax.layers.mixers.rnn.rnn import RNN
 from arch_jax.layers.transformer.decoder import Decoder
 from arch_jax.registry import Paper, register
 

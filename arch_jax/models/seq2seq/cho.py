@@ -22,9 +22,9 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.inputs import pairs
 from arch_jax.layers.dense import Dense
-from arch_jax.layers.mixers.rnn.gru import reset_after
 from arch_jax.layers.seq2seq.cells import GRUCells, over_time
 from arch_jax.layers.seq2seq.encoder_decoder import Memory, RecurrentEncoderDecoder, maxout
+from arch_jax.ops.recurrence.cells import reset_after
 from arch_jax.registry import Paper, register
 
 

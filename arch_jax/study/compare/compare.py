@@ -11,55 +11,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from arch_jax import fields
-from arch_jax.errors import RunError, UsageError, unknown
+from arch_jax.errors import RunError, UsageError
 from arch_jax.experiment import Experiment
+from arch_jax.study.compare.budget import Budget
 from arch_jax.study.compare.candidates import Contestant, field_at, fitted
 from arch_jax.study.compare.presentation import held_and_not
-from arch_jax.study.compare.results import Comparison, ComparisonRow
+from arch_jax.study.compare.results import METRIC, Comparison, ComparisonRow
 from arch_jax.study.formatting import short
-from arch_jax.study.runs.run import StudyRun
+from arch_jax.study.runs.run import RunResult, StudyRun
 from arch_jax.study.runs.steps import lasting
 from arch_jax.study.runs.study import Study, measured, seeded, shapes
 from arch_jax.study.sizing import parameters, scaled, step_flops
 from arch_jax.study.statistics import LEAST, against, interval
 
-#: What a budget may be of.
-KINDS = ("parameters", "flops", "tokens", "seconds")
 #: The seed of runs that tune and of runs that are timed: never one that is reported on.
 APART = 1000
-METRIC = "loss"
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """What every model may cost.
-
-    Attributes:
-      kind: "parameters"; "flops" of the whole training, in matrix products; "tokens" seen in training (or examples,
-        for data without tokens); or "seconds" of training, without compilation and evaluations.
-      amount: how many.
-    """
-
-    kind: str
-    amount: float | int
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise unknown("budget", self.kind, KINDS)
-        if not (math.isfinite(self.amount) and self.amount > 0):
-            raise UsageError(f"the budget of {self.kind} is {self.amount}; expected a number above 0, such as 1e6")
-
-    @staticmethod
-    def parse(text: str) -> "Budget":
-        """A budget as a person writes it: `parameters=1e6`.
-
-        Raises:
-          UsageError: another form, an unknown kind, or an amount that is not a positive number.
-        """
-        kind, separator, amount = text.partition("=")
-        if not separator:
-            raise UsageError(f"the budget is {text!r}; expected kind=amount, such as parameters=1e6")
-        return Budget(kind.strip(), fields.coerce(float, amount.strip(), f"the budget of {kind.strip()}"))
 
 
 def compare(

@@ -5,8 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from arch_jax import fields
+from arch_jax.study.compare.budget import Budget
 from arch_jax.study.runs.run import RunResult
 from arch_jax.study.statistics import Difference, Interval
+
+#: What is compared, of the validation metrics.
+METRIC = "loss"
 
 
 @dataclasses.dataclass(frozen=True)

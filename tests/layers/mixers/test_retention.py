@@ -7,7 +7,7 @@ import pytest
 
 from arch_jax.errors import UsageError
 from arch_jax.layers.mixers.retention import Retention
-from arch_jax.layers.mixers.rnn.recurrent import LSTM
+from arch_jax.layers.mixers.rnn.lstm import LSTM
 
 
 def test_decays():

@@ -10,7 +10,7 @@ from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense
 from arch_jax.layers.mixers.contract import Mixer, adapted
-from arch_jax.layers.mixers.rnn.recurrent import LSTM
+from arch_jax.layers.mixers.rnn.lstm import LSTM
 
 
 @component("bidirectional", kind="mixer")

@@ -2,12 +2,12 @@
 
 from typing import ClassVar
 
-import flax.linen as nn
 import jax.numpy as jnp
 
 from arch_jax.errors import unknown
 from arch_jax.fields import component
-from arch_jax.layers.mixers.rnn.recurrent import RecurrentMixer
+from arch_jax.layers.mixers.rnn.recurrent_mixer import RecurrentMixer
+from arch_jax.ops.recurrence.cells import reset_after, reset_before
 
 
 @component("gru", kind="mixer")
@@ -44,20 +44,3 @@ class GRU(RecurrentMixer):
         (b_u,) = self.biases({"bias_u": 0.0}, hidden)
         added = jnp.concatenate([heard_rz, jnp.broadcast_to(b_u, heard_n.shape)], axis=-1)
         return reset_after, None, u, added, heard_n
-
-
-def reset_before(u_n, carry, rz, heard_n):
-    """A step for `recurrent_loop` with (r * h) U_n, from the sums of r and z and x W_n + b_n; "batch units" each."""
-    (h,) = carry
-    r, z = jnp.split(nn.sigmoid(rz), 2, axis=-1)
-    n = jnp.tanh(heard_n + ((r * h).astype(u_n.dtype) @ u_n).astype(h.dtype))
-    return ((1 - z) * n + z * h,)
-
-
-def reset_after(_, carry, gates, heard_n):
-    """A step for `recurrent_loop` with r * (h U_n), from the sums of r, z and what r multiplies, and x W_n + b_n."""
-    (h,) = carry
-    r, z, u_n = jnp.split(gates, 3, axis=-1)
-    n = jnp.tanh(heard_n + nn.sigmoid(r) * u_n)
-    z = nn.sigmoid(z)
-    return ((1 - z) * n + z * h,)

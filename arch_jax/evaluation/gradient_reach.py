@@ -1,11 +1,9 @@
-"""How far back in a sequence an answer's gradient reaches: the vanishing gradient made visible."""
+"""How far back in a sequence an answer's gradient reaches: the vanishing gradient, measured."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -32,24 +30,3 @@ def gradient_by_distance(function: Callable[[Array], Array], x: Float[Array, "ba
     scaled = jacobian / jnp.where(largest > 0, largest, 1)
     norms = jnp.sqrt(jnp.sum(jnp.square(scaled), axis=(0, 3))) * largest[0, :, :, 0]
     return jnp.mean(norms, axis=0)[::-1]
-
-
-def reach_figure(norms: Mapping[str, Any]) -> Any:
-    """A figure of such norms over the distance, on a logarithmic axis.
-
-    Args:
-      norms: name -> what `gradient_by_distance` gave.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
-    axes = figure.add_subplot()
-    for name, curve in norms.items():
-        curve = np.asarray(curve, np.float64)
-        # On a logarithmic axis 0 has no place: there the curve ends.
-        axes.plot(np.arange(len(curve)), np.where(curve > 0, curve, np.nan), label=name, linewidth=1)
-    axes.set_yscale("log")
-    axes.set(xlabel="times before the last one", ylabel="norm of the answer's gradient")
-    axes.set_title("how far back the answer's gradient reaches, mean over validation rows", size=9)
-    axes.legend(fontsize=8)
-    return figure

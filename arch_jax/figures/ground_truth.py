@@ -1,4 +1,4 @@
-"""What an autoencoder found of how its data was made: the score of a mixture, the atoms of a dictionary."""
+"""Figures of an autoencoder beside how its data was made: the score of a mixture, the atoms of a dictionary."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,42 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from arch_jax.objectives.base import Pair
 from arch_jax.ops.gaussian_mixture import mixture_log_density, mixture_score
-
-#: A row counts as an atom where 1 - |cosine| is below this (Aharon et al. 2006, "K-SVD", section V.A).
-NEAR = 0.01
-
-
-def score_error(
-    step: Float[Array, "batch size"],
-    noisy: Float[Array, "batch size"],
-    noise: float,
-    centres: Float[Array, "modes size"],
-    std: Float[Array, ""],
-) -> Pair:
-    """The mean of |s - score|^2 over the mean of |score|^2, s = step / noise^2: 0 at the best, 1 for s = 0.
-
-    Args:
-      step: r(x) - x of a denoising autoencoder (Alain & Bengio 2014, 1211.4246, theorem 1).
-      noisy: x, points of the mixture with noise.
-      noise: standard deviation of the noise.
-      centres, std: of the mixture without noise.
-    """
-    truth = mixture_score(noisy, centres, jnp.sqrt(jnp.square(std) + noise**2))
-    return jnp.sum(jnp.square(step / noise**2 - truth)), jnp.sum(jnp.square(truth))
-
-
-def recovered(found: Float[Array, "rows size"], atoms: Float[Array, "atoms size"]) -> dict[str, Pair]:
-    """The share of the atoms that a row is as good as equal to ("recovered"), and the nearest row's cosine ("cosine").
-
-    Args:
-      found: rows of length 1.
-      atoms: of length 1.
-    """
-    best = jnp.max(jnp.abs(atoms @ found.T), axis=1)
-    count = jnp.asarray(len(atoms), best.dtype)
-    return {"recovered": (jnp.sum((best > 1 - NEAR).astype(best.dtype)), count), "cosine": (jnp.sum(best), count)}
 
 
 def score_figure(
@@ -79,8 +44,14 @@ def score_figure(
     return figure
 
 
-def atoms_figure(found: Float[Array, "rows size"], atoms: np.ndarray) -> Any:
-    """A figure of |cosine| of every atom with the rows nearest to each, and of the nearest row's, in order."""
+def atoms_figure(found: Float[Array, "rows size"], atoms: np.ndarray, near: float) -> Any:
+    """A figure of |cosine| of every atom with the rows nearest to each, and of the nearest row's, in order.
+
+    Args:
+      found: rows of length 1.
+      atoms: of length 1.
+      near: an atom counts as recovered where 1 - |cosine| is below this.
+    """
     from matplotlib.figure import Figure
 
     cosines = np.abs(np.asarray(atoms) @ np.asarray(jax.device_get(found)).T)
@@ -91,7 +62,7 @@ def atoms_figure(found: Float[Array, "rows size"], atoms: np.ndarray) -> Any:
     left.set(xlabel="the row nearest to each atom", ylabel="atom")
     figure.colorbar(drawn, ax=left, shrink=0.8)
     right.plot(np.sort(best)[::-1], color="C0")
-    right.axhline(1 - NEAR, color="grey", linewidth=0.8, linestyle="--")
+    right.axhline(1 - near, color="grey", linewidth=0.8, linestyle="--")
     right.set(xlabel="atoms, the best found first", ylabel="|cosine| with the nearest row", ylim=(0, 1.03))
-    right.set_title(f"{int((best > 1 - NEAR).sum())} of {len(atoms)} atoms recovered", size=9)
+    right.set_title(f"{int((best > 1 - near).sum())} of {len(atoms)} atoms recovered", size=9)
     return figure

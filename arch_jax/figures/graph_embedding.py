@@ -1,0 +1,38 @@
+"""A graph's nodes in the plane, by what a model makes of them."""
+
+from typing import Any
+
+import numpy as np
+
+
+def embedding_figure(logits: np.ndarray, labels: np.ndarray, counted: np.ndarray, ends: np.ndarray, data: Any) -> Any:
+    """A figure of the nodes by their two principal components, coloured by class; wrong ones are crossed out."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
+
+    # Directions alone: a node with many neighbours would else be far from all others.
+    directions = logits / np.maximum(np.linalg.norm(logits, axis=1, keepdims=True), 1e-12)
+    centred = directions - directions.mean(0)
+    _, _, axes_of = np.linalg.svd(centred, full_matrices=False)
+    # A principal component's sign is arbitrary: fixed, so that pictures of one run follow one another.
+    axes_of = axes_of[:2] * np.where(axes_of[:2][np.arange(2), np.abs(axes_of[:2]).argmax(1)] < 0, -1, 1)[:, None]
+    places = centred @ axes_of.T
+    figure = Figure(figsize=(6.4, 5), layout="constrained")
+    axes = figure.add_subplot()
+    lines = np.stack([places[ends[0]], places[ends[1]]], axis=1)
+    shade = min(0.5, 60 / max(1, len(lines)))
+    axes.add_collection(LineCollection(lines, colors="grey", linewidths=0.4, alpha=max(shade, 0.02), zorder=0))
+    names = getattr(data, "class_names", None) or [f"class {i}" for i in range(int(labels.max()) + 1)]
+    size = 40 if len(labels) < 200 else 6
+    for i, name in enumerate(names):
+        of_class = labels == i
+        axes.scatter(*places[of_class].T, s=size, color=f"C{i}", label=str(name), alpha=0.8, linewidths=0)
+    wrong = counted & (logits.argmax(1) != labels)
+    axes.scatter(*places[wrong].T, s=size, marker="x", color="black", linewidths=0.7)
+    share = 100 * (1 - wrong.sum() / max(1, counted.sum()))
+    axes.set_title(
+        f"nodes by their logits' principal components; {share:.1f} % of {counted.sum()} held-out ones right", size=9
+    )
+    axes.set(xlabel="first component", ylabel="second component")
+    axes.legend(fontsize=7, markerscale=1 if size > 20 else 2.5)
+    return figure

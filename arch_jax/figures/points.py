@@ -1,0 +1,43 @@
+"""Generated points over the density of real ones."""
+
+from typing import Any
+
+import numpy as np
+
+
+def points_figure(
+    real: np.ndarray,
+    made: np.ndarray,
+    centres: np.ndarray | None = None,
+    covered: np.ndarray | None = None,
+    near: float | None = None,
+) -> Any:
+    """A figure of generated points over a histogram of real ones.
+
+    Args:
+      real: "points 2".
+      made: generated ones, "points 2".
+      centres: of the modes of a mixture, "modes 2"; each gets a circle.
+      covered: which of them a generated point is near to, booleans "modes".
+      near: the share of generated points near any centre.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    reach = 1.6 * float(np.abs(real).max())
+    density, _, _ = np.histogram2d(*real.T, bins=120, range=[[-reach, reach]] * 2)
+    axes.imshow(
+        density.T > 0, extent=(-reach, reach) * 2, origin="lower", cmap="Greys", vmax=2, interpolation="nearest"
+    )
+    inside = (np.abs(made) <= reach).all(axis=1)
+    axes.scatter(*made[inside].T, s=3, alpha=0.4, color="C3", linewidths=0)
+    title = f"{len(made)} generated points (red) over real ones (grey)"
+    if centres is not None:
+        axes.scatter(*centres.T, s=90, facecolors="none", edgecolors=["C2" if one else "C0" for one in covered])
+        title = f"{int(covered.sum())} of {len(centres)} modes, {100 * near:.1f} % of points near one"
+    if not inside.all():
+        title += f"\n{(~inside).sum()} outside the picture"
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    axes.set_title(title, size=9)
+    return figure

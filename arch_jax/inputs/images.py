@@ -1,0 +1,53 @@
+"""Example inputs of image models."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from arch_jax.inputs.base import Rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Images(Rows):
+    """Random pictures with labels: `images` "batch size size channels" in [0, 1], `labels` and `weights` "batch".
+
+    Attributes:
+      size: pixels on a side.
+      channels: 1 for grey, 3 for colour.
+    """
+
+    size: int
+    channels: int = 3
+    names = ("images",)
+
+    def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
+        """Uniform pixels; labels among the module's classes, or among 10 where it has none."""
+        pixels, classes = jax.random.split(key)
+        return {
+            "images": jax.random.uniform(pixels, (size, self.size, self.size, self.channels)),
+            "labels": jax.random.randint(classes, (size,), 0, getattr(module, "classes", None) or 10, dtype=jnp.int32),
+            "weights": jnp.ones((size,)),
+        }
+
+    def resized(self, module: nn.Module) -> "Images":
+        """At most 64 pixels on a side, or as many as the module says that it takes in its field `picture`."""
+        return dataclasses.replace(self, size=getattr(module, "picture", min(self.size, 64)))
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledImages(Images):
+    """Random pictures for a model that is given their classes too."""
+
+    names = ("images", "labels")
+
+
+def images(size: int, channels: int = 3) -> Images:
+    """Example inputs of an image model: pictures of `size` x `size` pixels."""
+    return Images(size, channels)
+
+
+def labelled_images(size: int, channels: int = 3) -> LabelledImages:
+    """Example inputs of an image model that is given each picture's class."""
+    return LabelledImages(size, channels)
