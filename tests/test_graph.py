@@ -2,7 +2,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from arch_jax.data import Graph
+from arch_jax.graph import Graph
 from arch_jax.errors import UsageError
 from arch_jax.graph import graph, padded, symmetric, together
 

@@ -108,7 +108,7 @@ def test_the_gradient_of_the_loop(mixer, packed, monkeypatch):
             return jax.jit(jax.grad(lambda p, x: jnp.sum(jnp.sin(mixer.apply(p, x, ids)[0])), (0, 1)))(params, x)
 
         by_hand = gradients()
-        monkeypatch.setattr("arch_jax.layers.mixers.rnn.recurrent.recurrent_loop", recurrent_loop.fun)
+        monkeypatch.setattr("arch_jax.layers.mixers.rnn.recurrent_mixer.recurrent_loop", recurrent_loop.fun)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), by_hand, gradients())
 
 
