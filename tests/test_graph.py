@@ -2,9 +2,8 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from arch_jax.graph import Graph
 from arch_jax.errors import UsageError
-from arch_jax.graph import graph, padded, symmetric, together
+from arch_jax.graph import Graph, graph, padded, symmetric, together
 
 REFUSED = (UsageError, jaxtyping.TypeCheckError)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from arch_jax.errors import ArchJaxError
 from arch_jax.experiment import Experiment
@@ -67,6 +67,7 @@ class RunResult:
     together: int = 1
 
 
+@runtime_checkable
 class Store(Protocol):
     """Where the runs of a study are kept: what a way of training them needs of a `Study`."""
 

@@ -196,7 +196,7 @@ def test_processes_that_start_together_agree(empty_folder):
     program = """
 import hashlib, json
 from pydoc_data.topics import topics
-from arch_jax.data import tokenizers
+from arch_jax.data.text import tokenizers
 made = tokenizers.tokenizer("bpe:600", [topics[name] for name in sorted(topics)][:30])
 print(hashlib.sha256(json.dumps(made.to_json()).encode()).hexdigest())
 """

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from arch_jax.study.runs.run import Stopped, StudyRun
+from arch_jax.study.runs.study import Study, seeded
 
 import arch_jax
 from arch_jax.experiment import load
-from arch_jax.study.runs import vmapped
-from arch_jax.study.runs.run import Stopped, StudyRun
-from arch_jax.study.runs.study import Study, seeded
+from arch_jax.study.runs import vmapped as together
 
 TOY = str(Path(__file__).parents[1] / "toy.py")
 STEPS = 20
@@ -53,7 +53,7 @@ def toy():
 
 
 def run(path, experiment, seeds, together=None):
-    with Study(path, together=vmapped) as study:
+    with Study(path, together=together) as study:
         return study.run([StudyRun("it", one) for one in seeded(experiment, seeds)])
 
 
@@ -81,7 +81,7 @@ def test_each_seed_is_the_run_made_alone(shape, tmp_path):
 
 def stopped_after(monkeypatch, saves):
     """Ends the process's work as a kill would, right after so many saves."""
-    real, seen = vmapped._Group._save, []
+    real, seen = together._Group._save, []
 
     def save(self, *arguments):
         real(self, *arguments)
@@ -90,7 +90,7 @@ def stopped_after(monkeypatch, saves):
         if len(seen) == saves:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(vmapped._Group, "_save", save)
+    monkeypatch.setattr(together._Group, "_save", save)
 
 
 @pytest.mark.parametrize("saves", [1, 2])
@@ -142,16 +142,16 @@ def test_all_diverge(tmp_path):
 
 def test_what_does_not_fit_is_taken_in_groups(tmp_path, monkeypatch, capsys):
     sizes = []
-    real = vmapped.Seeds._compile
+    real = together.Seeds._compile
 
     def compile(self, *arguments):
         sizes.append(len(self.seeds))
         return real(self, *arguments)
 
-    monkeypatch.setattr(vmapped.Seeds, "_compile", compile)
+    monkeypatch.setattr(together.Seeds, "_compile", compile)
     whole = run(tmp_path / "whole", toy(), 5, together=5)
     needed = max(result.peak_bytes for result in whole)
-    monkeypatch.setattr(vmapped, "device_memory", lambda: needed / 5 * 3.5)
+    monkeypatch.setattr(together, "device_memory", lambda: needed / 5 * 3.5)
     sizes.clear()
     groups = run(tmp_path / "groups", toy(), 5, together=5)
     assert sizes == [5, 3, 2]
@@ -166,7 +166,7 @@ def test_a_stop(tmp_path, monkeypatch):
     import signal
 
     whole = run(tmp_path / "whole", toy(), 2, together=2)
-    real = vmapped._Group._record
+    real = together._Group._record
 
     def record(self, before, *arguments):
         real(self, before, *arguments)
@@ -174,7 +174,7 @@ def test_a_stop(tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patched:
-        patched.setattr(vmapped._Group, "_record", record)
+        patched.setattr(together._Group, "_record", record)
         with pytest.raises(Stopped):
             run(tmp_path / "stopped", toy(), 2, together=2)
     assert [path.name for path in (tmp_path / "stopped").glob("groups/*/checkpoints/25")] == ["25"]
@@ -187,7 +187,7 @@ def test_seeds_are_dealt_to_devices(tmp_path):
         "import jax, json, sys\n"
         "from arch_jax.experiment import load\n"
         "from arch_jax.study.runs.run import StudyRun as Cell\nfrom arch_jax.study.runs.study import Study, seeded\n"
-        "from arch_jax.study import together\n"
+        "from arch_jax.study.runs import vmapped as together\n"
         "seen = []\n"
         "real = together.Seeds.fresh\n"
         "def fresh(self):\n"
