@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arch_jax.layers.vision.unet_blocks import upsampled
 from scipy import stats
 
 import arch_jax
 from arch_jax.errors import UsageError
+from arch_jax.layers.vision.unet_blocks import upsampled
 from arch_jax.models.autoencoder.autoencoder_kl import AutoencoderKL
 from arch_jax.models.autoencoder.vq_model import VQModel
 from arch_jax.ops.latents import gaussian_kl

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arch_jax.layers.mixers.rnn.lstm import LSTM
 
 from arch_jax import create, generate
 from arch_jax.errors import UsageError
+from arch_jax.layers.mixers.rnn.lstm import LSTM
 from arch_jax.registry import count, entry
 from arch_jax.train.sharding import partition
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arch_jax.evaluation.mode_coverage import modes
 
 import arch_jax
+from arch_jax.evaluation.mode_coverage import modes
 from arch_jax.models.gan.gan import GAN, Generator
 
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arch_jax.evaluation.ground_truth import recovered, score_error
 
 import arch_jax
 from arch_jax.errors import UsageError
+from arch_jax.evaluation.ground_truth import recovered, score_error
 from arch_jax.models.autoencoder.autoencoder import Autoencoder
 from arch_jax.models.autoencoder.vector_autoencoder import VectorAutoencoder
 from arch_jax.ops.gaussian_mixture import mixture_score

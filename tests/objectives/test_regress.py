@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from arch_jax.evaluation.gradient_reach import gradient_by_distance
-from arch_jax.layers.mixers.rnn.rnn import RNN
 
 import arch_jax
+from arch_jax.evaluation.gradient_reach import gradient_by_distance
 from arch_jax.layers.mixers.rnn.gru import GRU
+from arch_jax.layers.mixers.rnn.rnn import RNN
 from arch_jax.layers.seq2seq.sequence_reader import SequenceReader
 
 

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arch_jax.evaluation.bleu import bleu
 
 import arch_jax
 from arch_jax import registry, sampling
 from arch_jax.data import RandomPairs
 from arch_jax.data.sequences.pairs import PairCorpus, Pairs
+from arch_jax.evaluation.bleu import bleu
 from arch_jax.objectives.scheduled_sampling import truth_share, written_with_own_words
 from arch_jax.ops.losses import coverage_loss
 

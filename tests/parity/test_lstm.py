@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from arch_jax.layers.mixers.rnn.lstm import LSTM
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arch_jax.layers.mixers.rnn.lstm import LSTM
-from arch_jax.layers.mixers.rnn.rnn import RNN
 
 from arch_jax.errors import UsageError
 from arch_jax.interop.torch_nn import from_torch, to_torch
 from arch_jax.layers.mixers.rnn.bidirectional import Bidirectional
 from arch_jax.layers.mixers.rnn.gru import GRU
+from arch_jax.layers.mixers.rnn.lstm import LSTM
+from arch_jax.layers.mixers.rnn.rnn import RNN
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 

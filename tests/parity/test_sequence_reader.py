@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arch_jax.layers.mixers.rnn.lstm import LSTM
-from arch_jax.layers.mixers.rnn.rnn import RNN
 
 from arch_jax.interop.torch_nn import from_torch
 from arch_jax.layers.mixers.rnn.gru import GRU
+from arch_jax.layers.mixers.rnn.lstm import LSTM
+from arch_jax.layers.mixers.rnn.rnn import RNN
 from arch_jax.layers.seq2seq.sequence_reader import SequenceReader
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")

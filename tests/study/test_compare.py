@@ -10,10 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arch_jax.study.compare.budget import Budget
-from arch_jax.study.compare.presentation import draw_comparison, table, write_comparison_csv
-from arch_jax.study.runs.run import StudyRun
-from arch_jax.study.runs.study import Study
 from PIL import Image
 
 import arch_jax
@@ -21,9 +17,13 @@ from arch_jax import registry
 from arch_jax.errors import UsageError
 from arch_jax.experiment import load
 from arch_jax.inputs import Rows, images
+from arch_jax.study.compare.budget import Budget
 from arch_jax.study.compare.candidates import Contestant, fitted, parse_grid, parse_model
 from arch_jax.study.compare.compare import APART, compare
+from arch_jax.study.compare.presentation import draw_comparison, table, write_comparison_csv
+from arch_jax.study.runs.run import StudyRun
 from arch_jax.study.runs.steps import lasting
+from arch_jax.study.runs.study import Study
 from arch_jax.study.sizing import parameters
 from arch_jax.study.statistics import holm, interval, paired
 

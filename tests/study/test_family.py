@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from arch_jax.study.runs.study import Study
 from PIL import Image
 
 from arch_jax.cli import main
@@ -15,6 +14,7 @@ from arch_jax.errors import UsageError
 from arch_jax.experiment import load
 from arch_jax.study.reproduce import ledger as ledger_module
 from arch_jax.study.reproduce.ledger import results_folder
+from arch_jax.study.runs.study import Study
 from arch_jax.study.scaling.family import train_family
 from arch_jax.study.scaling.law import fit
 

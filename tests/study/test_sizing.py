@@ -6,13 +6,13 @@ import math
 import flax.linen as nn
 import jax
 import pytest
-from arch_jax.layers.mixers.rnn.lstm import LSTM
 
 from arch_jax import create, fields, objective, registry
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Experiment
 from arch_jax.flops import count_flops
 from arch_jax.layers.mixers.attention import Attention
+from arch_jax.layers.mixers.rnn.lstm import LSTM
 from arch_jax.layers.norms import LayerNorm
 from arch_jax.layers.transformer.feed_forward import SwiGLU
 from arch_jax.layers.transformer.positions import RoPE

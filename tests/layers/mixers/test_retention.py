@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arch_jax.layers.mixers.rnn.lstm import LSTM
 
 from arch_jax.errors import UsageError
 from arch_jax.layers.mixers.retention import Retention
+from arch_jax.layers.mixers.rnn.lstm import LSTM
 
 
 def test_decays():

@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arch_jax.layers.mixers.rnn.lstm import LSTM
-from arch_jax.layers.mixers.rnn.rnn import RNN
 
 import arch_jax
 from arch_jax.errors import UsageError
 from arch_jax.fields import from_json, to_json
 from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.mixers.rnn.gru import GRU
+from arch_jax.layers.mixers.rnn.lstm import LSTM
+from arch_jax.layers.mixers.rnn.rnn import RNN
 from arch_jax.layers.mixers.ssm.s4 import S4D
 from arch_jax.layers.norms import LayerNorm
 from arch_jax.layers.seq2seq.sequence_reader import SequenceReader

@@ -13,13 +13,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from arch_jax.study.runs.study import Study
 from PIL import Image
 
 from arch_jax.cli import main
 from arch_jax.errors import UsageError
 from arch_jax.experiment import experiments, load
 from arch_jax.study.ablate.ablate import ablate, axes, overridden, variants
+from arch_jax.study.runs.study import Study
 from arch_jax.study.statistics import holm, interval, paired
 from arch_jax.train.state import initial_state
 

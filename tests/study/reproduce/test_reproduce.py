@@ -8,13 +8,13 @@ import types
 from pathlib import Path
 
 import pytest
-from arch_jax.study.runs.run import RunResult
-from arch_jax.study.runs.study import Study
 
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Published, load
 from arch_jax.study.reproduce.ledger import ledger, table, write_record, write_table
 from arch_jax.study.reproduce.reproduce import Figure, Record, commit, reproduce
+from arch_jax.study.runs.run import RunResult
+from arch_jax.study.runs.study import Study
 
 FILE = '''"""A toy."""
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from arch_jax.study.runs.run import Stopped, StudyRun
-from arch_jax.study.runs.study import Part, Study, measured, seeded
 
 from arch_jax.errors import UsageError
 from arch_jax.experiment import load
 from arch_jax.study.runs import study as cells_module
+from arch_jax.study.runs.run import Stopped, StudyRun
+from arch_jax.study.runs.study import Part, Study, measured, seeded
 from arch_jax.train.compiled import Compiled, alike
 from arch_jax.train.loop import train
 from arch_jax.train.workdir import read_metrics

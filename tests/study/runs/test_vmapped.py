@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from arch_jax.study.runs.run import Stopped, StudyRun
-from arch_jax.study.runs.study import Study, seeded
 
 import arch_jax
 from arch_jax.experiment import load
 from arch_jax.study.runs import vmapped as together
+from arch_jax.study.runs.run import Stopped, StudyRun
+from arch_jax.study.runs.study import Study, seeded
 
 TOY = str(Path(__file__).parents[1] / "toy.py")
 STEPS = 20

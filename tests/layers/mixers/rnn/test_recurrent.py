@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arch_jax.layers.mixers.rnn.lstm import LSTM
-from arch_jax.layers.mixers.rnn.rnn import RNN
-from arch_jax.ops.recurrence.cells import lstm_update, recurrent_loop
 
 from arch_jax.errors import UsageError
 from arch_jax.layers.mixers.rnn.bidirectional import Bidirectional
 from arch_jax.layers.mixers.rnn.gru import GRU
+from arch_jax.layers.mixers.rnn.lstm import LSTM
+from arch_jax.layers.mixers.rnn.rnn import RNN
+from arch_jax.ops.recurrence.cells import lstm_update, recurrent_loop
 
 WIDTH, TIME = 6, 7
 IDS = jnp.asarray([[1, 1, 2, 0, 2, 2, 3], [0, 4, 4, 0, 0, 4, 0]], jnp.int32)
