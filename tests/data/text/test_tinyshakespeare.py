@@ -97,7 +97,7 @@ REAL = directories.find(tinyshakespeare.FILE)
     REAL is None, reason="Tiny Shakespeare is not in the data folder ($ARCH_JAX_DATA or the user's cache)"
 )
 def test_the_real_text_is_the_one_the_field_knows(monkeypatch):
-    monkeypatch.setenv("ARCH_JAX_DATA", str(REAL.parents[2]))
+    monkeypatch.setenv("ARCH_JAX_DATA", str(REAL.parents[1]))
     corpus = Text(source="tinyshakespeare", tokenizer="characters", sampling="random").load()
     # nanoGPT's data/shakespeare_char/prepare.py: 65 characters, 1,003,854 training and 111,540 validation tokens.
     assert corpus.facts["vocabulary"] == 65
