@@ -47,17 +47,29 @@ class Dense(nn.Module):
         return kernel, bias.astype(self.dtype)
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch features"]:
-        kernel, bias = self.weights(x.shape[-1])
-        y = x.astype(self.dtype) @ kernel
-        return y if bias is None else y + bias
+        return affine(x.astype(self.dtype), *self.weights(x.shape[-1]))
+
+
+def affine(
+    x: Float[Array, "*batch width"],
+    kernel: Float[Array, "width features"],
+    bias: Float[Array, "features"] | None = None,
+) -> Float[Array, "*batch features"]:
+    """x W + b over the last axis, as one product of two matrices.
+
+    XLA's CPU compiler makes slower code of a product with several leading axes, and of the sums in its gradient: a
+    GPT-2 training step takes 0.8 of the time this way (experiments/benchmarks/train_step.py). Same bits.
+    """
+    y = x.reshape(-1, x.shape[-1]) @ kernel
+    y = y if bias is None else y + bias
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def joint(x: Float[Array, "*batch width"], layers: Sequence[Dense]) -> list[Float[Array, "*batch _"]]:
     """What each of the layers gives for the same x, in one product: a GPT-2 step on CPU takes 0.94 of the time."""
     kernels, biases = zip(*(layer.weights(x.shape[-1]) for layer in layers))
-    y = x.astype(layers[0].dtype) @ jnp.concatenate(kernels, axis=1)
-    if biases[0] is not None:
-        y = y + jnp.concatenate(biases)
+    bias = None if biases[0] is None else jnp.concatenate(biases)
+    y = affine(x.astype(layers[0].dtype), jnp.concatenate(kernels, axis=1), bias)
     return jnp.split(y, np.cumsum([layer.features for layer in layers])[:-1], axis=-1)
 
 
@@ -91,4 +103,4 @@ class Embedding(nn.Module):
 
     def attend(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch entries"]:
         """Scores of every entry: x E^T."""
-        return x.astype(self.dtype) @ self.embedding.astype(self.dtype).T
+        return affine(x.astype(self.dtype), self.embedding.astype(self.dtype).T)
