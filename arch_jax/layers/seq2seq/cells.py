@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from arch_jax.fields import DType
-from arch_jax.layers.dense import Dense
+from arch_jax.layers.dense import Dense, affine
 from arch_jax.layers.mixers.rnn.recurrent_mixer import orthogonal_gates
 from arch_jax.ops.recurrence.cells import lstm_update, recurrent_loop, reset_before
 
@@ -97,7 +97,7 @@ class Cells(nn.Module):
         (w,), u, b = self.weights(x.shape[-1])
         if carry is None:
             carry = (jnp.zeros((x.shape[0], self.hidden), self.precise),) * self.parts
-        heard = (x.astype(self.dtype) @ w).astype(self.precise) + b
+        heard = affine(x.astype(self.dtype), w).astype(self.precise) + b
         carry, out = self.loop(u, heard, carry, mask, reverse)
         return out.astype(self.dtype), carry
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import DType, Kind, component
+from arch_jax.layers.dense import affine
 from arch_jax.layers.seq2seq.cells import uniform
 from arch_jax.ops.attention import scores as ops
 
@@ -119,7 +120,7 @@ class AdditiveAttention(ScoreBase):
         return {"query": (query_width, hidden), "key": (key_width, hidden), "v": (hidden,)}
 
     def of_keys(self, parameters, keys):
-        return keys @ parameters["key"]
+        return affine(keys, parameters["key"])
 
     def scores(self, parameters, query, prepared):
         return ops.tanh_scores(query @ parameters["query"], prepared, parameters["v"])
@@ -170,7 +171,7 @@ class LuongAttention(ScoreBase):
 
     def of_keys(self, parameters, keys):
         # [s; h] W is the sum of two products, of which the keys' one is the same for all queries.
-        return keys @ parameters["kernel"][-keys.shape[-1] :] if self.score == "concat" else None
+        return affine(keys, parameters["kernel"][-keys.shape[-1] :]) if self.score == "concat" else None
 
     def scores(self, parameters, query, prepared):
         if self.score == "general":
