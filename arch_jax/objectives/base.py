@@ -11,7 +11,9 @@ from typing import Annotated, Any, ClassVar
 import flax.linen as nn
 import jax
 
+from arch_jax.errors import UsageError
 from arch_jax.fields import Kind
+from arch_jax.layers import sowing
 from arch_jax.ops.losses import Pair
 
 Batch = Mapping[str, Any]
@@ -71,6 +73,29 @@ class ObjectiveBase:
         """
         raise TypeError(f"{type(self).__name__} must say what {player!r} minimises")
 
+    def total_loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+        """`loss`, and what layers have sown beside it: what the train step minimises.
+
+        A sown loss counts with the weight of the main one, so that both are means over the same batch, and is reported
+        under its name, as sown metrics are. "loss" stays the main one, which evaluation can be compared with.
+
+        Returns:
+          As `loss`, without the sown collections.
+
+        Raises:
+          UsageError: a sown name that the objective has a metric of.
+        """
+        (total, weight), (metrics, updates) = self.loss(player, variables, batch, key)
+        updates = dict(updates)
+        sown = {name: updates.pop(name, {}) for name in sowing.COLLECTIONS}
+        told = sowing.metrics_of(sown["metrics"])
+        for name, value in sowing.losses_of(sown["losses"]).items():
+            total = total + weight * value.astype(total.dtype)
+            told[name] = (weight * value.astype(weight.dtype), weight)
+        for name in told.keys() & metrics.keys():
+            raise UsageError(f"a layer sows {name!r}, which the objective has a metric of; expected another name")
+        return (total, weight), (metrics | told, updates)
+
     def evaluate(self, variables: Any, batch: Batch) -> dict[str, Pair]:
         """Metrics of one validation batch as (sum, weight) pairs; "loss" among them."""
         raise TypeError(f"{type(self).__name__} must say how it is evaluated")
@@ -90,8 +115,11 @@ class ObjectiveBase:
         return {}
 
     def apply(self, variables: Any, *arguments: Any, key: jax.Array, **options: Any) -> tuple[Any, dict]:
-        """The model in training: `train=True`, a dropout key, and its other collections mutable."""
+        """The model in training: `train=True`, a dropout key, its other collections and what layers sow mutable.
+
+        Returns:
+          (what the model gives, updated collections; the sown ones among them, which `loss` hands on to `total_loss`).
+        """
         others = [kind for kind in variables if kind != "params"]
-        options = {"train": True, "rngs": {"dropout": key}, "mutable": others or False} | options
-        out = self.model.apply(variables, *arguments, **options)
-        return out if others else (out, {})
+        options = {"train": True, "rngs": {"dropout": key}, "mutable": [*others, *sowing.COLLECTIONS]} | options
+        return self.model.apply(variables, *arguments, **options)

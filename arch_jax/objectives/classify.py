@@ -10,6 +10,7 @@ import numpy as np
 from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import component
 from arch_jax.figures.predictions import predictions
+from arch_jax.layers.sowing import outputs_of
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.losses import cross_entropy, perceptron
 
@@ -57,11 +58,9 @@ class Classify(ObjectiveBase):
         return (batch["images"],)
 
     def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
-        heads = bool(getattr(self.model, "auxiliary", False))
-        said, updates = self.apply(variables, batch["images"], key=key, **({"method": "all_logits"} if heads else {}))
-        logits, *others = said if heads else (said,)
+        logits, updates = self.apply(variables, batch["images"], key=key)
         each = self._each(logits, batch)
-        for other in others:
+        for other in outputs_of(updates.get("outputs", {})):
             each = each + self.auxiliary_weight * self._each(other, batch)
         metrics = self._metrics(each, logits, batch)
         return metrics["loss"], (metrics, updates)

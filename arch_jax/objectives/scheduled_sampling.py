@@ -78,12 +78,12 @@ def written_with_own_words(
         token = jnp.where(honest, true, own)
         (logits, state), sown = model.apply(
             variables, token[:, None], state, train,
-            method="decode", rngs={"dropout": dropping}, mutable=["intermediates"],
+            method="decode", rngs={"dropout": dropping}, mutable=["outputs"],
         )  # fmt: skip
         logits = logits[:, 0]
         chosen = jax.random.categorical(choice, logits) if sample else jnp.argmax(logits, axis=-1)
-        weights = sown.get("intermediates", {}).get("weights")
-        return (chosen.astype(own.dtype), state), (logits, token, None if weights is None else weights[0][:, 0])
+        weights = sown.get("outputs", {}).get("weights")
+        return (chosen.astype(own.dtype), state), (logits, token, None if weights is None else weights[:, 0])
 
     count = jnp.arange(target.shape[1])
     _, out = jax.lax.scan(step, (target[:, 0], state), (count, target.T))

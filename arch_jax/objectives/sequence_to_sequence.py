@@ -119,15 +119,8 @@ class SequenceToSequence(ObjectiveBase):
         """(logits, weights over the source if they are needed, updated collections, metrics) in training."""
         arguments = self.arguments(batch)
         if self.teacher_forcing == 1 and not self.decays:
-            if not self.coverage:
-                logits, updates = self.apply(variables, *arguments, key=key)
-                return logits, None, updates, {}
-            others = [kind for kind in variables if kind != "params"]
-            logits, updates = self.model.apply(
-                variables, *arguments, True, rngs={"dropout": key}, mutable=[*others, "intermediates"]
-            )
-            sown = updates.pop("intermediates")
-            return logits, sown["weights"][0], updates, {}
+            logits, updates = self.apply(variables, *arguments, key=key)
+            return logits, updates.get("outputs", {}).get("weights"), updates, {}
         source, target, mask = map(_array, arguments)
         counted = variables.get(_COUNT, {"updates": 0})["updates"]
         settings = (self.decay, self.teacher_forcing, self.decay_rate, self.least_forcing)

@@ -42,7 +42,7 @@ def make_step(experiment: Experiment, axis: str | None = None) -> Step:
 
         def objective(part: Any):
             variables = {"params": merged(state.parameters | {player.name: part}), **state.others}
-            (value, weight), (metrics, updates) = task.loss(player.name, variables, batch, key)
+            (value, weight), (metrics, updates) = task.total_loss(player.name, variables, batch, key)
             return value, (weight, metrics, updates)
 
         part = state.parameters[player.name]

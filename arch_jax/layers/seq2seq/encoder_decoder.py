@@ -20,6 +20,7 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import DType
 from arch_jax.layers.dense import Embedding
 from arch_jax.layers.mixers.contract import check_sizes
+from arch_jax.layers.sowing import sow_output
 from arch_jax.ops.maximum import largest
 
 
@@ -223,7 +224,7 @@ class RecurrentEncoderDecoder(nn.Module):
         y = self.drop(self.look_up(self.target_words, target), deterministic=not train)
         carry, out = self.write(y, state, train)
         if "weights" in out:
-            self.sow("intermediates", "weights", out["weights"])
+            sow_output(self, "weights", out["weights"])
         after = state.replace(carry=carry, written=state.written + target.shape[1])
         return self.read(y, out, state), after
 

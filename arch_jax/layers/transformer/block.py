@@ -78,7 +78,8 @@ class Block(nn.Module):
             attend = lambda y: self.cross(y, context.memory, context.memory_mask, remembered)
             x, remembered = self._residual("cross", x, attend, dropout)
         if self.feed_forward is not None:
-            x, _ = self._residual("feed_forward", x, lambda y: (self.feed_forward(y), None), dropout)
+            forward = lambda y: (self.feed_forward(y, segment_ids, train), None)
+            x, _ = self._residual("feed_forward", x, forward, dropout)
         if state is None:
             return x, None
         return x, mixed if self.cross is None else (mixed, remembered)

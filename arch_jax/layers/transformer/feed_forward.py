@@ -1,9 +1,17 @@
-"""Position-wise feed-forward layers: the two-matrix network and its gated form."""
+"""Position-wise feed-forward layers: the two-matrix network and its gated form.
+
+A feed-forward part is called like a mixer, but keeps no state:
+
+    y = feed_forward(x, segment_ids=None, train=False)     # "batch time width"; id 0 is padding and counts nowhere
+
+These two work on each position alone and need neither argument; a layer of experts needs both (`layers.sowing` is how
+it reports its losses).
+"""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import unknown
 from arch_jax.fields import DType, component
@@ -57,7 +65,9 @@ class MLP(nn.Module):
     parameter_dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+    def __call__(
+        self, x: Float[Array, "*batch width"], segment_ids: Int[Array, "*batch"] | None = None, train: bool = False
+    ) -> Float[Array, "*batch width"]:
         width = x.shape[-1]
         settings = {"bias": self.bias, "dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         h = Dense(self.hidden or 4 * width, initial_std=self.initial_std, **settings, name="up")(x)
@@ -90,7 +100,9 @@ class SwiGLU(nn.Module):
     parameter_dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+    def __call__(
+        self, x: Float[Array, "*batch width"], segment_ids: Int[Array, "*batch"] | None = None, train: bool = False
+    ) -> Float[Array, "*batch width"]:
         width = x.shape[-1]
         hidden = self.hidden or -(-(8 * width // 3) // self.multiple) * self.multiple
         settings = {"bias": self.bias, "dtype": self.dtype, "parameter_dtype": self.parameter_dtype}

@@ -22,6 +22,7 @@ from arch_jax.inputs import images
 from arch_jax.layers.dense import Dense
 from arch_jax.layers.mixers.contract import Norm
 from arch_jax.layers.norms import BatchNorm
+from arch_jax.layers.sowing import sow_output
 from arch_jax.layers.vision.convolution import MaxPool
 from arch_jax.layers.vision.convolution_norm import ConvolutionNorm
 from arch_jax.ops.convolution.pooling import adaptive_average_pool, global_average
@@ -88,23 +89,16 @@ class GoogLeNet(nn.Module):
             raise UsageError(f"largest is {self.largest}; expected 5 as in the paper, or 3 as in the reference")
         super().__post_init__()
 
+    @nn.compact
     def __call__(
         self, images: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
-        """Logits of each class.
+        """Logits of each class; those of the auxiliary classifiers are sown as outputs.
 
         Raises:
-          UsageError: pictures of fewer than 15 pixels on a side.
+          UsageError: images of fewer than 15 pixels on a side.
         """
-        return self.all_logits(images, train)[0]
-
-    @nn.compact
-    def all_logits(
-        self, images: Float[Array, "batch height width channels"], train: bool = False
-    ) -> tuple[Float[Array, "batch classes"], ...]:
-        """Logits of the network, and of each auxiliary classifier."""
         self.check(images.shape[1:])
-        auxiliary = []
         x = self._convolution(images, 64, 7, "stem", train, stride=2)
         x = MaxPool(3, 2, ceil=True)(x)
         x = self._convolution(x, 64, 1, "reduce", train)
@@ -114,9 +108,10 @@ class GoogLeNet(nn.Module):
             for letter, channels in zip("abcde", modules[:count]):
                 x = self._inception(x, channels, f"{stage}{letter}", train)
                 if self.auxiliary and f"{stage}{letter}" in AUXILIARY:
-                    auxiliary.append(self._auxiliary(x, f"auxiliary_{stage}{letter}", train))
+                    name = f"auxiliary_{stage}{letter}"
+                    sow_output(self, name, self._auxiliary(x, name, train))
         x = nn.Dropout(self.dropout, deterministic=not train)(global_average(x))
-        return self._dense(x, self.classes, "logits"), *auxiliary
+        return self._dense(x, self.classes, "logits")
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuses pictures that are too small.
