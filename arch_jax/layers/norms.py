@@ -9,7 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from arch_jax.fields import DType, component
+from arch_jax.layers import collections
 from arch_jax.ops.norms import batch_norm, batch_statistics, group_norm, layer_norm, rms_norm
+
+collections.declare("batch_stats", average="copy", devices="mean")
 
 
 @component("layer_norm", kind="norm")

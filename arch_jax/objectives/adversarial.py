@@ -50,7 +50,9 @@ class Adversarial(ObjectiveBase):
         """The real examples of a batch."""
         return batch["x"] if "x" in batch else batch["images"]
 
-    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+    def loss(
+        self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any
+    ) -> tuple[Pair, tuple[dict, dict]]:
         real = self.real(batch)
         noise, key = jax.random.split(key)
         latent = jax.random.normal(noise, (len(real), self.model.generator.latent), real.dtype)

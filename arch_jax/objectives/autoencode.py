@@ -90,7 +90,9 @@ class Autoencode(ObjectiveBase):
             examples = jnp.where(jax.random.bernoulli(mask, self.masked, examples.shape), 0, examples)
         return examples
 
-    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+    def loss(
+        self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any
+    ) -> tuple[Pair, tuple[dict, dict]]:
         module, inputs = self.model, self.corrupted(self.examples(batch), key)
         code = module.apply(variables, inputs, method="encode")
         reconstruction = module.apply(variables, code, method="decode")

@@ -21,18 +21,41 @@ Objective = Annotated[Any, Kind("objective")]
 
 
 @dataclasses.dataclass(frozen=True)
+class Phase:
+    """A loss of a player with a period of its own, on the same parameters and the same optimizer.
+
+    Lazy regularisation (Karras et al. 2020, 1912.04958, section 3.1) is a second phase: R1 every 16 steps, say, with an
+    update of its own.
+
+    Attributes:
+      name: what `loss` is told: "main", "r1", "path_length" ...
+      every: it is taken in every `every`-th step; in the others its metrics have weight 0.
+    """
+
+    name: str = "main"
+    every: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Player:
-    """One who minimises: owns a part of the parameters, with an optimizer of its own.
+    """One who minimises: owns a part of the parameters, perhaps of several networks, with an optimizer of its own.
 
     Attributes:
       name: e.g. "model", "generator".
-      owns: names of the top-level parameter groups it updates; none is all of them.
-      every: it is updated in every `every`-th step; in the others its metrics have weight 0.
+      owns: names of the top-level parameter groups it updates; None is all of them.
+      every: its main phase is taken in every `every`-th step; in the others its metrics have weight 0.
+      phases: its losses, in the order in which a step takes them.
     """
 
     name: str = "model"
     owns: tuple[str, ...] | None = None
     every: int = 1
+    phases: tuple[Phase, ...] = (Phase(),)
+
+    @property
+    def periods(self) -> tuple[tuple[str, int], ...]:
+        """(phase, in every how many steps it is taken)."""
+        return tuple((one.name, self.every if one.name == "main" else one.every) for one in self.phases)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +88,27 @@ class ObjectiveBase:
         """Fresh variables: {"params": ..., other collections}."""
         return dict(self.model.init(key, *self.arguments(batch)))
 
-    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
-        """What `player` minimises.
+    def loss(
+        self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any
+    ) -> tuple[Pair, tuple[dict, dict]]:
+        """What `player` minimises in `phase`.
+
+        Args:
+          player: the name of one of `players`.
+          phase: the name of one of its phases; "main" for most.
+          variables: {"params": ..., other collections}.
+          batch: of the data; a micro-batch where a batch is cut into several.
+          key: of everything random.
+          step: optimizer steps taken before this one, not micro-batches; a traced integer.
 
         Returns:
           ((sum, weight), (metrics as name -> (sum, weight), updated collections other than "params")).
         """
-        raise TypeError(f"{type(self).__name__} must say what {player!r} minimises")
+        raise TypeError(f"{type(self).__name__} must say what {player!r} minimises in {phase!r}")
 
-    def total_loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+    def total_loss(
+        self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any
+    ) -> tuple[Pair, tuple[dict, dict]]:
         """`loss`, and what layers have sown beside it: what the train step minimises.
 
         A sown loss counts with the weight of the main one, so that both are means over the same batch, and is reported
@@ -85,7 +120,7 @@ class ObjectiveBase:
         Raises:
           UsageError: a sown name that the objective has a metric of.
         """
-        (total, weight), (metrics, updates) = self.loss(player, variables, batch, key)
+        (total, weight), (metrics, updates) = self.loss(player, phase, variables, batch, key, step)
         updates = dict(updates)
         sown = {name: updates.pop(name, {}) for name in sowing.COLLECTIONS}
         told = sowing.metrics_of(sown["metrics"])

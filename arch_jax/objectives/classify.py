@@ -57,7 +57,9 @@ class Classify(ObjectiveBase):
     def arguments(self, batch: Batch) -> tuple:
         return (batch["images"],)
 
-    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+    def loss(
+        self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any
+    ) -> tuple[Pair, tuple[dict, dict]]:
         logits, updates = self.apply(variables, batch["images"], key=key)
         each = self._each(logits, batch)
         for other in outputs_of(updates.get("outputs", {})):

@@ -47,7 +47,9 @@ class MaskedPatches(ObjectiveBase):
     def arguments(self, batch: Batch) -> tuple:
         return (batch["images"],)
 
-    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+    def loss(
+        self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any
+    ) -> tuple[Pair, tuple[dict, dict]]:
         pair = self._error(variables, batch, key)
         return pair, ({"loss": pair}, {})
 

@@ -142,7 +142,9 @@ class MaskedToken(ObjectiveBase):
         others = np.setdiff1d(np.arange(self.model.vocabulary, dtype=np.int32), self._special)
         return corrupt(replacing, tokens, chosen, self._special[0], others, self.masked, self.random), chosen
 
-    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+    def loss(
+        self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any
+    ) -> tuple[Pair, tuple[dict, dict]]:
         corrupting, dropping = jax.random.split(key)
         tokens, chosen = self.corrupted(batch, corrupting)
         out, updates = self.apply(variables, *self.arguments({**batch, "tokens": tokens}), key=dropping)

@@ -43,7 +43,9 @@ class NextToken(ObjectiveBase):
     def arguments(self, batch: Batch) -> tuple:
         return (batch["tokens"],)
 
-    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+    def loss(
+        self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any
+    ) -> tuple[Pair, tuple[dict, dict]]:
         logits, updates = self.apply(variables, batch["tokens"], segment_ids=batch.get("segment_ids"), key=key)
         nats = cross_entropy(logits, batch["targets"], label_smoothing=self.label_smoothing, z_loss=self.z_loss)
         weights = batch["weights"].astype(nats.dtype)

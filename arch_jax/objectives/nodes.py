@@ -41,7 +41,9 @@ class NodeClasses(ObjectiveBase):
     def arguments(self, batch: Batch) -> tuple:
         return (Graph(batch["nodes"], batch["senders"], batch["receivers"], batch.get("edges"), batch["sizes"]),)
 
-    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+    def loss(
+        self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any
+    ) -> tuple[Pair, tuple[dict, dict]]:
         logits, updates = self.apply(variables, *self.arguments(batch), key=key)
         metrics = self._metrics(logits, batch, batch["weights"])
         total, weight = metrics["loss"]

@@ -41,7 +41,9 @@ class Regress(ObjectiveBase):
     def arguments(self, batch: Batch) -> tuple:
         return (batch["x"], batch["segment_ids"]) if "segment_ids" in batch else (batch["x"],)
 
-    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+    def loss(
+        self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any
+    ) -> tuple[Pair, tuple[dict, dict]]:
         answers, updates = self.apply(variables, *self.arguments(batch), key=key)
         metrics = self._metrics(answers, batch)
         return metrics["loss"], (metrics, updates)

@@ -14,6 +14,7 @@ from arch_jax.errors import UsageError, unknown
 from arch_jax.evaluation.bleu import bleu, sacrebleu
 from arch_jax.fields import component
 from arch_jax.figures.attention_map import alignment_figure
+from arch_jax.layers import collections
 from arch_jax.layers.seq2seq.encoder_decoder import RecurrentEncoderDecoder
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.objectives.scheduled_sampling import DECAYS, truth_share, written_with_own_words
@@ -21,6 +22,7 @@ from arch_jax.ops.losses import coverage_loss, cross_entropy
 
 #: The collection that counts updates, for a share of true tokens that changes with them.
 _COUNT = "teacher_forcing"
+collections.declare(_COUNT, devices="replicate")
 #: How many pairs are drawn with what the model looks at.
 _MAPS = 4
 
@@ -104,7 +106,9 @@ class SequenceToSequence(ObjectiveBase):
     def arguments(self, batch: Batch) -> tuple:
         return batch["source"], batch["target"], batch.get("source_mask")
 
-    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+    def loss(
+        self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any
+    ) -> tuple[Pair, tuple[dict, dict]]:
         """Nats a token, with the coverage loss; the metric "loss" is what is minimised, "share" that of true tokens."""
         logits, weights, updates, metrics = self._written(variables, batch, key)
         nats = cross_entropy(logits, jnp.asarray(batch["labels"]), label_smoothing=self.label_smoothing)

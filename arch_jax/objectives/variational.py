@@ -65,7 +65,9 @@ class Variational(ObjectiveBase):
     def _condition(self, batch: Batch) -> tuple:
         return () if getattr(self.model, "classes", None) is None else (batch["labels"],)
 
-    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+    def loss(
+        self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any
+    ) -> tuple[Pair, tuple[dict, dict]]:
         metrics = self._terms(variables, batch, key, self.draws, self.beta)
         return metrics["loss"], (metrics, {})
 

@@ -44,7 +44,9 @@ class VectorQuantised(ObjectiveBase):
     def arguments(self, batch: Batch) -> tuple:
         return (batch["images"],)
 
-    def loss(self, player: str, variables: Any, batch: Batch, key: jax.Array) -> tuple[Pair, tuple[dict, dict]]:
+    def loss(
+        self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any
+    ) -> tuple[Pair, tuple[dict, dict]]:
         outputs, updates = self.apply(variables, batch["images"], key=key, method="quantised")
         metrics = self._terms(outputs, batch)
         return metrics["loss"], (metrics, updates)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from arch_jax.experiment import Experiment
+from arch_jax.layers import collections
 
 
 @flax.struct.dataclass
@@ -18,7 +19,8 @@ class TrainState:
       parameters: player -> the parameters it owns.
       optimizer: player -> its Optax state.
       others: the model's collections other than parameters, such as batch statistics.
-      average: exponential moving average of the parameters, by player; empty where there is none.
+      average: exponential moving average of the parameters, by player, and of the collections that are averaged with
+        them; empty where there is none.
       key: the run's random key; the key for step n is fold_in(key, n), so nothing random depends on stops.
     """
 
@@ -37,7 +39,10 @@ class TrainState:
     @property
     def evaluated(self) -> dict[str, Any]:
         """The variables that are evaluated and sampled from: the moving average where there is one."""
-        return {"params": merged(self.average or self.parameters), **self.others}
+        if not self.average:
+            return self.variables
+        parameters = {name: part for name, part in self.average.items() if name in self.parameters}
+        return {"params": merged(parameters), **collections.evaluated(self.others, self.average)}
 
 
 def merged(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -66,11 +71,12 @@ def initial_state(experiment: Experiment, batch: Any, seed: Any = None) -> Train
     variables = experiment.task.init(jax.random.fold_in(key, 2**32 - 1), batch)
     parameters = divided(experiment, variables.pop("params"))
     transformations = {name: one.transformation(experiment.steps) for name, one in experiment.optimizers.items()}
+    followed = parameters | collections.averaged(variables)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         parameters=parameters,
         optimizer={name: transformations[name].init(part) for name, part in parameters.items()},
         others=variables,
-        average=jax.tree.map(jnp.copy, parameters) if experiment.ema is not None else {},
+        average=jax.tree.map(jnp.copy, followed) if experiment.ema is not None else {},
         key=key,
     )

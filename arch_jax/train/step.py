@@ -11,6 +11,7 @@ import optax
 
 from arch_jax import fields
 from arch_jax.experiment import Experiment
+from arch_jax.layers import collections
 from arch_jax.objectives.base import Player
 from arch_jax.train.state import TrainState, merged
 
@@ -21,7 +22,7 @@ Step = Callable[..., tuple[TrainState, Metrics]]
 
 
 def make_step(experiment: Experiment, axis: str | None = None) -> Step:
-    """One step: every player in turn computes its gradient and updates its own parameters.
+    """One step: every player in turn, phase by phase, computes its gradient and updates its own parameters.
 
     Args:
       experiment: settles objective, optimizers, micro-batches and moving average.
@@ -37,43 +38,43 @@ def make_step(experiment: Experiment, axis: str | None = None) -> Step:
     def total(tree: Any) -> Any:
         return tree if axis is None else jax.lax.psum(tree, axis)
 
-    def gradient(player: Player, state: TrainState, batch: Any, key: jax.Array):
+    def gradient(player: Player, phase: str, state: TrainState, batch: Any, key: jax.Array):
         """Gradient of the loss's sum, the loss's weight, metrics, and updated collections, over one micro-batch."""
 
         def objective(part: Any):
             variables = {"params": merged(state.parameters | {player.name: part}), **state.others}
-            (value, weight), (metrics, updates) = task.total_loss(player.name, variables, batch, key)
+            (value, weight), (metrics, updates) = task.total_loss(player.name, phase, variables, batch, key, state.step)
             return value, (weight, metrics, updates)
 
         part = state.parameters[player.name]
         (_, (weight, metrics, updates)), slope = jax.value_and_grad(objective, has_aux=True)(part)
         return slope, weight, metrics, state.others | updates
 
-    def accumulated(player: Player, state: TrainState, batch: Any, key: jax.Array):
+    def accumulated(player: Player, phase: str, state: TrainState, batch: Any, key: jax.Array):
         """The same over all micro-batches, one after another: sums are added, collections handed on."""
         count = experiment.accumulate
         if count == 1:
-            return gradient(player, state, batch, key)
+            return gradient(player, phase, state, batch, key)
         pieces = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
 
         def body(carry, item):
             sums, others = carry
             i, piece = item
-            *new, others = gradient(player, state.replace(others=others), piece, jax.random.fold_in(key, i))
+            *new, others = gradient(player, phase, state.replace(others=others), piece, jax.random.fold_in(key, i))
             return (jax.tree.map(jnp.add, sums, tuple(new)), others), None
 
-        sums_of = lambda s, b, k: gradient(player, s, b, k)[:3]
+        sums_of = lambda s, b, k: gradient(player, phase, s, b, k)[:3]
         shapes = jax.eval_shape(sums_of, state, jax.tree.map(lambda x: x[0], pieces), key)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         (sums, others), _ = jax.lax.scan(body, (zeros, state.others), (jnp.arange(count), pieces))
         return *sums, others
 
-    def update(player: Player, state: TrainState, batch: Any, key: jax.Array, numbers: Any):
-        """The state with one player's parameters updated, and its metrics."""
-        slope, weight, metrics, others = accumulated(player, state, batch, key)
+    def update(player: Player, phase: str, state: TrainState, batch: Any, key: jax.Array, numbers: Any):
+        """The state with one player's parameters updated by one of its phases, and its metrics."""
+        slope, weight, metrics, others = accumulated(player, phase, state, batch, key)
         slope, weight, metrics = total((slope, weight, metrics))
         if axis is not None:
-            others = jax.lax.pmean(others, axis)
+            others = collections.over_devices(state.others, others, axis)
         slope = jax.tree.map(lambda g: g / jnp.where(weight == 0, 1, weight).astype(g.dtype), slope)
         name = player.name
         transformation = experiment.optimizers[name].transformation(experiment.steps, numbers[name])
@@ -85,7 +86,8 @@ def make_step(experiment: Experiment, axis: str | None = None) -> Step:
         )
         one = jnp.ones((), weight.dtype)
         metrics = metrics | {"gradient_norm": (optax.global_norm(slope).astype(weight.dtype), one)}
-        return new, {f"{name}/{metric}" if several else metric: pair for metric, pair in metrics.items()}
+        place = "/".join([*([name] if several else []), *([phase] if phase != "main" else []), ""])
+        return new, {f"{place}{metric}": pair for metric, pair in metrics.items()}
 
     def step(state: TrainState, batch: Any, numbers: Any = None) -> tuple[TrainState, Metrics]:
         numbers = experiment.numbers if numbers is None else numbers
@@ -95,17 +97,19 @@ def make_step(experiment: Experiment, axis: str | None = None) -> Step:
         metrics: Metrics = {}
         for i, player in enumerate(players):
             own_key = jax.random.fold_in(key, i) if several else key
-            own = functools.partial(update, player, batch=batch, key=own_key, numbers=numbers)
-            if player.every == 1:
-                state, new = own(state)
-            else:
-                idle = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(own, state)[1])
-                turn = state.step % player.every == 0
-                state, new = jax.lax.cond(turn, own, lambda s, idle=idle: (s, idle), state)
-            metrics |= new
+            for j, (phase, period) in enumerate(player.periods):
+                phase_key = own_key if phase == "main" else jax.random.fold_in(own_key, 2**31 + j)
+                own = functools.partial(update, player, phase, batch=batch, key=phase_key, numbers=numbers)
+                if period == 1:
+                    state, new = own(state)
+                else:
+                    idle = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(own, state)[1])
+                    state, new = jax.lax.cond(state.step % period == 0, own, lambda s, idle=idle: (s, idle), state)
+                metrics |= new
         if experiment.ema is not None:
             blend = lambda a, p: experiment.ema * a + (1 - experiment.ema) * p
-            state = state.replace(average=jax.tree.map(blend, state.average, state.parameters))
+            followed = state.parameters | collections.averaged(state.others)
+            state = state.replace(average=jax.tree.map(blend, state.average, followed))
         return state.replace(step=state.step + 1), metrics
 
     return step

@@ -59,7 +59,7 @@ class Tiny:
 
         def loss(params):
             parts = [
-                self.task.loss(player.name, {**variables, "params": params}, self.batch, jax.random.key(2))
+                self.task.loss(player.name, "main", {**variables, "params": params}, self.batch, jax.random.key(2), 0)
                 for player in self.task.players
             ]
             return sum(value / weight for (value, weight), _ in parts)

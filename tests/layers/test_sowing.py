@@ -64,7 +64,9 @@ def variables(batch):
 
 def loss(model, variables, batch):
     task = arch_jax.objective("next_token").with_model(model)
-    run = lambda p: (lambda out: (out[0][0], out))(task.total_loss("model", {"params": p}, batch, jax.random.key(0)))
+    run = lambda p: (lambda out: (out[0][0], out))(
+        task.total_loss("model", "main", {"params": p}, batch, jax.random.key(0), 0)
+    )
     (_, out), slope = jax.jit(jax.value_and_grad(run, has_aux=True))(variables["params"])
     return out, slope
 

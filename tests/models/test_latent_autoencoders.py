@@ -97,13 +97,13 @@ def test_the_likelihood_is_normal_and_the_divergence_counts_every_place(kl):
 
     task = arch_jax.objective("variational", beta=2.0).with_model(module)
     batch = {"images": x, "labels": jnp.zeros(2, jnp.int32), "weights": jnp.ones(2)}
-    (total, count), (metrics, _) = task.loss("model", variables, batch, jax.random.key(1))
+    (total, count), (metrics, _) = task.loss("model", "main", variables, batch, jax.random.key(1), 0)
     kl = float(gaussian_kl(mean.reshape(2, -1), log_variance.reshape(2, -1)).sum())
     assert float(metrics["kl"][0]) == pytest.approx(kl, rel=1e-5)
     assert float(total) == pytest.approx(float(metrics["reconstruction"][0]) + 2 * kl, rel=1e-5)
     assert float(count) == 2
     importance = arch_jax.objective("variational", bound="importance").with_model(module)
-    assert np.isfinite(float(importance.loss("model", variables, batch, jax.random.key(1))[0][0]))
+    assert np.isfinite(float(importance.loss("model", "main", variables, batch, jax.random.key(1), 0)[0][0]))
 
 
 def test_what_is_shown_of_codes_that_are_pictures(kl):
@@ -136,7 +136,7 @@ def test_codes_may_follow_by_moving_averages():
     batch = {"images": pictures(), "labels": jnp.zeros(2, jnp.int32), "weights": jnp.ones(2)}
     variables = task.init(jax.random.key(0), batch)
     assert "codebook" not in variables["params"]
-    _, (_, updates) = task.loss("model", variables, batch, jax.random.key(0))
+    _, (_, updates) = task.loss("model", "main", variables, batch, jax.random.key(0), 0)
     before, after = (each["codebook"]["codebook"]["codes"] for each in (variables, updates))
     assert float(jnp.abs(before - after).max()) > 0
 

@@ -46,7 +46,9 @@ def test_value_at_the_optimum():
     """Equal distributions, and a discriminator that can't tell them: V = -log 4 (theorem 1)."""
     task = game(Known(shift=0.0))
     assert value(task.evaluate({}, real())["loss"]) == pytest.approx(-math.log(4), rel=1e-6)
-    (loss, _), (metrics, _) = (lambda r: (r[0], r[1]))(task.loss("discriminator", {}, real(), jax.random.key(0)))
+    (loss, _), (metrics, _) = (lambda r: (r[0], r[1]))(
+        task.loss("discriminator", "main", {}, real(), jax.random.key(0), 0)
+    )
     assert float(loss) / 4000 == pytest.approx(math.log(4), rel=1e-6)
     assert set(metrics) == {"loss", "accuracy"}
 
@@ -75,7 +77,7 @@ def test_losses_are_those_of_the_paper():
         ("generator", True): jnp.mean(jnp.log(1 - d_made)),
     }
     for (player, saturating), number in expected.items():
-        pair, _ = game(model, saturating=saturating).loss(player, variables, batch, key)
+        pair, _ = game(model, saturating=saturating).loss(player, "main", variables, batch, key, 0)
         assert value(pair) == pytest.approx(float(number), rel=1e-5), (player, saturating)
 
 

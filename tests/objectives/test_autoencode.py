@@ -38,7 +38,7 @@ def trained(task, variables, batch, steps, rate):
 
     def step(carry, key):
         params, state = carry
-        loss = lambda p: (lambda pair: pair[0] / pair[1])(task.loss("model", {"params": p}, batch, key)[0])
+        loss = lambda p: (lambda pair: pair[0] / pair[1])(task.loss("model", "main", {"params": p}, batch, key, 0)[0])
         value, gradient = jax.value_and_grad(loss)(params)
         updates, state = optimizer.update(gradient, state)
         return (optax.apply_updates(params, updates), state), value
@@ -148,7 +148,7 @@ def test_beta():
     losses = {}
     for beta in (1.0, 4.0):
         task, variables, batch = ready(model, "variational", x, beta=beta)
-        (total, count), (metrics, _) = task.loss("model", variables, batch, jax.random.key(3))
+        (total, count), (metrics, _) = task.loss("model", "main", variables, batch, jax.random.key(3), 0)
         losses[beta] = float(total / count), {k: float(s / n) for k, (s, n) in metrics.items()}
     plain, parts = losses[1.0]
     assert plain == pytest.approx(parts["reconstruction"] + parts["kl"], rel=1e-6)
@@ -191,11 +191,13 @@ def test_padding_has_no_weight():
         task, variables, batch = ready(model, name, np.nan_to_num(x))
         part = {key: value[:4] for key, value in batch.items()}
         batch = {**batch, "images": batch["images"].at[4:].set(jnp.nan), "weights": batch["weights"].at[4:].set(0)}
-        (total, count), _ = task.loss("model", variables, batch, jax.random.key(0))
+        (total, count), _ = task.loss("model", "main", variables, batch, jax.random.key(0), 0)
         assert float(count) == 4
         assert np.isfinite(float(total))
         if name == "autoencode":
-            assert float(total) == pytest.approx(float(task.loss("model", variables, part, jax.random.key(0))[0][0]))
+            assert float(total) == pytest.approx(
+                float(task.loss("model", "main", variables, part, jax.random.key(0), 0)[0][0])
+            )
 
 
 def test_the_codebook_moves_in_training_only_and_the_encoder_has_a_gradient():
@@ -205,7 +207,7 @@ def test_the_codebook_moves_in_training_only_and_the_encoder_has_a_gradient():
     batch = {"images": jnp.asarray(x), "labels": jnp.zeros(6, jnp.int32), "weights": jnp.ones(6)}
     variables = task.init(jax.random.key(0), batch)
     others = {"codebook": variables["codebook"]}
-    loss = lambda p: task.loss("model", {"params": p, **others}, batch, jax.random.key(0))
+    loss = lambda p: task.loss("model", "main", {"params": p, **others}, batch, jax.random.key(0), 0)
     gradient, (metrics, updates) = jax.jit(jax.grad(lambda p: (lambda r: (r[0][0], r[1]))(loss(p)), has_aux=True))(
         variables["params"]
     )

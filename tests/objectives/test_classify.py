@@ -43,9 +43,9 @@ def test_rubbish_is_equation_9(j):
     variables = it.init(jax.random.key(0), given)
     y = -it.model.apply(variables, given["images"])
     expected = y[jnp.arange(4), given["labels"]] + jnp.logaddexp(-j, jax.nn.logsumexp(-y, axis=1))
-    (total, _), _ = it.loss("model", variables, given, jax.random.key(1))
+    (total, _), _ = it.loss("model", "main", variables, given, jax.random.key(1), 0)
     assert float(total) == pytest.approx(float(expected.sum()), rel=1e-5)
-    assert float(total) > float(plain.loss("model", variables, given, jax.random.key(1))[0][0]) + 1
+    assert float(total) > float(plain.loss("model", "main", variables, given, jax.random.key(1), 0)[0][0]) + 1
     assert float(it.evaluate(variables, given)["loss"][0]) == float(plain.evaluate(variables, given)["loss"][0])
     with pytest.raises(arch_jax.UsageError, match="rubbish is -1"):
         task(rubbish=-1.0)
@@ -54,7 +54,7 @@ def test_rubbish_is_equation_9(j):
 def test_batch_statistics_are_handed_on():
     it, given = task(arch_jax.create("lenet5-bn")), batch((1, 1, 1, 1))
     variables = it.init(jax.random.key(0), given)
-    _, (_, updates) = it.loss("model", variables, given, jax.random.key(1))
+    _, (_, updates) = it.loss("model", "main", variables, given, jax.random.key(1), 0)
     assert set(updates) == {"batch_stats"}
     before, after = variables["batch_stats"]["c1_norm"]["mean"], updates["batch_stats"]["c1_norm"]["mean"]
     assert bool(jnp.any(before != after))
@@ -102,7 +102,7 @@ def test_auxiliary_classifiers_count_in_training_alone():
     }
     it = arch_jax.objective("classify", auxiliary_weight=0.5).with_model(model)
     variables = jax.jit(it.init)(jax.random.key(1), pictures)
-    (total, weight), _ = jax.jit(lambda v: it.loss("model", v, pictures, jax.random.key(2)))(variables)
+    (total, weight), _ = jax.jit(lambda v: it.loss("model", "main", v, pictures, jax.random.key(2), 0))(variables)
     sown = ["batch_stats", "outputs"]
     logits, kept = model.apply(variables, pictures["images"], train=True, mutable=sown)
     said = [logits, *jax.tree.leaves(kept["outputs"])]

@@ -36,7 +36,7 @@ def ready(normalised=False, **settings):
 def test_the_loss_is_the_mean_over_masked_pixels_of_real_pictures(normalised):
     task, variables, batch = ready(normalised)
     key = jax.random.key(3)
-    (total, weight), (metrics, updates) = task.loss("model", variables, batch, key)
+    (total, weight), (metrics, updates) = task.loss("model", "main", variables, batch, key, 0)
     noise = jax.random.uniform(key, (3, 16))
     rows, masking = task.model.apply(variables, batch["images"], noise, method="masked")
     target = np.asarray(patches(batch["images"], 2), np.float64)
@@ -64,7 +64,7 @@ def test_visible_patches_are_not_in_the_loss():
     fields |= {name: getattr(task.model, name) for name in ("mixer", "decoder_mixer", "decoder_depth", "decoder_width")}
     shifted = task.with_model(Shifted(**fields))
     key = jax.random.key(3)
-    loss = lambda shift: shifted.loss("model", {**variables, "shift": {"shift": shift}}, batch, key)[0][0]
+    loss = lambda shift: shifted.loss("model", "main", {**variables, "shift": {"shift": shift}}, batch, key, 0)[0][0]
     gradient = np.abs(np.asarray(jax.grad(loss)(shift))).max(-1)
     mask = np.asarray(random_masking(jax.random.uniform(key, (3, 16)), 0.75).mask)
     np.testing.assert_array_equal(gradient[:2][~mask[:2]], 0)
@@ -81,7 +81,7 @@ def test_padding_may_hold_anything():
 
 def test_masks_change_from_step_to_step_and_not_in_validation():
     task, variables, batch = ready()
-    steps = [float(task.loss("model", variables, batch, jax.random.key(k))[0][0]) for k in (1, 1, 2)]
+    steps = [float(task.loss("model", "main", variables, batch, jax.random.key(k), 0)[0][0]) for k in (1, 1, 2)]
     assert steps[0] == steps[1] != steps[2]
     first, second = (float(task.evaluate(variables, batch)["loss"][0]) for _ in range(2))
     assert first == second

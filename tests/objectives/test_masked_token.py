@@ -90,7 +90,7 @@ def test_the_loss_is_both_means():
     it, given = task(), batch()
     variables = it.init(jax.random.key(0), given)
     key = jax.random.key(5)
-    (total, weight), (metrics, _) = it.loss("model", variables, given, key)
+    (total, weight), (metrics, _) = it.loss("model", "main", variables, given, key, 0)
     seen, chosen = it.corrupted(given, jax.random.split(key)[0])
     out = it.model.apply(variables, seen, None, given["mask"])
     each = jnp.take_along_axis(jax.nn.log_softmax(out["logits"]), given["tokens"][..., None], -1)[..., 0]
@@ -100,7 +100,7 @@ def test_the_loss_is_both_means():
     assert float(total / weight) == pytest.approx(float(masked + following), rel=1e-5)
     assert value(metrics["masked_loss"]) == pytest.approx(float(masked), rel=1e-5)
     assert value(metrics["next_loss"]) == pytest.approx(float(following), rel=1e-5)
-    (alone, _), (names, _) = task().loss("model", variables, batch(following=False), key)
+    (alone, _), (names, _) = task().loss("model", "main", variables, batch(following=False), key, 0)
     assert float(alone / weight) == pytest.approx(float(masked), rel=1e-5)
     assert set(names) == {"loss"}
 
@@ -131,9 +131,9 @@ def test_padding_and_rows_without_weight_do_not_count():
     it, given = task(Table(following=False)), batch(padded=5, following=False)
     variables = it.init(jax.random.key(0), given)
     given["weights"] = given["weights"].at[2].set(0)
-    pair, _ = it.loss("model", variables, given, jax.random.key(1))
+    pair, _ = it.loss("model", "main", variables, given, jax.random.key(1), 0)
     other = {**given, "tokens": given["tokens"].at[2].set(7).at[1, -5:].set(4)}
-    again, _ = it.loss("model", variables, other, jax.random.key(1))
+    again, _ = it.loss("model", "main", variables, other, jax.random.key(1), 0)
     assert (float(pair[0]), float(pair[1])) == (float(again[0]), float(again[1]))
     assert float(pair[1]) == 3 + 2 + 2 + 3 + 2
 
@@ -141,7 +141,7 @@ def test_padding_and_rows_without_weight_do_not_count():
 def test_training_corrupts_anew_and_evaluation_does_not():
     it, given = task(), batch()
     variables = it.init(jax.random.key(0), given)
-    losses = {float(it.loss("model", variables, given, jax.random.key(i))[0][0]) for i in range(4)}
+    losses = {float(it.loss("model", "main", variables, given, jax.random.key(i), 0)[0][0]) for i in range(4)}
     assert len(losses) == 4
     assert float(it.evaluate(variables, given)["loss"][0]) == float(it.evaluate(variables, given)["loss"][0])
     patterns = [it.corrupted(b, it._fixed_key(b))[1] for b in (given, batch(seed=1))]
@@ -155,7 +155,7 @@ def test_a_text_that_has_no_mask_of_its_own():
     it.check(data)
     given = next(data.train(0))
     variables = it.init(jax.random.key(0), given)
-    pair, _ = it.loss("model", variables, given, jax.random.key(1))
+    pair, _ = it.loss("model", "main", variables, given, jax.random.key(1), 0)
     assert float(pair[1]) in (7, 8)  # 2 a row, less where the last target is another document's
     assert "[MASK]" in it.show(variables, data, jax.random.key(0))["text"]
 

@@ -24,7 +24,7 @@ def test_only_labelled_nodes_count():
     it = task()
     it.check(corpus)
     variables = it.init(jax.random.key(0), batch)
-    (total, weight), (metrics, _) = it.loss("model", variables, batch, jax.random.key(1))
+    (total, weight), (metrics, _) = it.loss("model", "main", variables, batch, jax.random.key(1), 0)
     assert float(weight) == 2
     logits = it.model.apply(variables, *it.arguments(batch))
     nats = -jax.nn.log_softmax(logits)[jnp.arange(len(logits)), batch["labels"]]
@@ -40,7 +40,9 @@ def test_padding_changes_nothing():
         batch = jax.tree.map(jnp.asarray, next(corpus.train(0)))
         it = task(l2=0.1)
         variables = it.init(jax.random.key(0), batch)
-        loss = lambda params, it=it, batch=batch: it.loss("model", {"params": params}, batch, jax.random.key(1))[0][0]
+        loss = lambda params, it=it, batch=batch: it.loss(
+            "model", "main", {"params": params}, batch, jax.random.key(1), 0
+        )[0][0]
         results.append(jax.jit(jax.value_and_grad(loss))(variables["params"]))
     one, other = jax.tree.leaves(results[0]), jax.tree.leaves(results[1])
     for a, b in zip(one, other):
@@ -50,12 +52,14 @@ def test_padding_changes_nothing():
 def test_decay_is_part_of_the_loss():
     _, batch = karate()
     variables = task().init(jax.random.key(0), batch)
-    plain, decayed = (task(l2=l2).loss("model", variables, batch, jax.random.key(1))[0][0] for l2 in (0.0, 0.5))
+    plain, decayed = (
+        task(l2=l2).loss("model", "main", variables, batch, jax.random.key(1), 0)[0][0] for l2 in (0.0, 0.5)
+    )
     first = variables["params"]["convolution_0"]["dense"]["kernel"]
     # Times the weight: the loop divides the sum by it.
     assert float(decayed - plain) == pytest.approx(2 * 0.25 * float(jnp.sum(first**2)), rel=1e-5)
     with pytest.raises(arch_jax.UsageError, match="matches none of the parameters"):
-        task(l2=0.5, l2_on="nothing").loss("model", variables, batch, jax.random.key(1))
+        task(l2=0.5, l2_on="nothing").loss("model", "main", variables, batch, jax.random.key(1), 0)
     with pytest.raises(arch_jax.UsageError, match="which is not a pattern"):
         task(l2_on="(")
 

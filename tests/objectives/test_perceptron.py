@@ -19,7 +19,7 @@ def descent(vectors, labels, epochs):
     @jax.jit
     def step(variables, x, label):
         batch = {"images": x.reshape(1, 1, -1, 1), "labels": label[None], "weights": jnp.ones(1)}
-        gradient = jax.grad(lambda v: task.loss("model", v, batch, jax.random.key(0))[0][0])(variables)
+        gradient = jax.grad(lambda v: task.loss("model", "main", v, batch, jax.random.key(0), 0)[0][0])(variables)
         return jax.tree.map(lambda w, g: w - g, variables, gradient), jnp.any(gradient["params"]["scores"]["bias"] != 0)
 
     first = jnp.asarray(vectors[:1], jnp.float32).reshape(1, 1, -1, 1)

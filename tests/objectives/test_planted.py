@@ -47,7 +47,7 @@ def test_an_autoencoder_of_the_planted_atoms_has_recovered_them_all():
     variables = {"params": jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)}
     found = {name: float(total / weight) for name, (total, weight) in task.evaluate(variables, batch).items()}
     assert found == pytest.approx({"loss": 0, "recovered": 1, "cosine": 1}, abs=1e-5)
-    metrics = task.loss("model", variables, batch, jax.random.key(0))[1][0]
+    metrics = task.loss("model", "main", variables, batch, jax.random.key(0), 0)[1][0]
     # The price is on the code: two shares of mean 1, whatever the rows' length.
     assert float(metrics["activity"][0] / metrics["activity"][1]) == pytest.approx(2, rel=0.02)
     assert task.show(variables, data, jax.random.key(0)).keys() == {"atoms"}

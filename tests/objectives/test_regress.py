@@ -55,7 +55,7 @@ def test_the_error_by_hand():
     found = it.evaluate(variables, given)
     for name, total in expected.items():
         assert (float(found[name][0]), float(found[name][1])) == (pytest.approx(total, rel=1e-5), 2.5)
-    pair, (metrics, updates) = it.loss("model", variables, given, jax.random.key(1))
+    pair, (metrics, updates) = it.loss("model", "main", variables, given, jax.random.key(1), 0)
     assert float(pair[0]) == float(metrics["loss"][0]) == pytest.approx(expected["loss"], rel=1e-5)
     assert updates == {}
 
@@ -87,7 +87,7 @@ def test_a_sum_is_learned():
             variables, state = carry
 
             def mean(variables):
-                (total, weight), _ = it.loss("model", variables, given, key)
+                (total, weight), _ = it.loss("model", "main", variables, given, key, 0)
                 return total / weight
 
             loss, gradient = jax.value_and_grad(mean)(variables)

@@ -63,14 +63,14 @@ def corpus():
 def test_only_real_tokens_count(corpus):
     it, given = task(), jax.tree.map(jnp.asarray, next(corpus.train(0)))
     variables = {"params": {"scale": jnp.float32(1.0)}}
-    (total, weight), (metrics, _) = it.loss("model", variables, given, jax.random.key(0))
+    (total, weight), (metrics, _) = it.loss("model", "main", variables, given, jax.random.key(0), 0)
     logits = it.model.apply(variables, given["source"], given["target"])
     nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), given["labels"][..., None], -1)[..., 0]
     assert float(total) == pytest.approx(float(jnp.sum(nats * given["weights"])), rel=1e-5)
     assert float(weight) == float(given["source_mask"].sum())
     assert metrics["loss"][0] == total
     given["labels"] = jnp.where(given["weights"] > 0, given["labels"], -1)  # gives NaN where it is looked at
-    again, _ = it.loss("model", variables, given, jax.random.key(0))
+    again, _ = it.loss("model", "main", variables, given, jax.random.key(0), 0)
     assert float(again[0]) == float(total)
 
 
@@ -78,7 +78,7 @@ def test_smoothing_is_for_training_alone(corpus):
     variables = {"params": {"scale": jnp.float32(1.0)}}
     given = next(corpus.train(0))
     plain, smooth = (task(label_smoothing=s) for s in (0.0, 0.1))
-    losses = [float(it.loss("model", variables, given, jax.random.key(0))[0][0]) for it in (plain, smooth)]
+    losses = [float(it.loss("model", "main", variables, given, jax.random.key(0), 0)[0][0]) for it in (plain, smooth)]
     logits = plain.model.apply(variables, given["source"], given["target"])
     even = jnp.sum(-jnp.mean(jax.nn.log_softmax(logits), axis=-1) * given["weights"])
     assert losses[1] == pytest.approx(0.9 * losses[0] + 0.1 * float(even), rel=1e-5)
@@ -208,7 +208,7 @@ def test_all_true_tokens_are_teacher_forcing():
     np.testing.assert_allclose(weights, expected, atol=1e-5)
     # The share that is all of them takes the plain way, bit for bit: nothing is drawn.
     plain, forced = task(module), task(module, teacher_forcing=1.0, sampling="sample")
-    losses = [it.loss("model", variables, batch, jax.random.key(0))[0][0] for it in (plain, forced)]
+    losses = [it.loss("model", "main", variables, batch, jax.random.key(0), 0)[0][0] for it in (plain, forced)]
     assert losses[0] == losses[1]
 
 
@@ -240,9 +240,9 @@ def test_no_gradient_passes_through_a_chosen_token():
     module, variables, batch = recurrent()
     _, fed, _ = written(0.0)
     own, true = task(module, teacher_forcing=0.0), task(module)
-    slope = lambda it, batch: jax.jit(jax.grad(lambda v: it.loss("model", v, batch, jax.random.key(3))[0][0]))(
-        variables
-    )
+    slope = lambda it, batch: jax.jit(
+        jax.grad(lambda v: it.loss("model", "main", v, batch, jax.random.key(3), 0)[0][0])
+    )(variables)
     found, expected = slope(own, batch), slope(true, batch | {"target": fed})
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     chex.assert_trees_all_close(found, expected, atol=1e-5 * largest, rtol=0)
@@ -287,7 +287,7 @@ def test_coverage_counts_what_is_read_again():
     for share in (1.0, 1 - 1e-7):  # by the plain way, and token by token
         for weight in (0.0, 2.0):
             it = task(module, coverage=weight, teacher_forcing=share)
-            (total, _), (metrics, _) = it.loss("model", variables, batch, jax.random.key(0))
+            (total, _), (metrics, _) = it.loss("model", "main", variables, batch, jax.random.key(0), 0)
             losses[share, weight] = float(total)
         assert float(metrics["coverage"][0]) == pytest.approx(lost, rel=1e-4)
         assert losses[share, 2.0] - losses[share, 0.0] == pytest.approx(2 * lost, rel=1e-3)

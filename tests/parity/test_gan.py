@@ -78,7 +78,7 @@ def test_points_scores_and_losses():
     for player, owner, part in (("discriminator", 1, "D"), ("generator", 0, "G")):
 
         def loss(params, player=player):
-            (total, weight), (_, updates) = task.loss(player, {**variables, "params": params}, batch, key)
+            (total, weight), (_, updates) = task.loss(player, "main", {**variables, "params": params}, batch, key, 0)
             return total / weight, updates
 
         (value, updates), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])

@@ -91,7 +91,7 @@ def test_masks_predictions_loss_and_gradients_both_ways(name, scan, tmp_path):
     batch = {"images": jnp.asarray(x), "labels": jnp.zeros(3, jnp.int32), "weights": jnp.ones(3)}
 
     def mean(params):
-        (total, weight), _ = task.loss("model", {"params": params}, batch, jax.random.key(0))
+        (total, weight), _ = task.loss("model", "main", {"params": params}, batch, jax.random.key(0), 0)
         return total / weight
 
     loss, gradients = jax.jit(jax.value_and_grad(mean))(variables["params"])

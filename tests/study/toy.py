@@ -63,7 +63,7 @@ class Squares(ObjectiveBase):
     def arguments(self, batch):
         return (batch["x"],)
 
-    def loss(self, player, variables, batch, key):
+    def loss(self, player, phase, variables, batch, key, step):
         y, updates = self.apply(variables, batch["x"], key=key)
         loss = jnp.sum(jnp.square(y - batch["y"])), jnp.float32(y.size)
         return loss, ({"loss": loss}, updates)

@@ -49,7 +49,7 @@ class Squares(ObjectiveBase):
     def arguments(self, batch):
         return (batch["x"],)
 
-    def loss(self, player, variables, batch, key):
+    def loss(self, player, phase, variables, batch, key, step):
         y, updates = self.apply(variables, batch["x"], key=key)
         loss = jnp.sum(batch["weights"] * jnp.square(y - batch["y"])), jnp.sum(batch["weights"])
         return loss, ({"loss": loss}, updates)

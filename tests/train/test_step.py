@@ -131,7 +131,7 @@ def test_micro_batches_give_the_gradient_of_the_batch():
     assert float(four_metrics["loss"][1]) == float(one_metrics["loss"][1]) == given["weights"].sum()
     for name, pair in one_metrics.items():
         assert value(four_metrics[name]) == pytest.approx(value(pair), rel=1e-6)
-    loss = jax.jit(lambda b: whole.task.loss("model", start.variables, b, start.key)[0])
+    loss = jax.jit(lambda b: whole.task.loss("model", "main", start.variables, b, start.key, 0)[0])
     parts = [loss(jax.tree.map(lambda x, i=i: x[2 * i : 2 * i + 2], given)) for i in range(4)]
     means = np.mean([value(part) for part in parts if part[1]])
     assert abs(means - value(one_metrics["loss"])) > 1e-3  # the test would see a mean of means
@@ -190,7 +190,7 @@ class DuelObjective(ObjectiveBase):
     def arguments(self, batch):
         return (batch["x"],)
 
-    def loss(self, player, variables, batch, key):
+    def loss(self, player, phase, variables, batch, key, step):
         (_, score), updates = self.apply(variables, batch["x"], key=key)
         each = -score if player == "generator" else jnp.square(score - 1)
         loss = jnp.sum(each), jnp.float32(each.size)
@@ -281,7 +281,7 @@ def test_the_second_player_sees_what_the_first_has_done():
     state = jax.jit(lambda b: initial_state(it, b))(given)
     after, metrics = jax.jit(make_step(it))(state, given)
     seen = {"params": {**state.parameters["discriminator"], **after.parameters["generator"]}}
-    loss, _ = it.task.loss("discriminator", seen, given, state.key)
+    loss, _ = it.task.loss("discriminator", "main", seen, given, state.key, 0)
     assert value(metrics["discriminator/loss"]) == pytest.approx(value(loss), rel=1e-6)
 
 
@@ -557,7 +557,7 @@ def test_dropout_draws_with_the_steps_own_key():
     still = Optimizer("sgd", learning_rate=0.0, clip=None)
     it = experiment(Bigram(dropout=0.5), still)
     step, state, losses = jax.jit(make_step(it)), begin(it), []
-    loss = jax.jit(lambda variables, key, b: it.task.loss("model", variables, b, key)[0])
+    loss = jax.jit(lambda variables, key, b: it.task.loss("model", "main", variables, b, key, 0)[0])
     for i in range(3):
         expected = value(loss(state.variables, jax.random.fold_in(state.key, i), batch()))
         state, metrics = step(state, batch())

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from arch_jax.fields import DType
+from arch_jax.layers import collections
 from arch_jax.ops.vector_quantisation import moved_codes, nearest_code, revived, straight_through
+
+collections.declare("codebook", average="copy", devices="mean")
 
 
 class Codebook(nn.Module):
