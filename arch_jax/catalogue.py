@@ -21,7 +21,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ModelFacts:
     """What `arch-jax list` tells of a model.
 
     Attributes:
@@ -56,12 +56,12 @@ class Row:
         return any(word.casefold() in text.casefold() for text in texts)
 
 
-def stored() -> list[Row]:
+def stored() -> list[ModelFacts]:
     """All rows as they were stored, in the registry's order."""
-    return [Row(**row) for row in json.loads(FILE.read_text(encoding="utf-8"))]
+    return [ModelFacts(**facts_of) for facts_of in json.loads(FILE.read_text(encoding="utf-8"))]
 
 
-def list_models(*words: str, family: str | None = None, parameters: str | None = None) -> list[Row]:
+def list_models(*words: str, family: str | None = None, parameters: str | None = None) -> list[ModelFacts]:
     """The models that `arch-jax list` lists, without importing JAX.
 
         for model in arch_jax.list_models("mamba", parameters="100M:1B"):
@@ -72,12 +72,12 @@ def list_models(*words: str, family: str | None = None, parameters: str | None =
     return select(stored(), words, family, parameters)
 
 
-def row(entry: "Entry") -> Row:
+def facts_of(entry: "Entry") -> ModelFacts:
     """The row of a registry's entry; its parameters are counted, which takes up to 10 s for a deep model."""
-    return Row(**facts(entry), parameters=entry.count())
+    return ModelFacts(**registered_facts(entry), parameters=entry.count())
 
 
-def facts(entry: "Entry") -> dict[str, Any]:
+def registered_facts(entry: "Entry") -> dict[str, Any]:
     """Everything in an entry's row that its registration says: all but the count."""
     return {
         "name": entry.name,
@@ -93,15 +93,15 @@ def facts(entry: "Entry") -> dict[str, Any]:
     }
 
 
-def write(entries: Mapping[str, "Entry"]) -> None:
+def write_catalogue(entries: Mapping[str, "Entry"]) -> None:
     """Stores the rows of a registry, one a line."""
-    rows = (json.dumps(dataclasses.asdict(row(entry)), ensure_ascii=False) for entry in entries.values())
+    rows = (json.dumps(dataclasses.asdict(facts_of(entry)), ensure_ascii=False) for entry in entries.values())
     FILE.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
 
 
 def select(
-    rows: Iterable[Row], words: Sequence[str] = (), family: str | None = None, parameters: str | None = None
-) -> list[Row]:
+    rows: Iterable[ModelFacts], words: Sequence[str] = (), family: str | None = None, parameters: str | None = None
+) -> list[ModelFacts]:
     """The rows of a family and a range of sizes that mention all of some words.
 
     Args:
@@ -114,19 +114,19 @@ def select(
       UsageError: no such family; not a range; no row left, with the nearest names.
     """
     rows = list(rows)
-    families = sorted({row.family for row in rows})
+    families = sorted({facts_of.family for facts_of in rows})
     if family is not None and family not in families:
         raise unknown("family", family, families)
     least, most = (0, float("inf")) if parameters is None else _range(parameters)
     for word in words:
-        if not any(row.mentions(word) for row in rows):
-            raise unknown("model", word, [row.name for row in rows])
+        if not any(facts_of.mentions(word) for facts_of in rows):
+            raise unknown("model", word, [facts_of.name for facts_of in rows])
     found = [
-        row
-        for row in rows
-        if family in (None, row.family)
-        and least <= row.parameters <= most
-        and all(row.mentions(word) for word in words)
+        facts_of
+        for facts_of in rows
+        if family in (None, facts_of.family)
+        and least <= facts_of.parameters <= most
+        and all(facts_of.mentions(word) for word in words)
     ]
     if not found:
         asked = [*map(repr, words)]
@@ -156,4 +156,4 @@ def _number(text: str) -> float:
 if __name__ == "__main__":
     from arch_jax import registry
 
-    write(registry.models())
+    write_catalogue(registry.models())

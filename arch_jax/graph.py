@@ -7,7 +7,7 @@ import numpy as np
 
 from arch_jax.errors import UsageError
 
-__all__ = ["Graph", "graph", "padded", "symmetric", "together"]
+__all__ = ["Graph", "batched", "graph", "pad_graph", "symmetric"]
 
 
 class Graph(NamedTuple):
@@ -74,7 +74,7 @@ def symmetric(one: Graph) -> Graph:
     return graph(one.nodes, *pairs)
 
 
-def together(graphs: Sequence[Graph]) -> Graph:
+def batched(graphs: Sequence[Graph]) -> Graph:
     """Several unpadded graphs side by side, as one: node numbers move up by the nodes before.
 
     Raises:
@@ -92,7 +92,7 @@ def together(graphs: Sequence[Graph]) -> Graph:
     return Graph(nodes, moved("senders"), moved("receivers"), edges, np.concatenate([one.sizes for one in graphs]))
 
 
-def padded(one: Graph, nodes: int, edges: int) -> Graph:
+def pad_graph(one: Graph, nodes: int, edges: int) -> Graph:
     """The graph with padding up to `nodes` nodes and `edges` edges, so that graphs of many sizes share one program.
 
     Raises:

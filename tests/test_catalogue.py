@@ -13,7 +13,7 @@ def test_the_stored_facts_are_the_registry_s():
     stored = [dataclasses.asdict(row) for row in catalogue.stored()]
     for row in stored:
         del row["parameters"]
-    now = [catalogue.facts(entry) for entry in registry.models().values()]
+    now = [catalogue.registered_facts(entry) for entry in registry.models().values()]
     assert stored == now, "python -m arch_jax.catalogue writes it anew"
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from arch_jax.errors import UsageError
-from arch_jax.graph import Graph, graph, padded, symmetric, together
+from arch_jax.graph import Graph, batched, graph, pad_graph, symmetric
 
 REFUSED = (UsageError, jaxtyping.TypeCheckError)
 
@@ -69,8 +69,8 @@ def test_a_graph_without_edges_works_everywhere():
     one = graph(ones(3), [], [])
     assert pairs(one) == pairs(symmetric(one)) == []
     assert one.senders.dtype == np.int32
-    assert padded(one, 5, 4).senders.tolist() == [4] * 4
-    assert together([one, one]).sizes.tolist() == [[3, 0], [3, 0]]
+    assert pad_graph(one, 5, 4).senders.tolist() == [4] * 4
+    assert batched([one, one]).sizes.tolist() == [[3, 0], [3, 0]]
 
 
 def test_symmetric_has_each_edge_in_both_directions_once_and_no_loops():
@@ -80,7 +80,7 @@ def test_symmetric_has_each_edge_in_both_directions_once_and_no_loops():
 
 
 def test_together_moves_node_numbers_up(path):
-    one = together([path, graph(ones(1), [0], [0]), path])
+    one = batched([path, graph(ones(1), [0], [0]), path])
     assert pairs(one) == [(0, 1), (1, 2), (4, 4), (5, 6), (6, 7)]
     assert one.sizes.tolist() == [[4, 2], [1, 1], [4, 2]]
     assert np.array_equal(one.nodes[5:], path.nodes)
@@ -90,28 +90,28 @@ def test_together_moves_node_numbers_up(path):
 def test_together_keeps_edge_features():
     one = graph(ones(2), [0], [1], np.array([[1.0]]))
     other = graph(ones(2), [1], [0], np.array([[2.0]]))
-    assert together([one, other]).edges.tolist() == [[1.0], [2.0]]
+    assert batched([one, other]).edges.tolist() == [[1.0], [2.0]]
 
 
 def test_what_does_not_go_together_is_one_sentence(path):
     with pytest.raises(UsageError, match="there are 0 graphs to put together"):
-        together([])
+        batched([])
     with pytest.raises(UsageError, match=r"the graphs' nodes have \[2, 3\] features; expected as many in each"):
-        together([path, graph(ones(2, 3), [], [])])
+        batched([path, graph(ones(2, 3), [], [])])
 
 
 def test_padding_stands_at_the_end_and_joins_the_last_node(path):
-    one = padded(path, 7, 5)
+    one = pad_graph(path, 7, 5)
     assert one.nodes.shape == (7, 2)
     assert not one.nodes[4:].any()
     assert one.senders.tolist() == [0, 1, 6, 6, 6]
     assert one.receivers.tolist() == [1, 2, 6, 6, 6]
     assert one.sizes.tolist() == [[4, 2]]
-    assert padded(path, 4, 2).senders.tolist() == [0, 1]
+    assert pad_graph(path, 4, 2).senders.tolist() == [0, 1]
 
 
 def test_padding_edge_features():
-    one = padded(graph(ones(2), [0], [1], np.array([[5.0]])), 3, 3)
+    one = pad_graph(graph(ones(2), [0], [1], np.array([[5.0]])), 3, 3)
     assert one.edges.tolist() == [[5.0], [0.0], [0.0]]
 
 
@@ -129,5 +129,5 @@ def test_padding_edge_features():
 )
 def test_too_little_room_is_one_sentence(path, nodes, edges, says):
     with pytest.raises(UsageError) as caught:
-        padded(path, nodes, edges)
+        pad_graph(path, nodes, edges)
     assert says in str(caught.value)

@@ -179,8 +179,10 @@ def _rows(options: argparse.Namespace) -> list[Any]:
     for file in options.imports:
         import_file(Path(file))
     if options.count:
-        return [catalogue.row(entry) for entry in registry.models().values()]
-    return catalogue.stored() + [catalogue.row(entry) for name, entry in registry.models().items() if name not in own]
+        return [catalogue.facts_of(entry) for entry in registry.models().values()]
+    return catalogue.stored() + [
+        catalogue.facts_of(entry) for name, entry in registry.models().items() if name not in own
+    ]
 
 
 def _describe(options: argparse.Namespace) -> None:

@@ -184,9 +184,9 @@ def _ablate(options: argparse.Namespace) -> None:
             "" if row.difference is None else str(row.difference),
             "" if row.p is None else f"{row.p:.2g}",
             f"{numbers['parameters']:,}",
-            formatting.count(numbers["flops_per_step"]),
-            formatting.duration(numbers["seconds_per_step"]),
-            formatting.size(numbers["peak_bytes"]),
+            formatting.format_count(numbers["flops_per_step"]),
+            formatting.format_duration(numbers["seconds_per_step"]),
+            formatting.format_size(numbers["peak_bytes"]),
         )
     show(grid, keep=4)
     for note in ablation.notes:
@@ -197,8 +197,7 @@ def _ablate(options: argparse.Namespace) -> None:
 
 def _reproduce(options: argparse.Namespace) -> None:
     prepare(options.platform)
-    from arch_jax.study.reproduce.ledger import Entry, in_clone, write_record
-    from arch_jax.study.reproduce.ledger import table as ledger_table
+    from arch_jax.study.reproduce.ledger import LedgerEntry, in_clone, ledger_table, write_record
     from arch_jax.study.reproduce.reproduce import reproduce
     from arch_jax.train.workdir import write
 
@@ -210,7 +209,7 @@ def _reproduce(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(data, indent=1))
     else:
-        _print_ledger(ledger_table([Entry(record.name, record)]))
+        _print_ledger(ledger_table([LedgerEntry(record.name, record)]))
         print(f"wrote {study.path / 'record.json'}")
     if record.changes:
         tell = f"not in the ledger: {', '.join(record.changes)} was set, and the ledger is of experiments as they are"
@@ -227,8 +226,7 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 def _ledger(options: argparse.Namespace) -> None:
     without_devices()
-    from arch_jax.study.reproduce.ledger import in_clone, ledger, results_folder, write_table
-    from arch_jax.study.reproduce.ledger import table as ledger_table
+    from arch_jax.study.reproduce.ledger import in_clone, ledger, ledger_table, results_folder, write_table
 
     entries = ledger()
     if options.json:
@@ -263,10 +261,11 @@ def _scaling(options: argparse.Namespace) -> None:
 
 def _scaling_fit(options: argparse.Namespace) -> None:
     without_devices()
-    from arch_jax.study.scaling.law import fit, fit_kaplan, read_points
+    from arch_jax.study.scaling.law import fit, fit_kaplan
+    from arch_jax.study.scaling.measurements import read_measurements
 
     columns = {name: getattr(options, name) for name in ("parameters", "tokens", "flops", "loss")}
-    points = read_points(options.points, **columns, drop_highest=options.drop_highest)
+    points = read_measurements(options.points, **columns, drop_highest=options.drop_highest)
     law = fit(points, bootstrap=options.bootstrap)
     folder = options.workdir or Path("runs") / f"scaling-{options.points.stem}"
     _tell_law(options, folder, points, law, fit_kaplan(points), {}, [f"{len(points)} points of {options.points}"], [])

@@ -5,23 +5,23 @@ shapes of the batches that `arch_jax.data` gives.
 """
 
 from arch_jax.inputs.base import Batch, Inputs, Rows
-from arch_jax.inputs.graphs import Graphs, graphs
-from arch_jax.inputs.images import Images, LabelledImages, images, labelled_images
-from arch_jax.inputs.text import Encoded, Pairs, Tokens, encoded, pairs, tokens
-from arch_jax.inputs.vectors import Points, Vectors, points, vectors
+from arch_jax.inputs.graphs import GraphInputs, graphs
+from arch_jax.inputs.images import ImageInputs, LabelledImageInputs, images, labelled_images
+from arch_jax.inputs.text import EncodedInputs, PairInputs, TokenInputs, encoded, pairs, tokens
+from arch_jax.inputs.vectors import PointInputs, VectorInputs, points, vectors
 
 __all__ = [
     "Batch",
-    "Encoded",
-    "Graphs",
-    "Images",
+    "EncodedInputs",
+    "GraphInputs",
+    "ImageInputs",
     "Inputs",
-    "LabelledImages",
-    "Pairs",
-    "Points",
+    "LabelledImageInputs",
+    "PairInputs",
+    "PointInputs",
     "Rows",
-    "Tokens",
-    "Vectors",
+    "TokenInputs",
+    "VectorInputs",
     "encoded",
     "graphs",
     "images",

@@ -12,7 +12,7 @@ from arch_jax.inputs.base import Batch
 
 
 @dataclasses.dataclass(frozen=True)
-class Graphs:
+class GraphInputs:
     """Random graphs with a label on each node, side by side: the arrays of `Graph`, and `labels`, `weights` "nodes".
 
     Attributes:
@@ -42,9 +42,9 @@ class Graphs:
             "weights": jnp.ones((size * self.nodes,)).at[last].set(0),
         }
 
-    def resized(self, module: nn.Module) -> "Graphs":
+    def resized(self, module: nn.Module) -> "GraphInputs":
         """At most 7 nodes, 12 edges and 5 features."""
-        return Graphs(min(self.nodes, 7), min(self.edges, 12), min(self.features, 5))
+        return GraphInputs(min(self.nodes, 7), min(self.edges, 12), min(self.features, 5))
 
     def arguments(self, batch: Batch) -> tuple:
         """The graph."""
@@ -63,6 +63,6 @@ class Graphs:
         }, order
 
 
-def graphs(nodes: int, edges: int, features: int) -> Graphs:
+def graphs(nodes: int, edges: int, features: int) -> GraphInputs:
     """Example inputs of a graph network."""
-    return Graphs(nodes, edges, features)
+    return GraphInputs(nodes, edges, features)

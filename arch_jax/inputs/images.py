@@ -10,7 +10,7 @@ from arch_jax.inputs.base import Rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Images(Rows):
+class ImageInputs(Rows):
     """Random pictures with labels: `images` "batch size size channels" in [0, 1], `labels` and `weights` "batch".
 
     Attributes:
@@ -31,23 +31,23 @@ class Images(Rows):
             "weights": jnp.ones((size,)),
         }
 
-    def resized(self, module: nn.Module) -> "Images":
+    def resized(self, module: nn.Module) -> "ImageInputs":
         """At most 64 pixels on a side, or as many as the module says that it takes in its field `picture`."""
         return dataclasses.replace(self, size=getattr(module, "picture", min(self.size, 64)))
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelledImages(Images):
+class LabelledImageInputs(ImageInputs):
     """Random pictures for a model that is given their classes too."""
 
     names = ("images", "labels")
 
 
-def images(size: int, channels: int = 3) -> Images:
+def images(size: int, channels: int = 3) -> ImageInputs:
     """Example inputs of an image model: pictures of `size` x `size` pixels."""
-    return Images(size, channels)
+    return ImageInputs(size, channels)
 
 
-def labelled_images(size: int, channels: int = 3) -> LabelledImages:
+def labelled_images(size: int, channels: int = 3) -> LabelledImageInputs:
     """Example inputs of an image model that is given each picture's class."""
-    return LabelledImages(size, channels)
+    return LabelledImageInputs(size, channels)

@@ -10,7 +10,7 @@ from arch_jax.inputs.base import Rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokens(Rows):
+class TokenInputs(Rows):
     """Random token sequences for a language model: `tokens`, `targets`, `weights`, each "batch length".
 
     Attributes:
@@ -26,13 +26,13 @@ class Tokens(Rows):
         stream = jax.random.randint(key, (size, length + 1), 0, module.vocabulary, dtype=jnp.int32)
         return {"tokens": stream[:, :-1], "targets": stream[:, 1:], "weights": jnp.ones((size, length))}
 
-    def resized(self, module: nn.Module) -> "Tokens":
+    def resized(self, module: nn.Module) -> "TokenInputs":
         """At most 12 tokens: enough for every mask, cheap enough for every test."""
-        return Tokens(min(self.length, 12))
+        return TokenInputs(min(self.length, 12))
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairs(Rows):
+class PairInputs(Rows):
     """Random pairs for an encoder-decoder: `source` and `source_mask` "batch source"; `target`, `labels`, `weights`.
 
     Attributes:
@@ -59,13 +59,13 @@ class Pairs(Rows):
             "weights": jnp.ones((size, target)),
         }
 
-    def resized(self, module: nn.Module) -> "Pairs":
+    def resized(self, module: nn.Module) -> "PairInputs":
         """At most 9 and 7 tokens."""
-        return Pairs(min(self.source, 9), min(self.target, 7))
+        return PairInputs(min(self.source, 9), min(self.target, 7))
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoded(Rows):
+class EncodedInputs(Rows):
     """Random sequences for an encoder: `tokens`, `types`, `mask` "batch length"; `next`, `weights` "batch".
 
     Attributes:
@@ -94,21 +94,21 @@ class Encoded(Rows):
             "weights": jnp.ones((size,)),
         }
 
-    def resized(self, module: nn.Module) -> "Encoded":
+    def resized(self, module: nn.Module) -> "EncodedInputs":
         """At most 12 tokens."""
-        return Encoded(min(self.length, 12))
+        return EncodedInputs(min(self.length, 12))
 
 
-def tokens(length: int) -> Tokens:
+def tokens(length: int) -> TokenInputs:
     """Example inputs of a language model: sequences of `length` tokens."""
-    return Tokens(length)
+    return TokenInputs(length)
 
 
-def pairs(source: int, target: int) -> Pairs:
+def pairs(source: int, target: int) -> PairInputs:
     """Example inputs of an encoder-decoder: sources of `source` tokens with targets of `target` tokens."""
-    return Pairs(source, target)
+    return PairInputs(source, target)
 
 
-def encoded(length: int) -> Encoded:
+def encoded(length: int) -> EncodedInputs:
     """Example inputs of an encoder: sequences of `length` tokens, of two types and with padding."""
-    return Encoded(length)
+    return EncodedInputs(length)

@@ -9,7 +9,7 @@ from arch_jax.inputs.base import Rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Points(Rows):
+class PointInputs(Rows):
     """Random points for a generative adversarial pair: the real `x` "batch features" and a `latent` "batch latent".
 
     Attributes:
@@ -29,7 +29,7 @@ class Points(Rows):
 
 
 @dataclasses.dataclass(frozen=True)
-class Vectors(Rows):
+class VectorInputs(Rows):
     """Random vectors for an autoencoder: `x` "batch features".
 
     Attributes:
@@ -43,16 +43,16 @@ class Vectors(Rows):
         """Normal numbers."""
         return {"x": jax.random.normal(key, (size, self.features))}
 
-    def resized(self, module: nn.Module) -> "Vectors":
+    def resized(self, module: nn.Module) -> "VectorInputs":
         """As many coordinates as the module takes."""
-        return Vectors(module.features)
+        return VectorInputs(module.features)
 
 
-def points(features: int) -> Points:
+def points(features: int) -> PointInputs:
     """Example inputs of an adversarial pair on points."""
-    return Points(features)
+    return PointInputs(features)
 
 
-def vectors(features: int) -> Vectors:
+def vectors(features: int) -> VectorInputs:
     """Example inputs of an autoencoder of vectors."""
-    return Vectors(features)
+    return VectorInputs(features)

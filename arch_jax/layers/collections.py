@@ -17,7 +17,7 @@ _DEVICES = ("mean", "sum", "replicate", "shard")
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class CollectionRule:
     """What becomes of a collection.
 
     Attributes:
@@ -37,23 +37,23 @@ class Rule:
                 raise unknown(f"rule {name}", str(getattr(self, name)), valid)
 
 
-_RULES: dict[str, Rule] = {}
+_RULES: dict[str, CollectionRule] = {}
 
 
 def declare(collection: str, **rule: Any) -> None:
-    """Says what becomes of a collection; keywords are those of `Rule`.
+    """Says what becomes of a collection; keywords are those of `CollectionRule`.
 
     Raises:
       UsageError: it is declared otherwise already.
     """
-    new = Rule(**rule)
+    new = CollectionRule(**rule)
     if _RULES.setdefault(collection, new) != new:
         raise UsageError(f"the collection {collection!r} is declared as {_RULES[collection]} already, and now as {new}")
 
 
-def rule(collection: str) -> Rule:
+def rule(collection: str) -> CollectionRule:
     """The rule of a collection; for one that nobody declared, that of batch statistics."""
-    return _RULES.get(collection, Rule())
+    return _RULES.get(collection, CollectionRule())
 
 
 def averaged(others: dict[str, Any]) -> dict[str, Any]:

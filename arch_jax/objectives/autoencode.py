@@ -20,7 +20,7 @@ from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.latents import bernoulli_log_likelihood, bernoulli_sparsity
 
 
-def check_pictures(data: Any, model: Any, name: str) -> None:
+def check_images(data: Any, model: Any, name: str) -> None:
     """Refuses data without pictures, or of another shape than the model's.
 
     Raises:
@@ -134,7 +134,7 @@ class Autoencode(ObjectiveBase):
         if "x" in data.shapes:
             self._check_vectors(data)
             return
-        check_pictures(data, self.model, "autoencode")
+        check_images(data, self.model, "autoencode")
         if self.likelihood == "bernoulli" and (data.low < 0 or data.high > 1):
             raise UsageError(
                 f"pixels go from {data.low} to {data.high}, and likelihood 'bernoulli' takes 0 to 1; "

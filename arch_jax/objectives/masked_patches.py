@@ -11,7 +11,7 @@ from arch_jax.errors import UsageError
 from arch_jax.evaluation.linear_probe import probe_accuracy
 from arch_jax.fields import component
 from arch_jax.figures.image_grid import picture_grid, validation_pictures
-from arch_jax.objectives.autoencode import check_pictures
+from arch_jax.objectives.autoencode import check_images
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.convolution.patches import normalised, patch_statistics, patches, picture_of
 
@@ -76,7 +76,7 @@ class MaskedPatches(ObjectiveBase):
 
     def check(self, data: Any) -> None:
         """The pictures must be of the shape that the model takes."""
-        check_pictures(data, self.model, "masked_patches")
+        check_images(data, self.model, "masked_patches")
 
     def score(self, variables: Any, data: Any) -> dict[str, float]:
         """The probe's accuracy ("probe_accuracy"), that on the same network before training, its parameters drawn with

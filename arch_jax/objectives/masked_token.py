@@ -15,7 +15,7 @@ from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.losses import cross_entropy
 
 
-def choose(
+def choose_tokens(
     key: Key[Array, ""],
     candidates: Bool[Array, "batch time"],
     share: float | int,
@@ -36,7 +36,7 @@ def choose(
     return candidates & (rank < counts[:, None])
 
 
-def corrupt(
+def corrupt_tokens(
     key: Key[Array, ""],
     tokens: Int[Array, "batch time"],
     chosen: Bool[Array, "batch time"],
@@ -138,9 +138,9 @@ class MaskedToken(ObjectiveBase):
         if self.selection == "count":
             counts = jnp.maximum(1, jnp.round(self.share * real.sum(-1))).astype(jnp.int32)
         choosing, replacing = jax.random.split(key)
-        chosen = choose(choosing, candidates, self.share, counts)
+        chosen = choose_tokens(choosing, candidates, self.share, counts)
         others = np.setdiff1d(np.arange(self.model.vocabulary, dtype=np.int32), self._special)
-        return corrupt(replacing, tokens, chosen, self._special[0], others, self.masked, self.random), chosen
+        return corrupt_tokens(replacing, tokens, chosen, self._special[0], others, self.masked, self.random), chosen
 
     def loss(
         self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any

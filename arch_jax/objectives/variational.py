@@ -10,7 +10,7 @@ import numpy as np
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.figures.image_grid import picture_grid, validation_pictures
-from arch_jax.objectives.autoencode import check_pictures
+from arch_jax.objectives.autoencode import check_images
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.latents import (
     gaussian_kl,
@@ -99,7 +99,7 @@ class Variational(ObjectiveBase):
 
     def check(self, data: Any) -> None:
         """The pictures must be of the shape that the model takes, in [0, 1] where they are probabilities."""
-        check_pictures(data, self.model, "variational")
+        check_images(data, self.model, "variational")
         if (self.model.likelihood == "bernoulli" or self.binarised) and (data.low < 0 or data.high > 1):
             raise UsageError(
                 f"pixels go from {data.low} to {data.high}, and likelihood 'bernoulli' takes 0 to 1; "

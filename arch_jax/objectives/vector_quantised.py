@@ -10,7 +10,7 @@ import numpy as np
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.figures.image_grid import picture_grid, validation_pictures
-from arch_jax.objectives.autoencode import check_pictures
+from arch_jax.objectives.autoencode import check_images
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.vector_quantisation import perplexity
 
@@ -75,7 +75,7 @@ class VectorQuantised(ObjectiveBase):
 
     def check(self, data: Any) -> None:
         """The pictures must be of the shape that the model takes."""
-        check_pictures(data, self.model, "vector_quantised")
+        check_images(data, self.model, "vector_quantised")
 
     def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
         """Validation pictures, the numbers of their codes as grey values, and the reconstructions."""

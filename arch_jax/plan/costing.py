@@ -36,7 +36,7 @@ def size(count: int) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
+class MemoryUse:
     """Bytes on one chip.
 
     Attributes:
@@ -84,7 +84,7 @@ class Step:
 
     rows: int | None
     compiles: bool | None
-    memory: Memory | None
+    memory: MemoryUse | None
     flops: int
     seconds: float
     reason: str | None = None
@@ -147,12 +147,14 @@ class Compiler(contextlib.AbstractContextManager):
         memory = self._memory(found, kinds, found["cache"]) if found["compiles"] else None
         return self._step(found["rows"], found, memory)
 
-    def _memory(self, found: Mapping[str, Any], kinds: Mapping[str, int], other: int) -> Memory:
+    def _memory(self, found: Mapping[str, Any], kinds: Mapping[str, int], other: int) -> MemoryUse:
         program, there = found["program"], self.machine.chip.usable
-        return Memory(**kinds, other=max(0, other), temporaries=found["temporaries"], program=program, available=there)
+        return MemoryUse(
+            **kinds, other=max(0, other), temporaries=found["temporaries"], program=program, available=there
+        )
 
     @staticmethod
-    def _step(rows: int | None, found: Mapping[str, Any], memory: Memory | None) -> Step:
+    def _step(rows: int | None, found: Mapping[str, Any], memory: MemoryUse | None) -> Step:
         names = ("compiles", "flops", "seconds", "reason", "needed", "unbounded")
         given = {name: found[name] for name in names if name in found}
         return Step(rows=rows, memory=memory, collectives=tuple(found.get("collectives", ())), **given)
@@ -222,7 +224,7 @@ class Estimator(contextlib.AbstractContextManager):
         laid = jax.tree.map(give, state, shardings)
         kinds = {"parameters": local_bytes(laid.parameters), "optimizer": local_bytes(laid.optimizer)}
         stacked = 1 if subject.full_batch else experiment.steps_per_dispatch
-        memory = Memory(
+        memory = MemoryUse(
             **kinds,
             batch=local_bytes(local) * stacked,
             other=local_bytes(laid) - sum(kinds.values()),

@@ -14,23 +14,23 @@ from arch_jax.train.workdir import write
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 
 
-def short(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """A setting as a person writes it."""
     value = fields.to_json(value)
     return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
 
 
-def count(number: float | int | None) -> str:
+def format_count(number: float | int | None) -> str:
     """Such as 1.23 M; "-" for none."""
     return _scaled(number, ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")))
 
 
-def size(number: float | int | None) -> str:
+def format_size(number: float | int | None) -> str:
     """Bytes, such as 12.3 MB; "-" for none."""
     return "-" if number is None else f"{_scaled(number, ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')))}B"
 
 
-def duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """Such as 12.3 ms; "-" for none."""
     if seconds is None:
         return "-"

@@ -68,13 +68,13 @@ class Run:
         return task.sample(self.variables, self._carried(), jax.random.key(seed), **options)
 
     def _carried(self) -> Any:
-        from arch_jax.data.text.tokenizers import from_json
+        from arch_jax.data.text.tokenizers import tokenizer_from_json
 
         file = self.path / "tokenizer.json"
         if "tokenizer" not in self.facts and not file.exists():  # images, points and graphs are drawn without data
             return None
         try:
-            return _Carried(from_json(json.loads(file.read_text(encoding="utf-8"))))
+            return _Carried(tokenizer_from_json(json.loads(file.read_text(encoding="utf-8"))))
         except (OSError, ValueError, KeyError, TypeError) as problem:
             raise RunError(f"{file} is missing or damaged: {' '.join(str(problem).split())}") from None
 

@@ -8,7 +8,7 @@ import pytest
 
 import arch_jax
 from arch_jax.data import Markov, SentencePairs
-from arch_jax.objectives.masked_token import choose, corrupt
+from arch_jax.objectives.masked_token import choose_tokens, corrupt_tokens
 
 
 class Table(nn.Module):
@@ -47,8 +47,8 @@ def value(pair):
 
 def test_eighty_ten_ten():
     tokens = jnp.full((400, 500), 3, jnp.int32)
-    chosen = choose(jax.random.key(0), jnp.ones(tokens.shape, bool), 0.15)
-    seen = corrupt(jax.random.key(1), tokens, chosen, 9, np.arange(5))
+    chosen = choose_tokens(jax.random.key(0), jnp.ones(tokens.shape, bool), 0.15)
+    seen = corrupt_tokens(jax.random.key(1), tokens, chosen, 9, np.arange(5))
     assert float(chosen.mean()) == pytest.approx(0.15, abs=0.003)
     assert bool((seen == tokens)[~chosen].all())
     of_chosen = np.asarray(seen[chosen])
@@ -62,13 +62,13 @@ def test_eighty_ten_ten():
 
 def test_counts_choose_every_set_alike():
     candidates = jnp.tile(jnp.array([True, True, False, True, True]), (3000, 1))
-    chosen = choose(jax.random.key(0), candidates, 0.5, jnp.full(3000, 2))
+    chosen = choose_tokens(jax.random.key(0), candidates, 0.5, jnp.full(3000, 2))
     assert set(np.asarray(chosen.sum(1))) == {2}
     assert not bool(chosen[:, 2].any())
     pairs, counts = np.unique(np.asarray(chosen), axis=0, return_counts=True)
     assert len(pairs) == 6
     assert counts == pytest.approx(np.full(6, 500), abs=100)
-    few = choose(jax.random.key(0), candidates, 0.5, jnp.full(3000, 9))
+    few = choose_tokens(jax.random.key(0), candidates, 0.5, jnp.full(3000, 9))
     assert set(np.asarray(few.sum(1))) == {4}
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import arch_jax
-from arch_jax.graph import graph, padded, symmetric
+from arch_jax.graph import graph, pad_graph, symmetric
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 geometric = pytest.importorskip(
@@ -48,7 +48,7 @@ def test_logits(hidden, bias, nodes, edges):
         expected = theirs(torch.from_numpy(it.nodes), ends).numpy()
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(ours.apply(variables, it), expected, atol=1e-5)
-    wider = padded(it, nodes + 5, len(it.senders) + 9)
+    wider = pad_graph(it, nodes + 5, len(it.senders) + 9)
     np.testing.assert_allclose(ours.apply(variables, wider)[:nodes], expected, atol=1e-5)
 
 

@@ -16,7 +16,7 @@ from arch_jax.ops.convolution import dense as convolution
 from arch_jax.ops.platform import acting_as
 from arch_jax.plan import costing, tpu_compiler
 from arch_jax.plan.chips import TARGETS, Target, target
-from arch_jax.plan.costing import Memory, Step
+from arch_jax.plan.costing import MemoryUse, Step
 from arch_jax.plan.plan import DOUBLINGS, HALVINGS, plan, search, subject
 
 SMALL = {"vocabulary": 128, "depth": 2, "width": 32, "mixer.heads": 2, "batch": 8, "length": 64}
@@ -76,7 +76,7 @@ def attempts(limit):
 
     def attempt(rows):
         tried.append(rows)
-        memory = Memory(parameters=0, optimizer=0, batch=0, other=0, temporaries=rows, program=0, available=limit)
+        memory = MemoryUse(parameters=0, optimizer=0, batch=0, other=0, temporaries=rows, program=0, available=limit)
         return Step(rows=rows, compiles=True, memory=memory, flops=1, seconds=0.0)
 
     return attempt, tried

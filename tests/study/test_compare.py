@@ -20,7 +20,7 @@ from arch_jax.inputs import Rows, images
 from arch_jax.study.compare.budget import Budget
 from arch_jax.study.compare.candidates import Contestant, fitted, parse_grid, parse_model
 from arch_jax.study.compare.compare import APART, compare
-from arch_jax.study.compare.presentation import draw_comparison, table, write_comparison_csv
+from arch_jax.study.compare.presentation import comparison_table, draw_comparison, write_comparison_csv
 from arch_jax.study.runs.run import StudyRun
 from arch_jax.study.runs.steps import lasting
 from arch_jax.study.runs.study import Study
@@ -228,7 +228,7 @@ def test_figures_of_a_comparison(toys, tmp_path):
     data = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert [one["rank"] for one in data["models"]] == [1, 2, 3]
     assert data["models"][0]["values"] == {str(seed): value for seed, value in best.values.items()}
-    headers, rows = table(found)
+    headers, rows = comparison_table(found)
     assert {len(row) for row in rows} == {len(headers)}
     assert [row[1] for row in rows] == ["toy_net", "toy_line", "toy_broken"]
     with open(write_comparison_csv(found, tmp_path / "figures.csv")) as file:

@@ -12,7 +12,8 @@ import pytest
 from arch_jax.errors import UsageError
 from arch_jax.study.scaling import law as scaling
 from arch_jax.study.scaling.figures import draw, report
-from arch_jax.study.scaling.law import Kaplan, Law, Points, fit, fit_kaplan, read_points
+from arch_jax.study.scaling.law import Kaplan, Law, fit, fit_kaplan
+from arch_jax.study.scaling.measurements import Measurements, read_measurements
 
 PUBLISHED = Path(os.environ.get("ARCH_JAX_DATA", "")) / "chinchilla" / "svg_extracted_data.csv"
 published = pytest.mark.skipif(not PUBLISHED.is_file(), reason="the published points are not in ARCH_JAX_DATA")
@@ -25,12 +26,12 @@ def synthetic(law=TRUE, noise=0.0, sizes=8, lengths=8):
     n, d = np.meshgrid(np.geomspace(1e6, 1e10, sizes), np.geomspace(1e8, 1e12, lengths))
     n, d = n.ravel(), d.ravel()
     off = np.random.default_rng(0).normal(0, noise, n.size) if noise else 0
-    return Points(n, d, law.loss(n, d) * np.exp(off))
+    return Measurements(n, d, law.loss(n, d) * np.exp(off))
 
 
 @published
 def test_published_points_give_the_published_constants():
-    law = fit(read_points(PUBLISHED, drop_highest=5))
+    law = fit(read_measurements(PUBLISHED, drop_highest=5))
     assert law.count == 240
     assert f"{law.A:.1f} {law.B:.0f} {law.E:.3f} {law.alpha:.4f} {law.beta:.4f}" == "477.8 2143 1.817 0.3473 0.3672"
     assert f"{law.objective:.5e}" == "1.01827e-03"
@@ -76,8 +77,8 @@ def test_one_point_far_off_hardly_matters():
     points = synthetic(noise=0.002)
     spoilt = points.loss.copy()
     spoilt[np.argmin(points.parameters * points.tokens)] *= 1.5
-    robust = fit(Points(points.parameters, points.tokens, spoilt))
-    squares = fit(Points(points.parameters, points.tokens, spoilt), delta=10.0)
+    robust = fit(Measurements(points.parameters, points.tokens, spoilt))
+    squares = fit(Measurements(points.parameters, points.tokens, spoilt), delta=10.0)
     assert abs(robust.alpha - TRUE.alpha) < 0.02
     assert abs(squares.alpha - TRUE.alpha) > 3 * abs(robust.alpha - TRUE.alpha)
 
@@ -152,7 +153,7 @@ def write_csv(path, header="N,tokens,loss", rows=6, extra=()):
     ],
 )
 def test_columns(tmp_path, header, arguments, columns):
-    points = read_points(write_csv(tmp_path / "points.csv", header), **arguments)
+    points = read_measurements(write_csv(tmp_path / "points.csv", header), **arguments)
     base = np.arange(2, 8)
     for found, column in zip((points.parameters, points.tokens, points.loss), columns):
         np.testing.assert_array_equal(found, base ** (column + 1.0))
@@ -161,7 +162,7 @@ def test_columns(tmp_path, header, arguments, columns):
 @pytest.mark.parametrize("arguments", [{}, {"flops": "Training FLOP"}])
 def test_tokens_from_flops(tmp_path, arguments):
     header = "Model Size,Training FLOP,loss" + (",tokens" if arguments else "")
-    points = read_points(write_csv(tmp_path / "points.csv", header), **arguments)
+    points = read_measurements(write_csv(tmp_path / "points.csv", header), **arguments)
     base = np.arange(2.0, 8)
     np.testing.assert_allclose(points.tokens, base**2 / (6 * base))
     np.testing.assert_allclose(points.flops, base**2)
@@ -169,8 +170,8 @@ def test_tokens_from_flops(tmp_path, arguments):
 
 def test_highest_losses_are_dropped(tmp_path):
     path = write_csv(tmp_path / "points.csv", extra=["9,9,0.5", "9,9,1e6"])
-    assert len(read_points(path)) == 8
-    kept = read_points(path, drop_highest=2).loss
+    assert len(read_measurements(path)) == 8
+    kept = read_measurements(path, drop_highest=2).loss
     np.testing.assert_array_equal(kept, [8, 27, 64, 125, 216, 0.5])
 
 
@@ -198,7 +199,7 @@ def test_bad_points_files(tmp_path, written, arguments, says):
     if written is not None:
         write_csv(path, **written)
     with pytest.raises(UsageError, match=says) as caught:
-        read_points(path, **arguments)
+        read_measurements(path, **arguments)
     assert "\n" not in str(caught.value)
 
 
@@ -207,9 +208,9 @@ def test_what_is_no_csv(tmp_path, content):
     path = tmp_path / "points.csv"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"points\.csv"):
-        read_points(path)
+        read_measurements(path)
     with pytest.raises(UsageError, match="can't be read"):
-        read_points(tmp_path)
+        read_measurements(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,7 @@ def test_what_is_no_csv(tmp_path, content):
         (lambda: fit(synthetic(sizes=2)), "2 different numbers of parameters"),
         (lambda: fit_kaplan(synthetic(lengths=1)), "1 different numbers of tokens"),
         (lambda: fit(synthetic(sizes=2, lengths=2)), "there are 4 points"),
-        (lambda: Points(np.ones(2), np.ones(1), np.ones(2)), "tokens has shape"),
+        (lambda: Measurements(np.ones(2), np.ones(1), np.ones(2)), "tokens has shape"),
         (lambda: TRUE.optimal(-1.0), "a budget is -1.0 FLOPs"),
         (lambda: Law(1.0, 1.0, 1.0, -0.1, 0.3, 0.0, 9).optimal(1e20), "alpha -0.1"),
     ],

@@ -11,7 +11,7 @@ import numpy as np
 from arch_jax.data.base import check_shard, check_whole
 from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import component
-from arch_jax.graph import Graph, graph, padded, symmetric
+from arch_jax.graph import Graph, graph, pad_graph, symmetric
 
 SOURCES: dict[str, str] = {
     "karate": "Zachary's karate club, 34 members and 78 friendships, which fell apart into 2; comes with networkx",
@@ -107,7 +107,7 @@ class NodesCorpus:
             "test_nodes": len(found.test),
         }
         size = (nodes // of.multiple + 1) * of.multiple
-        whole = padded(found.graph, size, -(-edges // of.multiple) * of.multiple)
+        whole = pad_graph(found.graph, size, -(-edges // of.multiple) * of.multiple)
         shared = {
             "nodes": whole.nodes,
             "senders": whole.senders,

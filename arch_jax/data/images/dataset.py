@@ -56,7 +56,7 @@ class Images:
     augment: Annotated[Augmentation, Kind("augmentation")] = Augmentation()
 
     def __post_init__(self):
-        sources.check_source(self.source)
+        sources.check_image_source(self.source)
         check_whole("batch", self.batch, 1)
         if self.resize is not None:
             check_whole("resize", self.resize, 1, _LARGEST_SIDE + 1)
@@ -86,7 +86,7 @@ class Images:
             labels out of range, or fewer training pictures than a batch.
           RunError: a download failed, or a library that the source needs is missing.
         """
-        found = sources.read_pictures(self.source)
+        found = sources.read_images(self.source)
         if found.size is None and self.resize is None:
             raise UsageError(
                 f"source {self.source!r} does not say that its pictures are of one size; expected resize, such as 224"

@@ -22,7 +22,7 @@ _HASHED_WHOLE = 2**30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Files:
+class ImageFiles:
     """The pictures of one part, by random access; see `pictures.Part`.
 
     Attributes:
@@ -69,7 +69,7 @@ class Files:
         return pixels
 
 
-def read(folder: str) -> LabelledImages:
+def read_folders(folder: str) -> LabelledImages:
     """Opens a folder whose subfolders are classes, or one with the parts "train" and "validation" ("val", "test").
 
     Only the beginning of each file is read here, for its size and number of channels. Classes are numbered in the
@@ -139,13 +139,13 @@ def _header(path: Path) -> tuple[tuple[int, int], str]:
     return (height, width), mode
 
 
-def _files(part: dict[str, list[Path]], names: tuple[str, ...], size, channels: int) -> Files:
+def _files(part: dict[str, list[Path]], names: tuple[str, ...], size, channels: int) -> ImageFiles:
     paths = [path for name in names for path in part.get(name, ())]
     labels = [number for number, name in enumerate(names) for _ in part.get(name, ())]
-    return Files(tuple(paths), np.array(labels, np.int32), size, channels)
+    return ImageFiles(tuple(paths), np.array(labels, np.int32), size, channels)
 
 
-def _hash(root: Path, parts: list[Files]) -> str:
+def _hash(root: Path, parts: list[ImageFiles]) -> str:
     digest = hashlib.sha256()
     paths = [path for part in parts for path in part.paths]
     lengths = [path.stat().st_size for path in paths]

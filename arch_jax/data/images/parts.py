@@ -7,7 +7,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Part:
+class ImagePart:
     """Pictures in memory. Whatever has these two methods and a length can stand in its place.
 
     Attributes:
@@ -50,7 +50,7 @@ class LabelledImages:
     """What a source holds.
 
     Attributes:
-      train: the training pictures, a `Part` or its like.
+      train: the training pictures, a `ImagePart` or its like.
       validation: the source's own test part; None where it has none.
       size: (height, width) of every picture; None where they may differ.
       channels: of every picture.

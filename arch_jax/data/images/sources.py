@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from arch_jax.data.images import folders, idx
-from arch_jax.data.images.parts import LabelledImages, Part
+from arch_jax.data.images.parts import ImagePart, LabelledImages
 from arch_jax.errors import UsageError, unknown
 
 SOURCES: dict[str, str] = {
@@ -23,7 +23,7 @@ SOURCES: dict[str, str] = {
 GATES = {"and": (0, 0, 0, 1), "or": (0, 1, 1, 1), "nand": (1, 1, 1, 0), "xor": (0, 1, 1, 0)}
 
 
-def check_source(source: Any) -> None:
+def check_image_source(source: Any) -> None:
     """Raises UsageError, with the nearest names, where `source` is not the name of a source. Reads nothing."""
     if not isinstance(source, str):
         raise UsageError(f"a source is a name such as 'digits' or 'idx:DIR', not {source!r}")
@@ -44,7 +44,7 @@ def check_source(source: Any) -> None:
         raise unknown("source", source, SOURCES)
 
 
-def read_pictures(source: str) -> LabelledImages:
+def read_images(source: str) -> LabelledImages:
     """Reads a source, or opens it where it is too large to be in memory.
 
     Args:
@@ -58,26 +58,28 @@ def read_pictures(source: str) -> LabelledImages:
     if kind == "tfds":
         from arch_jax.data.images import tfds  # a heavy library stands behind it
 
-        return tfds.read(rest)
+        return tfds.read_tfds(rest)
     if kind == "images":
-        return folders.read(rest)
+        return folders.read_folders(rest)
     if kind == "gate":
         rows = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.uint8).reshape(4, 1, 2, 1)
-        table = Part(rows, np.array(GATES[rest], np.int32))
+        table = ImagePart(rows, np.array(GATES[rest], np.int32))
         return _in_memory(source, table, table, top=1, names=("0", "1"))
     if kind == "idx":
-        parts = {name: Part(images[..., None], labels) for name, (images, labels) in idx.read_folder(rest).items()}
+        parts = {name: ImagePart(images[..., None], labels) for name, (images, labels) in idx.read_folder(rest).items()}
         return _in_memory(source, parts["train"], parts.get("test"), top=255, names=None)
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UsageError("source 'digits' needs scikit-learn, which is missing; pip install scikit-learn") from error
     digits = load_digits()
-    train = Part(digits.images.astype(np.uint8)[..., None], digits.target.astype(np.int32))
+    train = ImagePart(digits.images.astype(np.uint8)[..., None], digits.target.astype(np.int32))
     return _in_memory(source, train, None, top=16, names=tuple(map(str, digits.target_names)))
 
 
-def _in_memory(source: str, train: Part, test: Part | None, top: int, names: tuple[str, ...] | None) -> LabelledImages:
+def _in_memory(
+    source: str, train: ImagePart, test: ImagePart | None, top: int, names: tuple[str, ...] | None
+) -> LabelledImages:
     classes = int(train.classes.max()) + 1 if names is None else len(names)
     digest = hashlib.sha256()
     for part in (train, test):

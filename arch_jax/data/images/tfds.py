@@ -113,7 +113,7 @@ class Records:
         return pixels
 
 
-def read(name: str) -> LabelledImages:
+def read_tfds(name: str) -> LabelledImages:
     """Opens a data set of TensorFlow Datasets, after downloading and preparing it where that was not yet done.
 
     It is looked for in `$TFDS_DATA_DIR` where that is set, else in "tensorflow_datasets" in the data folder. Training

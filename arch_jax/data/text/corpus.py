@@ -10,7 +10,7 @@ import numpy as np
 from arch_jax.data.base import ENDLESS, check_divides, check_shard, check_whole
 from arch_jax.data.text import sources, splits, tokenizers
 from arch_jax.data.text.tokenizer import Tokenizer
-from arch_jax.data.text.windows import Stream, ValidationBatches
+from arch_jax.data.text.windows import Stream, ValidationWindows
 from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import component
 
@@ -50,7 +50,7 @@ class Text:
     split_seed: int = 0
 
     def __post_init__(self):
-        sources.check_source(self.source)
+        sources.check_text_source(self.source)
         tokenizers.check_tokenizer(self.tokenizer)
         check_whole("length", self.length, 1)
         check_whole("batch", self.batch, 1)
@@ -202,7 +202,7 @@ class TextCorpus:
         batches = windows.batch(self.text.batch // count)[index::count]
         return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 
-    def validation(self, batch: int | None = None) -> ValidationBatches:
+    def validation(self, batch: int | None = None) -> ValidationWindows:
         """The whole validation text once, in order, in windows of `text.length` that don't overlap.
 
         Args:
@@ -217,4 +217,4 @@ class TextCorpus:
           UsageError: batch is not at least 1.
         """
         batch = self.text.batch if batch is None else check_whole("batch", batch, 1)
-        return ValidationBatches(self.validation_stream, self.text.length, batch, self.tokenizer.byte_lengths)
+        return ValidationWindows(self.validation_stream, self.text.length, batch, self.tokenizer.byte_lengths)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from arch_jax.data.files.directories import data_directory
 from arch_jax.errors import UsageError, nearest, unknown
 
-__all__ = ["SOURCES", "Documents", "check_source", "data_directory", "documents"]
+__all__ = ["SOURCES", "Documents", "check_text_source", "data_directory", "documents"]
 
 # What a folder's files must be called to count as text. A file given by name may be called anything.
 _TEXT_SUFFIXES = """
@@ -85,7 +85,7 @@ SOURCES: dict[str, str] = {
 }
 
 
-def check_source(source: str) -> None:
+def check_text_source(source: str) -> None:
     """Raises UsageError, with the nearest names, where `source` is not the name of a source. Reads nothing."""
     if not isinstance(source, str):
         raise UsageError(f"a source is a name such as 'pydocs' or 'text:PATH', not {source!r}")
@@ -113,7 +113,7 @@ def documents(source: str) -> Documents:
         folder without text files.
       RunError: a download failed, or what it brought is not the file expected.
     """
-    check_source(source)
+    check_text_source(source)
     if source.startswith("text:"):
         return Documents(source, tuple(_read_path(source.removeprefix("text:"))))
     return Documents(source, tuple(_READERS[source]()))

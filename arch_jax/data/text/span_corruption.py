@@ -58,7 +58,7 @@ def noise_mask(generator: np.random.Generator, length: int, density: float | int
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs)
 
 
-def corrupt(tokens: np.ndarray, mask: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+def corrupt_spans(tokens: np.ndarray, mask: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
     """(source, target) without stop tokens: each span of `mask` is one sentinel, and the target what they stand for.
 
     Args:
@@ -75,7 +75,7 @@ def corrupt(tokens: np.ndarray, mask: np.ndarray, top: int) -> tuple[np.ndarray,
 
 
 def restore(source: np.ndarray, target: np.ndarray, top: int, spans: int) -> np.ndarray:
-    """The text that `corrupt` took apart: each sentinel of the source replaced by what follows it in the target.
+    """The text that `corrupt_spans` took apart: each sentinel of the source replaced by what follows it in the target.
 
     Args:
       source: corrupted text, without stop token.
@@ -156,7 +156,7 @@ class Spans:
 
         def pairs(generator: np.random.Generator, windows: list[np.ndarray]) -> Pairs:
             made = [
-                corrupt(window, noise_mask(generator, tokens, self.density, self.mean_span), vocabulary - 1)
+                corrupt_spans(window, noise_mask(generator, tokens, self.density, self.mean_span), vocabulary - 1)
                 for window in windows
             ]
             return Pairs.of(*zip(*made), (self.length, target), start, stop)

@@ -55,7 +55,7 @@ def tokenizer(name: str, corpus_texts: Sequence[str], training_texts: Sequence[s
     return bpe.trained(corpus_texts if training_texts is None else training_texts, _bpe_size(name))
 
 
-def from_json(content: dict) -> Tokenizer:
+def tokenizer_from_json(content: dict) -> Tokenizer:
     """The tokenizer that `Tokenizer.to_json` described; equal to it.
 
     Raises:

@@ -56,7 +56,7 @@ class Stream:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ValidationBatches:
+class ValidationWindows:
     """The whole stream in order, in batches of non-overlapping windows: iterable any number of times, with a length.
 
     Each token that can be predicted (all but the first of each document) is a target of weight 1 once. All batches have

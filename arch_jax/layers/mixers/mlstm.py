@@ -19,7 +19,7 @@ from arch_jax.ops.recurrence import mlstm as ops
 
 
 @flax.struct.dataclass
-class MLSTMState:
+class MLSTMMixerState:
     """What is carried from token to token; its size does not depend on the length.
 
     Attributes:
@@ -132,14 +132,14 @@ class MLSTM(nn.Module):
             raise UsageError(f"block_size of mlstm is {self.block_size}; expected a divisor of its {inner} channels")
         return inner, self.key_size or inner // self.heads, self.value_size or inner // self.heads
 
-    def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> MLSTMState:
+    def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> MLSTMMixerState:
         """The state before the first token; it has the same size for every `length`."""
         inner, key_size, value_size = self.sizes(width)
         begin = ops.initial_state(batch, self.heads, key_size, value_size, dtype)
         recent = None
         if self.convolution:
             recent = ShortConvolution(self.convolution, parent=None).initial_state(batch, inner, dtype)
-        return MLSTMState(begin.s, begin.m, recent, begin.last_run, begin.last_run, begin.last_run - 1)
+        return MLSTMMixerState(begin.s, begin.m, recent, begin.last_run, begin.last_run, begin.last_run - 1)
 
     @nn.compact
     def __call__(
@@ -151,7 +151,7 @@ class MLSTM(nn.Module):
     ) -> tuple[Float[Array, "batch time width"], Any]:
         batch, time, width = x.shape
         inner, key_size, value_size = self.sizes(width)
-        check_state(state, MLSTMState, batch, "mlstm")
+        check_state(state, MLSTMMixerState, batch, "mlstm")
         small = math.sqrt(2 / (5 * width)) if self.initial_std is None else self.initial_std
         keys, values = self.heads * key_size, self.heads * value_size
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype, "parent": self}
@@ -203,7 +203,7 @@ class MLSTM(nn.Module):
             std, gain = 2 / (max(1.0, 1 / (parts * self.residual_scale**2)) * math.sqrt(width)), 1.0
         y = Dense(width, False, std, gain=gain, **dtypes, name="output")(y)
         y = real_only(y, run)  # the skip has passed the convolution's bias on
-        return y, None if state is None else MLSTMState(end.s, end.m, recent, *after)
+        return y, None if state is None else MLSTMMixerState(end.s, end.m, recent, *after)
 
     def _draw_input_bias(self, key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
         if self.input_bias is not None:

@@ -20,7 +20,7 @@ GATES = ("input", "forget", "cell", "output")
 
 
 @flax.struct.dataclass
-class SLSTMState:
+class SLSTMMixerState:
     """What is carried from token to token; its size does not depend on the length.
 
     Attributes:
@@ -100,13 +100,13 @@ class SLSTM(nn.Module):
             )
         return width // self.heads
 
-    def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> SLSTMState:
+    def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> SLSTMMixerState:
         """The state before the first token; it has the same size for every `length`."""
         begin, zeros = ops.initial_state(batch, self.heads, self.size(width), dtype), jnp.zeros((batch,), jnp.int32)
         recent = None
         if self.convolution:
             recent = ShortConvolution(self.convolution, parent=None).initial_state(batch, width, dtype)
-        return SLSTMState(*begin, recent, zeros, zeros, zeros - 1)
+        return SLSTMMixerState(*begin, recent, zeros, zeros, zeros - 1)
 
     @nn.compact
     def __call__(
@@ -118,7 +118,7 @@ class SLSTM(nn.Module):
     ) -> tuple[Float[Array, "batch time width"], Any]:
         batch, time, width = x.shape
         size = self.size(width)
-        check_state(state, SLSTMState, batch, "slstm")
+        check_state(state, SLSTMMixerState, batch, "slstm")
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype, "parent": self}
         std = (2 / (5 * width)) ** 0.5 if self.initial_std is None else self.initial_std
 
@@ -144,7 +144,7 @@ class SLSTM(nn.Module):
         before = None if state is None else ops.SLSTMState(state.h, state.c, state.n, state.m)
         h, end = ops.slstm(jnp.stack(heard, axis=3), r, starts=starts, real=real, state=before)
         y = head_norm(self, h.astype(self.dtype), self.norm_epsilon)
-        return y, None if state is None else SLSTMState(*end, recent, *after)
+        return y, None if state is None else SLSTMMixerState(*end, recent, *after)
 
     def _draw_forget_bias(self, key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
         """From 5 down to -7 over the cells of each head."""

@@ -94,7 +94,7 @@ class Block(nn.Module):
         return norm(f"{name}_norm")(x) if self.placement == "post" else x, other
 
 
-class Pattern(nn.Module):
+class PatternTurn(nn.Module):
     """The blocks of one turn of a repeating pattern: what is scanned over the depth.
 
     Attributes:
@@ -157,7 +157,7 @@ class Stack(nn.Module):
         blocks = unbound(self.blocks)
         count = -(-self.depth // len(blocks))
         if self.scans and state is None:
-            pattern = nn.remat(Pattern, prevent_cse=False) if self.remat else Pattern
+            pattern = nn.remat(PatternTurn, prevent_cse=False) if self.remat else PatternTurn
             turns = nn.scan(
                 pattern,
                 variable_axes={True: 0},

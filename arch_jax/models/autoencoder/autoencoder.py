@@ -16,7 +16,12 @@ from jaxtyping import Array, Float
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
 from arch_jax.layers.transformer.feed_forward import activation
-from arch_jax.models.autoencoder.convolutional import Decoder, Encoder, check_pictures, check_shape
+from arch_jax.models.autoencoder.convolutional import (
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    check_resolution,
+    check_shape,
+)
 from arch_jax.ops.latents import largest_only
 from arch_jax.registry import Paper, register
 
@@ -76,8 +81,8 @@ class Autoencoder(nn.Module):
     def setup(self) -> None:
         shared = {"widths": self.widths, "hidden": self.hidden, "activation": self.activation}
         shared |= {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
-        self.encoder = Encoder(self.latent, **shared)
-        self.decoder = Decoder(self.picture, self.channels, **shared)
+        self.encoder = ConvolutionalEncoder(self.latent, **shared)
+        self.decoder = ConvolutionalDecoder(self.picture, self.channels, **shared)
 
     def encode(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch latent"]:
         """The code of each picture.
@@ -106,7 +111,7 @@ class Autoencoder(nn.Module):
         Raises:
           UsageError: `shape` ("height width channels") is another.
         """
-        check_pictures(self.picture, self.channels, shape)
+        check_resolution(self.picture, self.channels, shape)
 
 
 _TINY = {"picture": 8, "latent": 3}

@@ -34,7 +34,7 @@ def check_shape(picture: int, channels: int, widths: tuple[int, ...]) -> None:
         )
 
 
-def check_pictures(picture: int, channels: int, shape: tuple[int, ...]) -> None:
+def check_resolution(picture: int, channels: int, shape: tuple[int, ...]) -> None:
     """Refuses pictures of another shape than the model's.
 
     Raises:
@@ -62,7 +62,7 @@ def with_classes(x: Float[Array, "*batch size"], condition: Any, classes: int | 
     return jnp.concatenate([x, jnp.broadcast_to(marks, (*x.shape[:-1], classes))], axis=-1)
 
 
-class Encoder(nn.Module):
+class ConvolutionalEncoder(nn.Module):
     """A picture as numbers: convolutions of 4 x 4 and stride 2, dense layers, and a linear layer.
 
     Attributes:
@@ -96,8 +96,8 @@ class Encoder(nn.Module):
         return Dense(self.outputs, initial=GLOROT, **dtypes, name="outputs")(x)
 
 
-class Decoder(nn.Module):
-    """Numbers as a picture: an `Encoder` backwards, with transposed convolutions, and linear at the end.
+class ConvolutionalDecoder(nn.Module):
+    """Numbers as a picture: an `ConvolutionalEncoder` backwards, with transposed convolutions, and linear at the end.
 
     Attributes:
       picture: pixels on a side.

@@ -18,7 +18,12 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images, labelled_images
-from arch_jax.models.autoencoder.convolutional import Decoder, Encoder, check_pictures, check_shape
+from arch_jax.models.autoencoder.convolutional import (
+    ConvolutionalDecoder,
+    ConvolutionalEncoder,
+    check_resolution,
+    check_shape,
+)
 from arch_jax.ops.latents import bernoulli_log_likelihood, draw_gaussian, gaussian_log_density
 from arch_jax.registry import Paper, register
 
@@ -69,8 +74,8 @@ class VAE(nn.Module):
     def setup(self) -> None:
         shared = {"widths": self.widths, "hidden": self.hidden, "activation": self.activation, "classes": self.classes}
         shared |= {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
-        self.encoder = Encoder(2 * self.latent, **shared)
-        self.decoder = Decoder(self.picture, self.channels, **shared)
+        self.encoder = ConvolutionalEncoder(2 * self.latent, **shared)
+        self.decoder = ConvolutionalDecoder(self.picture, self.channels, **shared)
         if self.likelihood == "gaussian":
             self.log_variance = self.param("log_variance", nn.initializers.zeros, (), self.parameter_dtype)
 
@@ -143,7 +148,7 @@ class VAE(nn.Module):
         Raises:
           UsageError: `shape` ("height width channels") is another.
         """
-        check_pictures(self.picture, self.channels, shape)
+        check_resolution(self.picture, self.channels, shape)
 
 
 _SHARED = {"family": "autoencoder", "objective": "variational"}

@@ -18,7 +18,7 @@ from arch_jax.fields import DType, component
 from arch_jax.inputs import images
 from arch_jax.layers.vision.convolution import Convolution, TransposedConvolution
 from arch_jax.models.autoencoder.codebook import Codebook, QuantisedAutoencoder
-from arch_jax.models.autoencoder.convolutional import check_pictures, check_shape
+from arch_jax.models.autoencoder.convolutional import check_resolution, check_shape
 from arch_jax.registry import Paper, register
 
 PAPER = Paper("Neural Discrete Representation Learning", "van den Oord et al.", 2017, "1711.00937")
@@ -141,7 +141,7 @@ class VQVAE(QuantisedAutoencoder):
         Raises:
           UsageError: `shape` ("height width channels") is another.
         """
-        check_pictures(self.picture, self.channels, shape)
+        check_resolution(self.picture, self.channels, shape)
 
 
 @register(

@@ -32,7 +32,7 @@ class Loop(NamedTuple):
     valid: np.ndarray  # "rows most": whether there is one
 
 
-class Plan(NamedTuple):
+class TilePlan(NamedTuple):
     """Everything static about a call; hashable."""
 
     pattern: Any
@@ -113,7 +113,7 @@ def sparse_attention(
     source, kv_heads, vdim = v.shape[1:]
     group, out_dtype = heads // kv_heads, q.dtype
     tile = tile_size(pattern.granularity, TILE.get(platform(), TILE_ELSEWHERE))
-    plan = Plan(pattern, time, source, tile, causal, window, softcap, logsumexp)
+    plan = TilePlan(pattern, time, source, tile, causal, window, softcap, logsumexp)
     if platform() == "cpu":
         q, k, v = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (q, k, v))
     # Tiles first: a loop reads and writes whole ones.

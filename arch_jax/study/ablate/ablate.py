@@ -16,7 +16,7 @@ from arch_jax import fields
 from arch_jax.errors import UsageError, unknown
 from arch_jax.experiment import Experiment
 from arch_jax.study.ablate.results import Ablation, AblationRow, Variant
-from arch_jax.study.formatting import short
+from arch_jax.study.formatting import format_setting
 from arch_jax.study.runs.run import StudyRun
 from arch_jax.study.runs.study import Study, measured, seeded
 from arch_jax.study.statistics import LEAST, against, interval
@@ -178,10 +178,10 @@ def _label(changes: Mapping[str, Any], full: bool = False) -> str:
         if isinstance(value, Mapping) and "module" in value:
             # Of an instance every field is written; what a person wrote has those alone that matter.
             rest = "" if dataclasses.is_dataclass(changes[path]) else ", ".join(
-                f"{field}={short(setting)}" for field, setting in value.items() if field != "module"
+                f"{field}={format_setting(setting)}" for field, setting in value.items() if field != "module"
             )  # fmt: skip
             value = f"{value['module']}({rest})" if rest else value["module"]
-        words.append(f"{path if full or last.count(name) > 1 else name}={short(value)}")
+        words.append(f"{path if full or last.count(name) > 1 else name}={format_setting(value)}")
     return ", ".join(words)
 
 

@@ -17,7 +17,7 @@ from arch_jax.study.compare.budget import Budget
 from arch_jax.study.compare.candidates import Contestant, field_at, fitted
 from arch_jax.study.compare.presentation import held_and_not
 from arch_jax.study.compare.results import METRIC, Comparison, ComparisonRow
-from arch_jax.study.formatting import short
+from arch_jax.study.formatting import format_setting
 from arch_jax.study.runs.run import RunResult, StudyRun
 from arch_jax.study.runs.steps import lasting
 from arch_jax.study.runs.study import Study, measured, seeded, shapes
@@ -121,11 +121,11 @@ def _times(runs: Mapping[str, Experiment], study: Study) -> dict[str, float]:
     found: dict[str, float] = {}
     for seed in (APART, APART + 1, APART + 2):  # a run that was stopped and went on may be too short to tell
         left = {label: run for label, run in runs.items() if label not in found}
-        short = {label: lasting(run, 5 * run.steps_per_dispatch) for label, run in left.items()}
+        format_setting = {label: lasting(run, 5 * run.steps_per_dispatch) for label, run in left.items()}
         whole = lambda one, seed=seed: dataclasses.replace(
             one, seed=seed, evaluate_every=one.steps, checkpoint_every=one.steps
         )
-        cells = [StudyRun(f"{label} (timed)", whole(one), "tuning") for label, one in short.items()]
+        cells = [StudyRun(f"{label} (timed)", whole(one), "tuning") for label, one in format_setting.items()]
         for label, result in zip(left, study.run(cells)):
             if result.step_seconds:
                 found[label] = result.step_seconds
@@ -163,7 +163,9 @@ def _tuned(
     """The best of the grid for each model, and what is to be said of it."""
     if not grid:
         return {label: {} for label in runs}, []
-    label_of = lambda choice: ", ".join(f"{path.split('.')[-1]}={short(value)}" for path, value in choice.items())
+    label_of = lambda choice: ", ".join(
+        f"{path.split('.')[-1]}={format_setting(value)}" for path, value in choice.items()
+    )
     cells = [
         StudyRun(f"{label} with {label_of(choice)}", dataclasses.replace(run.overridden(choice), seed=APART), "tuning")
         for label, run in runs.items()
@@ -188,9 +190,8 @@ def _tuned(
         for path, value in grid[best].items():
             tried = sorted({choice[path] for choice in grid if isinstance(choice[path], int | float)})
             if len(tried) > 1 and value in (tried[0], tried[-1]):
-                notes.append(
-                    f"the best {path.split('.')[-1]} of {label}, {short(value)}, is at the edge of what was tried"
-                )
+                best = f"{path.split('.')[-1]} of {label}, {format_setting(value)}"
+                notes.append(f"the best {best}, is at the edge of what was tried")
     return chosen, notes
 
 
@@ -242,7 +243,7 @@ def _notes(rows: Sequence[ComparisonRow], seeds: int) -> list[str]:
         if same:
             found.append(f"{row.label} is the same model as {same[0]} under this budget, so their runs are the same")
         if row.changes:
-            settings = ", ".join(f"{path}={short(value)}" for path, value in row.changes.items())
+            settings = ", ".join(f"{path}={format_setting(value)}" for path, value in row.changes.items())
             found.append(f"{row.label}, fitted to the task and the budget: {settings}")
         for result in row.diverged:
             found.append(f"{row.label}, seed {result.cell.experiment.seed} diverged: {result.reason}")

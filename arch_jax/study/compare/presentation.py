@@ -9,7 +9,7 @@ from typing import Any
 from arch_jax import fields
 from arch_jax.experiment import Experiment
 from arch_jax.study.compare.results import Comparison, ComparisonRow
-from arch_jax.study.formatting import COLOURS, count, duration, save, size, write_csv
+from arch_jax.study.formatting import COLOURS, format_count, format_duration, format_size, save, write_csv
 
 #: Two counts within 2 % of a target are at most this far apart; times are called equal up to a tenth.
 _CLOSE = 1.02 / 0.98 - 1
@@ -43,14 +43,20 @@ def held_and_not(
         values = [fields.to_json(getattr(model, name, None)) for model in models]
         if None not in values:
             (held if len(set(values)) == 1 else unequal).append(f"{name}: {_range(values, str)}")
+    times_close = _CLOSE_TIME if kind == "seconds" else -1
     figures: list[tuple[str, Sequence[Any], Callable[[Any], str], float]] = [
         ("parameters", [row.parameters for row in rows], "{:,}".format, _CLOSE),
         ("steps", [row.steps for row in rows], "{:,}".format, 0),
         (f"{unit} seen", [row.units for row in rows], "{:,}".format, 0),
-        ("FLOPs a step", [row.step_flops for row in rows], count, _CLOSE),
-        ("FLOPs of the training", [row.flops for row in rows], count, _CLOSE),
-        ("time of the training", [row.seconds for row in rows], duration, _CLOSE_TIME if kind == "seconds" else -1),
-        ("memory of the train program", [row.peak_bytes for row in rows], size, 0),
+        ("FLOPs a step", [row.step_flops for row in rows], format_count, _CLOSE),
+        ("FLOPs of the training", [row.flops for row in rows], format_count, _CLOSE),
+        (
+            "time of the training",
+            [row.seconds for row in rows],
+            format_duration,
+            times_close,
+        ),
+        ("memory of the train program", [row.peak_bytes for row in rows], format_size, 0),
     ]
     for name, values, show, close in figures:
         if None in values:
@@ -84,7 +90,7 @@ def _range(values: Sequence[Any], show: Callable[[Any], str]) -> str:
     return f"{show(low)} to {show(high)} ({f'{apart:.1%} apart' if apart < 1 else f'{high / low:.3g} times'})"
 
 
-def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """The ranking as (headers, rows), all as text."""
     tuned = [path.split(".")[-1] for path in comparison.rows[0].tuned]
     headers = ["", "model", "loss", "difference", "p", "parameters", "FLOPs a step", "FLOPs", comparison.unit,
@@ -98,11 +104,11 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
                 "diverged" if row.mean is None else str(row.mean),
                 "-" if row.difference is None else str(row.difference),
                 "-" if row.p is None else f"{row.p:.2g}",
-                count(row.parameters).strip(),
-                count(row.step_flops).strip(),
-                count(row.flops).strip(),
-                count(row.units).strip(),
-                duration(row.step_seconds),
+                format_count(row.parameters).strip(),
+                format_count(row.step_flops).strip(),
+                format_count(row.flops).strip(),
+                format_count(row.units).strip(),
+                format_duration(row.step_seconds),
                 *(str(fields.to_json(value)) for value in row.tuned.values()),
                 f"{len(row.diverged)} of {len(row.results)}" if row.diverged else "-",
             ]
@@ -178,7 +184,7 @@ def draw_comparison(comparison: Comparison, path: Path) -> Path:
     kind = comparison.unit if budget.kind == "tokens" else budget.kind
     lost = sum(row.mean is None for row in comparison.rows)
     figure.suptitle(
-        f"{comparison.experiment}: {len(comparison.rows)} models, {count(budget.amount).strip()} {kind} each; "
+        f"{comparison.experiment}: {len(comparison.rows)} models, {format_count(budget.amount).strip()} {kind} each; "
         f"{'mean of ' if seeds > 1 else ''}{seeds} seed{'s' if seeds > 1 else ''}"
         + (f"; {lost} diverged" if lost else "")
     )

@@ -17,7 +17,7 @@ from arch_jax.train.workdir import reason, write
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """A line of the ledger.
 
     Attributes:
@@ -67,7 +67,7 @@ def in_clone() -> bool:
     return results_folder().parent.name == "experiments"
 
 
-def ledger(folder: Path | None = None) -> list[Entry]:
+def ledger(folder: Path | None = None) -> list[LedgerEntry]:
     """All records of a folder, by name; each is stale where its experiment, in the folder above, has changed since.
 
     A record that can't be read is an entry with a problem; it keeps none of the others from being shown.
@@ -76,13 +76,13 @@ def ledger(folder: Path | None = None) -> list[Entry]:
     return [_entry(path) for path in sorted(folder.glob("*.json"))]
 
 
-def _entry(path: Path) -> Entry:
+def _entry(path: Path) -> LedgerEntry:
     try:
         record = Record.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as problem:
         why = f"{problem} is missing" if isinstance(problem, KeyError) else reason(problem)
-        return Entry(path.stem, None, problem=f"the record {path.name} is damaged: {why}; run `reproduce` again")
-    return Entry(path.stem, record, stale=_stale(record, path))
+        return LedgerEntry(path.stem, None, problem=f"the record {path.name} is damaged: {why}; run `reproduce` again")
+    return LedgerEntry(path.stem, record, stale=_stale(record, path))
 
 
 def _stale(record: Record, path: Path) -> str:
@@ -105,9 +105,9 @@ def _stale(record: Record, path: Path) -> str:
     return changed[0] + (f", and {len(changed) - 1} more" if len(changed) > 1 else "") if changed else ""
 
 
-def table(entries: list[Entry]) -> list[dict[str, str]]:
+def ledger_table(entries: list[LedgerEntry]) -> list[dict[str, str]]:
     """The ledger's rows, one for each figure, in words."""
-    from arch_jax.study.formatting import duration
+    from arch_jax.study.formatting import format_duration
 
     rows = []
     for entry in entries:
@@ -127,14 +127,14 @@ def table(entries: list[Entry]) -> list[dict[str, str]]:
                     measured="diverged" if one.mean is None else str(one.mean),
                     seeds=str(len(one.values)),
                     verdict=one.verdict + (f" ({'; '.join(notes)})" if notes else ""),
-                    device=record.device + ("" if record.seconds is None else f", {duration(record.seconds)}"),
+                    device=record.device + ("" if record.seconds is None else f", {format_duration(record.seconds)}"),
                     commit=f"{record.commit or '-'}, {record.date}",
                 )
             )
     return rows
 
 
-def write_table(entries: list[Entry], path: Path) -> Path:
+def write_table(entries: list[LedgerEntry], path: Path) -> Path:
     """Replaces what stands between `<!-- ledger -->` and `<!-- /ledger -->` in a Markdown file by the ledger's table.
 
     Raises:
@@ -150,7 +150,7 @@ def write_table(entries: list[Entry], path: Path) -> Path:
         ) from None
     if any(text.count(mark) != 1 for mark in marks) or text.index(marks[0]) > text.index(marks[1]):
         raise UsageError(f"{path} has no place for the ledger; expected {' and '.join(marks)}, once each")
-    rows = table(entries)
+    rows = ledger_table(entries)
     names = list(_row())
     lines = [names, ["---"] * len(names), *(list(row.values()) for row in rows)]
     escaped = [[re.sub(r"\s+", " ", cell).replace("|", "\\|") for cell in line] for line in lines]

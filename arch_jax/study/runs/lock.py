@@ -11,7 +11,7 @@ from arch_jax.errors import UsageError
 from arch_jax.train.workdir import reason, write
 
 
-def locked(path: Path) -> Any:
+def lock_study(path: Path) -> Any:
     """The lock on a study's folder, with a note beside it that says who has it.
 
     Raises:

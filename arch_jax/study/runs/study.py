@@ -25,7 +25,7 @@ from arch_jax import registry
 from arch_jax.errors import Diverged, RunError, UsageError
 from arch_jax.experiment import Experiment
 from arch_jax.flops import count_flops
-from arch_jax.study.runs.lock import locked
+from arch_jax.study.runs.lock import lock_study
 from arch_jax.study.runs.progress import StudyProgress
 from arch_jax.study.runs.run import RunResult, Stopped, StudyRun
 from arch_jax.study.runs.vmapped import TooLarge, begun_groups, train_together
@@ -63,7 +63,7 @@ class Study:
         self._corpora: dict[str, Any] = {}
         self._compiled: OrderedDict[str, Compiled] = OrderedDict()
         self._facts: dict[str, tuple[int, int]] = {}
-        self._lock = locked(self.path)
+        self._lock = lock_study(self.path)
 
     def __enter__(self) -> "Study":
         return self
@@ -128,7 +128,7 @@ class Study:
         if name not in self._corpora:
             self._corpora[name] = cell.experiment.data.load()
         corpus = self._corpora[name]
-        return corpus if cell.part == "all" else Part(corpus, cell.part)
+        return corpus if cell.part == "all" else ValidationPart(corpus, cell.part)
 
     def facts(self, cell: StudyRun) -> tuple[int, int]:
         """The cell's parameters, and the FLOPs of its step in matrix products."""
@@ -258,7 +258,7 @@ class Study:
         return Stopped(f"stopped; what was done is in {self.path}, and the same command goes on from there")
 
 
-class Part:
+class ValidationPart:
     """A corpus judged on every other validation batch: what is tuned on one half is reported on the other.
 
     Attributes:

@@ -13,7 +13,7 @@ from arch_jax.study.runs.run import RunResult, StudyRun
 from arch_jax.study.runs.steps import lasting
 from arch_jax.study.runs.study import Study, measured, seeded
 from arch_jax.study.scaling.law import Kaplan, Law, fit, fit_kaplan
-from arch_jax.study.scaling.measurements import Points
+from arch_jax.study.scaling.measurements import Measurements
 from arch_jax.study.sizing import parameters, scaled
 
 
@@ -58,7 +58,7 @@ class Family:
         return tuple(one for one in self.members if one.result.status == "finished")
 
     @property
-    def points(self) -> Points:
+    def points(self) -> Measurements:
         """What the laws were fitted to."""
         return _points(self.finished)
 
@@ -137,9 +137,9 @@ def train_family(
     return Family(members, fit(points, bootstrap=bootstrap), fit_kaplan(points), tuple(notes))
 
 
-def _points(members: Iterable[Member]) -> Points:
+def _points(members: Iterable[Member]) -> Measurements:
     members = list(members)
-    return Points(
+    return Measurements(
         np.array([one.parameters for one in members], np.float64),
         np.array([one.tokens for one in members], np.float64),
         np.array([one.result.validation["loss"] for one in members], np.float64),

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from arch_jax.study.scaling.law import Kaplan, Law
-from arch_jax.study.scaling.measurements import Points
+from arch_jax.study.scaling.measurements import Measurements
 from arch_jax.train.workdir import write
 
 #: A name, its value, and the interval where there is one.
@@ -45,7 +45,7 @@ def report(law: Law, kaplan: Kaplan | None = None, budgets: Sequence[float | int
     return rows
 
 
-def draw(points: Points, law: Law, path: Path | str) -> None:
+def draw(points: Measurements, law: Law, path: Path | str) -> None:
     """Writes a PNG: loss against FLOPs with the fitted curves and the compute-optimal frontier, and how well it fits.
 
     Args:

@@ -17,8 +17,7 @@ import numpy as np
 
 from arch_jax.data.base import check_whole
 from arch_jax.errors import UsageError
-from arch_jax.study.scaling.measurements import Points
-from arch_jax.study.scaling.measurements import read_points as read_points
+from arch_jax.study.scaling.measurements import Measurements
 
 #: Huber's delta, in the logarithm of the loss: a point that is 0.1 % off counts as an outlier already.
 DELTA = 1e-3
@@ -101,7 +100,7 @@ class Law:
 
 
 def fit(
-    points: Points,
+    points: Measurements,
     delta: float = DELTA,
     bootstrap: int = 0,
     seed: int = 0,
@@ -156,7 +155,7 @@ def fit(
     return Law(*_constants(best, centre), least * delta, len(points), delta, _intervals(resamples), resamples)
 
 
-def caveats(law: Law, points: Points) -> list[str]:
+def caveats(law: Law, points: Measurements) -> list[str]:
     """What a reader must know before using a law, as sentences; none for one that its points determine."""
     found, share = [], law.E / float(points.loss.min())
     if share < 1e-3:
@@ -211,7 +210,7 @@ class Kaplan:
         return dataclasses.asdict(self)
 
 
-def fit_kaplan(points: Points, delta: float = DELTA) -> Kaplan:
+def fit_kaplan(points: Measurements, delta: float = DELTA) -> Kaplan:
     """Kaplan's law with the least sum of Huber's losses of log L: the same objective as `fit`, so the two compare.
 
     Args:
@@ -238,7 +237,7 @@ def fit_kaplan(points: Points, delta: float = DELTA) -> Kaplan:
     return Kaplan(scale_n, scale_d, float(alpha_n), float(alpha_d), least * delta, len(points))
 
 
-def check_determined(points: Points, parameters: int) -> None:
+def check_determined(points: Measurements, parameters: int) -> None:
     """That a law of so many parameters can be told from the points.
 
     Raises:

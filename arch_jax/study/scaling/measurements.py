@@ -24,7 +24,7 @@ _USUAL = {
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Points:
+class Measurements:
     """Measured losses; three arrays "points", float64, positive and finite.
 
     Attributes:
@@ -58,7 +58,7 @@ class Points:
         """C = 6 N D."""
         return 6 * self.parameters * self.tokens
 
-    def without_highest(self, count: int) -> "Points":
+    def without_highest(self, count: int) -> "Measurements":
         """Without the `count` points of the highest loss.
 
         Raises:
@@ -72,17 +72,17 @@ class Points:
                 f"many points, so expected 0 to {len(self) - FEWEST_POINTS}"
             )
         kept = np.sort(np.argsort(self.loss, kind="stable")[: len(self) - count])
-        return Points(self.parameters[kept], self.tokens[kept], self.loss[kept])
+        return Measurements(self.parameters[kept], self.tokens[kept], self.loss[kept])
 
 
-def read_points(
+def read_measurements(
     path: Path | str,
     parameters: str | None = None,
     tokens: str | None = None,
     flops: str | None = None,
     loss: str | None = None,
     drop_highest: int = 0,
-) -> Points:
+) -> Measurements:
     """Points from a CSV file with a header.
 
     Args:
@@ -127,7 +127,7 @@ def read_points(
         )
     if "tokens" not in values:
         values["tokens"] = values["flops"] / (6 * values["parameters"])
-    return Points(values["parameters"], values["tokens"], values["loss"]).without_highest(drop_highest)
+    return Measurements(values["parameters"], values["tokens"], values["loss"]).without_highest(drop_highest)
 
 
 def _usual(header: list[str], what: str) -> list[str]:

@@ -32,9 +32,9 @@ from arch_jax.train.checkpointing.checksums import (
     as_asked,
     as_stored,
     checksums,
-    describe,
-    difference,
+    describe_leaves,
     digest,
+    leaf_difference,
     leaf_paths,
     leaf_sharding,
     seal,
@@ -222,7 +222,7 @@ class Checkpoints:
             {
                 "format": _FORMAT,
                 "step": step,
-                "leaves": {name: describe(leaf, sums[name]) for name, leaf in leaves.items()},
+                "leaves": {name: describe_leaves(leaf, sums[name]) for name, leaf in leaves.items()},
                 "iterator": None if frozen is None else {"kind": frozen.kind, "hashes": gather(digest(frozen.content))},
                 "metrics": numbers,
             }
@@ -410,7 +410,7 @@ class Checkpoints:
         content: Any = None
         try:
             record = self._record(step)
-            differs = difference(record["leaves"], {name: as_stored(name, leaf) for name, leaf in leaves.items()})
+            differs = leaf_difference(record["leaves"], {name: as_stored(name, leaf) for name, leaf in leaves.items()})
             if differs is not None:
                 raise RunError(f"{here} belongs to another model: {differs}")
             if with_iterator:

@@ -243,7 +243,7 @@ def as_asked(leaf: Any, array: jax.Array | np.ndarray) -> Any:
     return array
 
 
-def describe(leaf: Leaf, checksum: str) -> dict[str, Any]:
+def describe_leaves(leaf: Leaf, checksum: str) -> dict[str, Any]:
     """A leaf's entry in the record."""
     return {
         "shape": list(leaf.shape),
@@ -254,7 +254,7 @@ def describe(leaf: Leaf, checksum: str) -> dict[str, Any]:
     }
 
 
-def difference(theirs: Mapping[str, Any], ours: Mapping[str, Leaf]) -> str | None:
+def leaf_difference(theirs: Mapping[str, Any], ours: Mapping[str, Leaf]) -> str | None:
     """The first way in which the leaves of a record differ from those asked for; None where they agree."""
     for name in [name for name in ours if name not in theirs][:1]:
         return f"{name} is here and not there"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from arch_jax.data import Text
-from arch_jax.data.text.windows import Stream, ValidationBatches
+from arch_jax.data.text.windows import Stream, ValidationWindows
 from arch_jax.errors import UsageError
 
 # A value of a wrong type is refused by a sentence, or before that by the type checker where it is on.
@@ -224,7 +224,7 @@ def test_validation_predicts_each_token_once(corpus, batch):
 def test_validation_windows_number_their_documents_from_1():
     stream = Stream.of([np.array(tokens, np.int32) for tokens in ([1, 2, 3], [4], [5, 6, 7, 8, 9])], single=False)
     lengths = np.arange(10, dtype=np.int32) * 10
-    (batch,) = ValidationBatches(stream, length=3, batch=4, byte_lengths=lengths)
+    (batch,) = ValidationWindows(stream, length=3, batch=4, byte_lengths=lengths)
     assert batch["tokens"].tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 0], [0, 0, 0]]
     assert batch["targets"].tolist() == [[2, 3, 4], [5, 6, 7], [8, 9, 0], [0, 0, 0]]
     assert batch["segment_ids"].tolist() == [[1, 1, 1], [1, 2, 2], [1, 1, 0], [0, 0, 0]]

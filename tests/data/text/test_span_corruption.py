@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arch_jax.data import Spans
-from arch_jax.data.text.span_corruption import corrupt, noise_counts, noise_mask, restore, span_lengths
+from arch_jax.data.text.span_corruption import corrupt_spans, noise_counts, noise_mask, restore, span_lengths
 from arch_jax.errors import UsageError
 
 
@@ -23,7 +23,7 @@ def test_the_corrupted_text_fills_its_places_and_comes_back(places, density, mea
     noise, spans = noise_counts(tokens, density, mean_span)
     mask = noise_mask(np.random.default_rng(0), tokens, density, mean_span)
     text = np.random.default_rng(1).integers(0, 50, tokens).astype(np.int32)
-    source, target = corrupt(text, mask, 1000)
+    source, target = corrupt_spans(text, mask, 1000)
     assert len(source) + 1 <= places
     assert len(target) + 1 == target_places
     assert len(source) == tokens - noise + spans
@@ -34,7 +34,7 @@ def test_the_papers_example():
     """Figure 2: "Thank you for inviting me to your party last week", with "for inviting" and "last" corrupted."""
     words = ["Thank", "you", "for", "inviting", "me", "to", "your", "party", "last", "week"]
     mask = np.isin(words, ["for", "inviting", "last"])
-    source, target = corrupt(np.arange(10, dtype=np.int32), mask, 99)
+    source, target = corrupt_spans(np.arange(10, dtype=np.int32), mask, 99)
     assert source.tolist() == [0, 1, 99, 4, 5, 6, 7, 98, 9]
     assert target.tolist() == [99, 2, 3, 98, 8]
 

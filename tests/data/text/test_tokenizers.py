@@ -104,7 +104,7 @@ def test_half_a_surrogate_pair_is_named(by_name, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_json_gives_an_equal_tokenizer(by_name, name, empty_folder):
     tokenizer = by_name[name]
-    copy = tokenizers.from_json(json.loads(json.dumps(tokenizer.to_json())))
+    copy = tokenizers.tokenizer_from_json(json.loads(json.dumps(tokenizer.to_json())))
     assert copy == tokenizer
     assert hash(copy) == hash(tokenizer)
     assert (copy.name, copy.vocabulary) == (tokenizer.name, tokenizer.vocabulary)
@@ -128,7 +128,7 @@ def test_json_gives_an_equal_tokenizer(by_name, name, empty_folder):
 )
 def test_json_of_something_else_is_one_sentence(content, says):
     with pytest.raises(REFUSED) as caught:
-        tokenizers.from_json(content)
+        tokenizers.tokenizer_from_json(content)
     assert says in str(caught.value) or not isinstance(caught.value, UsageError)
 
 

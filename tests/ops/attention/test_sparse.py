@@ -11,7 +11,7 @@ from arch_jax.errors import UsageError
 from arch_jax.ops.attention import sparse
 from arch_jax.ops.attention.dot_product import attention, attention_reference, choose, explain, implementations
 from arch_jax.ops.attention.patterns import BigBird, Fixed, Longformer, SlidingWindow, Strided
-from arch_jax.ops.attention.sparse import Plan, tile_size
+from arch_jax.ops.attention.sparse import TilePlan, tile_size
 
 BATCH, TIME, HEADS, KV, DIM, VDIM = 2, 37, 4, 2, 6, 5
 PATTERNS = [
@@ -174,7 +174,7 @@ def test_a_window_of_the_length_is_dense():
 @pytest.mark.parametrize("causal", [True, False])
 def test_loops_visit_every_kept_tile_once_and_are_few(pattern, causal):
     time, tile = 1000, tile_size(pattern.granularity, 64)
-    plan = Plan(pattern, time, time, tile, causal, None, None, False)
+    plan = TilePlan(pattern, time, time, tile, causal, None, None, False)
     visited = np.zeros((-(-time // tile),) * 2, int)
     loops = plan.loops()
     for rows, kept, valid in loops:
@@ -190,7 +190,7 @@ def test_work_and_memory_grow_with_the_tiles_kept():
     """A window and a few global tokens: tiles visited, padding included, and temporaries go with the length."""
     pattern, memory, visits = Longformer(16, 4), [], []
     for time in (512, 1024, 2048):
-        plan = Plan(pattern, time, time, 8, False, None, None, False)
+        plan = TilePlan(pattern, time, time, 8, False, None, None, False)
         visits.append(sum(loop.kept.size for loop in plan.loops()))
         arrays = [jax.ShapeDtypeStruct((1, time, 1, 4), jnp.float32)] * 3
         loss = lambda q, k, v: jnp.sum(attention(q, k, v, pattern=pattern) ** 2)

@@ -11,7 +11,7 @@ import pytest
 
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Published, load
-from arch_jax.study.reproduce.ledger import ledger, table, write_record, write_table
+from arch_jax.study.reproduce.ledger import ledger, ledger_table, write_record, write_table
 from arch_jax.study.reproduce.reproduce import Figure, Record, commit, reproduce
 from arch_jax.study.runs.run import RunResult
 from arch_jax.study.runs.study import Study
@@ -182,7 +182,7 @@ def test_stale_once_the_experiment_has_changed(record, file, old, new, says):
     found = entry(file)
     assert says in found.stale
     assert bool(found.stale) == bool(says)
-    assert ("stale" in table([found])[0]["verdict"]) == bool(says)
+    assert ("stale" in ledger_table([found])[0]["verdict"]) == bool(says)
 
 
 def test_stale_once_the_experiment_is_gone(record, file):
@@ -241,7 +241,7 @@ def test_damaged_record_is_told_and_the_others_are_shown(record, file, damage, s
     assert says in broken.problem
     assert "\n" not in broken.problem
     assert (good.record, good.problem) == (record, "")
-    assert [row["experiment"] for row in table([broken, good])] == ["broken", "toy", "toy"]
+    assert [row["experiment"] for row in ledger_table([broken, good])] == ["broken", "toy", "toy"]
 
 
 def test_table_in_a_readme(record, file):

@@ -15,7 +15,7 @@ from arch_jax.errors import UsageError
 from arch_jax.experiment import load
 from arch_jax.study.runs import study as cells_module
 from arch_jax.study.runs.run import Stopped, StudyRun
-from arch_jax.study.runs.study import Part, Study, measured, seeded
+from arch_jax.study.runs.study import Study, ValidationPart, measured, seeded
 from arch_jax.train.compiled import Compiled, alike
 from arch_jax.train.loop import train
 from arch_jax.train.workdir import read_metrics
@@ -167,7 +167,9 @@ def test_what_is_tuned_on_is_not_reported_on(toy, tmp_path):
     assert len({whole, tuning, report}) == 3
     assert np.isclose(whole, (tuning + report) / 2, rtol=1e-6)  # 2 of 4 batches each
     batches = [batch["y"].tobytes() for batch in toy.data.validation()]
-    halves = [[batch["y"].tobytes() for batch in Part(toy.data, part).validation()] for part in ("tuning", "report")]
+    halves = [
+        [batch["y"].tobytes() for batch in ValidationPart(toy.data, part).validation()] for part in ("tuning", "report")
+    ]
     assert halves == [batches[::2], batches[1::2]]
 
 
@@ -178,11 +180,11 @@ def test_one_batch_has_no_halves(toy):
         def validation(self):
             yield "all"
 
-    parts = [Part(One(), "tuning"), Part(One(), "report")]
+    parts = [ValidationPart(One(), "tuning"), ValidationPart(One(), "report")]
     assert [list(part.validation()) for part in parts] == [["all"], ["all"]]
     assert not any(part.divided for part in parts)
     assert parts[0].facts == 3
-    assert Part(toy.data, "tuning").divided
+    assert ValidationPart(toy.data, "tuning").divided
 
 
 def test_the_second_study_is_told_who_holds_the_first(tmp_path):
