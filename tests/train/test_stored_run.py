@@ -1,7 +1,7 @@
 """A run that an earlier version wrote is evaluated, sampled and resumed as that version did it.
 
-`run_of_2026_11.zip` holds a tiny run of `induction` after 4 steps, with a moving average, from before the folders of the
-package were divided by subject. The figures are what the version that wrote it said.
+`run_of_2026_11.zip` holds a tiny run of `induction` after 4 steps, with a moving average, from before the folders of
+the package were divided by subject. The figures are what the version that wrote it said.
 """
 
 import json
