@@ -3,8 +3,8 @@
     y, state = mixer(x, segment_ids=None, state=None, train=False)   # x, y: "batch time width"; None in -> None out
     state = mixer.initial_state(batch, length, width, dtype)         # any pytree
 
-Segment id 0 is padding: its output is 0 and it leaves the state untouched. A change of id resets. The state carries
-each row's last segment id and position, so that a sequence may be fed in any chunks.
+Segment id 0 is padding: its output is 0 and it leaves the state untouched. A change of id resets. The state has a field
+`at`, a `SequencePosition`: each row's last segment id and position, so that a sequence may be fed in any chunks.
 
 A mixer (or feed-forward) may have a field `residual_scale`: a factor on the initial weights of its output, which a
 decoder sets when it scales them with its depth. A mixer whose initial parameters depend on the layer has the class
@@ -20,6 +20,7 @@ from jaxtyping import Array
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import Kind, settings
+from arch_jax.layers.sequence_position import SequencePosition, advanced
 from arch_jax.ops.segments import runs_and_positions
 
 #: Where a layer stands: (its number from 0, how many there are). The number is traced where layers are scanned.
@@ -63,7 +64,7 @@ def check_state(state: Any, kind: type, batch: int, mixer: str) -> None:
     """Refuses a state that is not a mixer's own, or of another batch.
 
     Args:
-      state: has `last_id`, "batch"; None passes.
+      state: has `at`, a `SequencePosition`; None passes.
       kind: the class of the mixer's states.
       batch: rows of the sequence.
       mixer: its name.
@@ -75,27 +76,27 @@ def check_state(state: Any, kind: type, batch: int, mixer: str) -> None:
         return
     if type(state) is not kind:
         raise UsageError(f"{mixer} was given a {type(state).__name__} as its state; expected a {kind.__name__}")
-    if state.last_id.shape[:1] != (batch,):
+    if state.at.last_id.shape[:1] != (batch,):
         raise UsageError(
-            f"the state of {mixer} has {state.last_id.shape[0]} rows; expected {batch}, as many as the sequence has"
+            f"the state of {mixer} has {state.at.last_id.shape[0]} rows; expected {batch}, as many as the sequence has"
         )
 
 
-def runs(x: Array, segment_ids: Array | None, state: Any) -> tuple[Array | None, Array | None, tuple | None]:
+def runs(x: Array, segment_ids: Array | None, state: Any) -> tuple[Array | None, Array | None, SequencePosition | None]:
     """Where a mixer's tokens stand, as `ops.segments.runs_and_positions` counts.
 
     Args:
       x: the sequence, "batch time width".
       segment_ids: "batch time", or None for one segment.
-      state: None, or one with `last_id`, `last_run` and `last_position`, "batch".
+      state: None, or one with `at`, a `SequencePosition`.
 
     Returns:
-      (each token's run, its position in it, the three arrays of the next state); None for what is not needed: the
+      (each token's run, its position in it, the next state's `SequencePosition`); None for what is not needed: the
       first two without segments and state, the last without state.
     """
     if state is not None:
         ids = jnp.ones(x.shape[:2], jnp.int32) if segment_ids is None else segment_ids
-        return runs_and_positions(ids, state.last_id, state.last_run, state.last_position)
+        return advanced(state.at, ids)
     if segment_ids is None:
         return None, None, None
     run, position, _ = runs_and_positions(segment_ids)

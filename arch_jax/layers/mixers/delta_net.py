@@ -15,6 +15,7 @@ from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense, joint
 from arch_jax.layers.mixers.contract import check_state, runs
 from arch_jax.layers.mixers.short_convolution import ShortConvolution
+from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.norms import rms_norm
 from arch_jax.ops.recurrence import matrix as ops
 
@@ -26,17 +27,13 @@ class DeltaState:
     Attributes:
       s: the memory of the run under way, "batch value_heads head_size value_size".
       convolution: the latest tokens, as `ops.causal_convolution` keeps them; None without convolution.
-      last_id: the last segment id, "batch".
-      last_run: how many runs there were, "batch".
-      last_position: the position of the last token in its run, -1 before the first, "batch".
+      at: where each row stands, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
     s: Any
     convolution: Any
-    last_id: Any
-    last_run: Any
-    last_position: Any
+    at: Any
 
 
 @component("delta_net", kind="mixer")
@@ -126,7 +123,7 @@ class DeltaNet(nn.Module):
         if self.convolution:
             channels = 2 * self.heads * head_size + value_heads * value_size
             recent = ShortConvolution(self.convolution, parent=None).initial_state(batch, channels, dtype)
-        return DeltaState(begin.s, recent, begin.last_run, begin.last_run, begin.last_run - 1)
+        return DeltaState(begin.s, recent, at_start(batch))
 
     @nn.compact
     def __call__(
@@ -164,7 +161,7 @@ class DeltaNet(nn.Module):
         precise = jnp.promote_types(self.dtype, jnp.float32)
         beta = jax.nn.sigmoid(read["beta"].astype(precise)) * (2 if self.negative_eigenvalues else 1)
         decay = self._log_decay(read["decay"].astype(precise)) if self.decays else None
-        before = None if state is None else ops.MatrixState(state.s, state.last_run)
+        before = None if state is None else ops.MatrixState(state.s, state.at.last_run)
         o, end = ops.delta_rule(
             q * head_size**-0.5, k, v, beta, decay, run=run, state=before, form=self.form, chunk=self.chunk
         )
@@ -174,7 +171,7 @@ class DeltaNet(nn.Module):
         if self.gate:
             y = y * jax.nn.silu(read["gate"])
         y = Dense(width, *settings, gain=self.residual_scale, parent=self, name="output")(y)
-        return y, None if state is None else DeltaState(end.s, recent, *after)
+        return y, None if state is None else DeltaState(end.s, recent, after)
 
     def _log_decay(self, rate: Float[Array, "batch time heads"]) -> Float[Array, "batch time heads"]:
         """How much of the memory each token leaves, as a logarithm."""

@@ -14,6 +14,7 @@ from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense
 from arch_jax.layers.mixers.contract import check_state, runs
 from arch_jax.layers.mixers.short_convolution import ShortConvolution
+from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.convolution import long as ops
 
 
@@ -30,9 +31,7 @@ class HyenaState:
       long: the input of each long convolution at every position of the run, a tuple of "batch length width".
       filter: the filters' lags, once for each row as everything in a state, "batch length channels".
       filled: whether `filter` has been computed, "batch".
-      last_id: the last segment id, "batch".
-      last_run: how many runs there were, "batch".
-      last_position: the position of the last token in its run, -1 before the first, "batch".
+      at: where each row stands, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
@@ -40,9 +39,7 @@ class HyenaState:
     long: Any
     filter: Any
     filled: Any
-    last_id: Any
-    last_run: Any
-    last_position: Any
+    at: Any
 
 
 class ImplicitFilter(nn.Module):
@@ -177,7 +174,7 @@ class Hyena(nn.Module):
         short = ShortConvolution(self.short, parent=None).initial_state(batch, (self.order + 1) * width, dtype)
         long = tuple(ops.initial_cache(batch, length, width, dtype).u for _ in range(self.order - 1))
         lags = jnp.zeros((batch, length, (self.order - 1) * width), jnp.promote_types(dtype, jnp.float32))
-        return HyenaState(short, long, lags, zeros > 0, zeros, zeros, zeros - 1)
+        return HyenaState(short, long, lags, zeros > 0, at_start(batch))
 
     def _check(self, length: int) -> None:
         if length > self.length:
@@ -216,7 +213,7 @@ class Hyena(nn.Module):
             if state is None:
                 v = ops.long_convolution(u, h[:, channels], run=run, position=position, form=self.form)
             else:
-                cache = ops.ConvolutionCache(state.long[i], state.last_run, state.last_position)
+                cache = ops.ConvolutionCache(state.long[i], state.at.last_run, state.at.last_position)
                 v, cache = ops.streamed(u, h[:, channels], cache, run, position, self.form)
                 caches.append(cache.u)
             v = v + u * skip[channels].astype(u.dtype)
@@ -227,7 +224,7 @@ class Hyena(nn.Module):
         if state is None:
             return y, None
         kept = jnp.broadcast_to(h.astype(state.filter.dtype), state.filter.shape)
-        return y, HyenaState(short, tuple(caches), kept, jnp.ones_like(state.filled), *after)
+        return y, HyenaState(short, tuple(caches), kept, jnp.ones_like(state.filled), after)
 
     def _kept(self, filters: ImplicitFilter, state: HyenaState, dtype: DType) -> Float[Array, "lags channels"]:
         """The filters that a state has room for: those in it, or computed where it has none yet."""

@@ -13,6 +13,7 @@ from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense, joint
 from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.mixers.contract import check_state, runs
+from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.attention import linear as ops
 from arch_jax.ops.attention.random_features import orthogonal_projection, positive_features
 
@@ -26,17 +27,13 @@ class LinearAttentionState:
     Attributes:
       s: sum of phi(k) v^T over the run under way, "batch kv_heads features head_size".
       z: sum of phi(k), "batch kv_heads features".
-      last_id: the last segment id, "batch".
-      last_run: how many runs there were, "batch".
-      last_position: the position of the last token in its run, -1 before the first, "batch".
+      at: where each row stands, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
     s: Any
     z: Any
-    last_id: Any
-    last_run: Any
-    last_position: Any
+    at: Any
 
 
 class _HeadsMixer(nn.Module):
@@ -93,7 +90,7 @@ class _HeadsMixer(nn.Module):
         y = Dense(width, *settings, gain=self.residual_scale, parent=self, name="output")(y)
         if run is not None:  # with a bias, the output at padding would not be 0
             y = jnp.where(run[:, :, None] > 0, y, jnp.zeros((), y.dtype))
-        return y, None if state is None else LinearAttentionState(*sums, *after)
+        return y, None if state is None else LinearAttentionState(*sums, after)
 
 
 class _FeatureAttention(_HeadsMixer):
@@ -127,12 +124,11 @@ class _FeatureAttention(_HeadsMixer):
             raise UsageError("linear attention with causal=False has no state; expected causal=True for decoding")
         _, kv_heads, head_size = self.sizes(width)
         begin = ops.initial_state(batch, kv_heads, self.feature_size(head_size), head_size, dtype)
-        zeros = jnp.zeros((batch,), jnp.int32)
-        return LinearAttentionState(begin.s, begin.z, zeros, zeros, zeros - 1)
+        return LinearAttentionState(begin.s, begin.z, at_start(batch))
 
     def mix(self, q, k, v, run, position, state):
         """Linear attention of the features."""
-        carried = None if state is None else ops.LinearState(state.s, state.z, state.last_run)
+        carried = None if state is None else ops.LinearState(state.s, state.z, state.at.last_run)
         settings = {"causal": self.causal, "form": self.form, "chunk": self.chunk}
         y, after = ops.linear_attention(q, k, v, feature_map=self.features, run=run, state=carried, **settings)
         return y, None if after is None else (after.s, after.z)

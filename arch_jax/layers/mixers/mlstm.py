@@ -14,6 +14,7 @@ from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense, joint
 from arch_jax.layers.mixers.contract import check_state, real_only, runs
 from arch_jax.layers.mixers.short_convolution import ShortConvolution
+from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.norms import layer_norm
 from arch_jax.ops.recurrence import mlstm as ops
 
@@ -26,18 +27,14 @@ class MLSTMMixerState:
       s: the memories C with their normalisers n, times exp(-m), "batch heads key_size value_size+1".
       m: the stabilisers, "batch heads".
       convolution: the latest tokens, as `ops.causal_convolution` keeps them; None without convolution.
-      last_id: the last segment id, "batch".
-      last_run: how many runs there were, "batch".
-      last_position: the position of the last token in its run, -1 before the first, "batch".
+      at: where each row stands, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
     s: Any
     m: Any
     convolution: Any
-    last_id: Any
-    last_run: Any
-    last_position: Any
+    at: Any
 
 
 @component("mlstm", kind="mixer")
@@ -139,7 +136,7 @@ class MLSTM(nn.Module):
         recent = None
         if self.convolution:
             recent = ShortConvolution(self.convolution, parent=None).initial_state(batch, inner, dtype)
-        return MLSTMMixerState(begin.s, begin.m, recent, begin.last_run, begin.last_run, begin.last_run - 1)
+        return MLSTMMixerState(begin.s, begin.m, recent, at_start(batch))
 
     @nn.compact
     def __call__(
@@ -186,7 +183,7 @@ class MLSTM(nn.Module):
 
         apart = lambda y, size: y.reshape(batch, time, self.heads, size)
         q, k, v = apart(q, key_size), apart(k * key_size**-0.5, key_size), apart(v, value_size)
-        before = None if state is None else ops.MLSTMState(state.s, state.m, state.last_run)
+        before = None if state is None else ops.MLSTMState(state.s, state.m, state.at.last_run)
         settings = {"form": self.form, "chunk": self.chunk, "epsilon": self.epsilon}
         h, end = ops.mlstm(q, k, v, i, f, run=run, state=before, **settings)
 
@@ -203,7 +200,7 @@ class MLSTM(nn.Module):
             std, gain = 2 / (max(1.0, 1 / (parts * self.residual_scale**2)) * math.sqrt(width)), 1.0
         y = Dense(width, False, std, gain=gain, **dtypes, name="output")(y)
         y = real_only(y, run)  # the skip has passed the convolution's bias on
-        return y, None if state is None else MLSTMMixerState(end.s, end.m, recent, *after)
+        return y, None if state is None else MLSTMMixerState(end.s, end.m, recent, after)
 
     def _draw_input_bias(self, key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
         if self.input_bias is not None:

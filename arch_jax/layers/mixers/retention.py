@@ -14,6 +14,7 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense, joint
 from arch_jax.layers.mixers.contract import check_state, runs
+from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.attention.positions import apply_rope
 from arch_jax.ops.recurrence import matrix as ops
 
@@ -24,16 +25,12 @@ class RetentionState:
 
     Attributes:
       s: the faded sum of k^T v over the run under way, "batch heads head_size value_size".
-      last_id: the last segment id, "batch".
-      last_run: how many runs there were, "batch".
-      last_position: the position of the last token in its run, -1 before the first, "batch".
+      at: where each row stands, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
     s: Any
-    last_id: Any
-    last_run: Any
-    last_position: Any
+    at: Any
 
 
 @component("retention", kind="mixer")
@@ -121,7 +118,7 @@ class Retention(nn.Module):
     def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> RetentionState:
         """The state before the first token; it has the same size for every `length`."""
         begin = ops.initial_state(batch, self.heads, *self.sizes(width), dtype)
-        return RetentionState(begin.s, begin.last_run, begin.last_run, begin.last_run - 1)
+        return RetentionState(begin.s, at_start(batch))
 
     @nn.compact
     def __call__(
@@ -151,7 +148,7 @@ class Retention(nn.Module):
         frequencies = self.theta ** -jnp.linspace(0, 1, head_size // 2, dtype=float)
         q, k = (apply_rope(y, position, frequencies) for y in (q, k * head_size**-0.5))
         decay = jnp.broadcast_to(self.log_gamma(), (batch, time, self.heads))
-        before = None if state is None else ops.MatrixState(state.s, state.last_run)
+        before = None if state is None else ops.MatrixState(state.s, state.at.last_run)
         r, end = ops.matrix_recurrence(q, k, v, decay, run=run, state=before, form=self.form, chunk=self.chunk)
 
         y = (jax.nn.silu(gate) * _head_norm(r, self.norm == "group", self.norm_epsilon)).reshape(
@@ -168,7 +165,7 @@ class Retention(nn.Module):
             parent=self,
             name="output",
         )(y)
-        return y, None if state is None else RetentionState(end.s, *after)
+        return y, None if state is None else RetentionState(end.s, after)
 
     def _draw(self, gain: float):
         """Xavier's uniform draw times `gain`, or none where a standard deviation is given instead."""

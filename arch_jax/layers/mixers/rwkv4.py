@@ -17,6 +17,7 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense
 from arch_jax.layers.mixers.contract import Place, check_state, runs
+from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.recurrence import wkv as ops
 from arch_jax.ops.recurrence.linear import check_chunk, resets
 
@@ -27,16 +28,12 @@ class ShiftState:
 
     Attributes:
       x: the last token, "batch width".
-      last_id: the last segment id, "batch".
-      last_run: how many runs there were, "batch".
-      last_position: the position of the last token in its run, -1 before the first, "batch".
+      at: where each row stands, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
     x: Any
-    last_id: Any
-    last_run: Any
-    last_position: Any
+    at: Any
 
 
 @flax.struct.dataclass
@@ -45,9 +42,7 @@ class RWKV4State(ShiftState):
 
     Attributes:
       x: the last token, "batch width".
-      last_id: the last segment id, "batch".
-      last_run: how many runs there were, "batch".
-      last_position: the position of the last token in its run, -1 before the first, "batch".
+      at: where each row stands, a `SequencePosition`.
       a: sum of exp(k) v, "batch hidden".
       b: sum of exp(k), "batch hidden".
       m: the largest exponent in them, "batch hidden".
@@ -60,13 +55,7 @@ class RWKV4State(ShiftState):
 
 def shift_state(batch: int, width: int, dtype: DType) -> dict[str, Any]:
     """The parts of a `ShiftState` before the first token."""
-    zeros = jnp.zeros((batch,), jnp.int32)
-    return {
-        "x": jnp.zeros((batch, width), dtype),
-        "last_id": zeros,
-        "last_run": zeros,
-        "last_position": zeros - 1,
-    }
+    return {"x": jnp.zeros((batch, width), dtype), "at": at_start(batch)}
 
 
 def shifted(x: Array, segment_ids: Array | None, state: ShiftState | None) -> tuple[Array, Any, Any, dict[str, Any]]:
@@ -78,8 +67,7 @@ def shifted(x: Array, segment_ids: Array | None, state: ShiftState | None) -> tu
     starts, real = (None, None) if run is None else resets(run, position)
     before = None if state is None else state.x
     earlier, last = ops.token_shift(x, before, starts, real)
-    parts = dict(zip(("last_id", "last_run", "last_position"), after or (None, None, None)))
-    return earlier, starts, real, parts | {"x": last if state is None else last.astype(state.x.dtype)}
+    return earlier, starts, real, {"x": last if state is None else last.astype(state.x.dtype), "at": after}
 
 
 def ratios(place: Place | None) -> tuple[Any, Any]:

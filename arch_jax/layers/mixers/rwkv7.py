@@ -34,9 +34,7 @@ class RWKV7State(ShiftState):
 
     Attributes:
       x: the last token, "batch width".
-      last_id: the last segment id, "batch".
-      last_run: how many runs there were, "batch".
-      last_position: the position of the last token in its run, -1 before the first, "batch".
+      at: where each row stands, a `SequencePosition`.
       s: S, "batch heads head_size head_size": rows are values, columns keys.
     """
 

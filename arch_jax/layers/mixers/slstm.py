@@ -13,6 +13,7 @@ from arch_jax.fields import DType, component
 from arch_jax.layers.mixers.contract import check_state, runs
 from arch_jax.layers.mixers.mlstm import BlockDiagonal, head_norm
 from arch_jax.layers.mixers.short_convolution import ShortConvolution
+from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.recurrence import slstm as ops
 from arch_jax.ops.recurrence.linear import resets
 
@@ -29,9 +30,7 @@ class SLSTMMixerState:
       n: the normalisers, times exp(-m); 0 before the first token, "batch heads size".
       m: the stabilisers, "batch heads size".
       convolution: the latest tokens, as `ops.causal_convolution` keeps them; None without convolution.
-      last_id: the last segment id, "batch".
-      last_run: how many runs there were, "batch".
-      last_position: the position of the last token in its run, -1 before the first, "batch".
+      at: where each row stands, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
@@ -40,9 +39,7 @@ class SLSTMMixerState:
     n: Any
     m: Any
     convolution: Any
-    last_id: Any
-    last_run: Any
-    last_position: Any
+    at: Any
 
 
 @component("slstm", kind="mixer")
@@ -102,11 +99,11 @@ class SLSTM(nn.Module):
 
     def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> SLSTMMixerState:
         """The state before the first token; it has the same size for every `length`."""
-        begin, zeros = ops.initial_state(batch, self.heads, self.size(width), dtype), jnp.zeros((batch,), jnp.int32)
+        begin = ops.initial_state(batch, self.heads, self.size(width), dtype)
         recent = None
         if self.convolution:
             recent = ShortConvolution(self.convolution, parent=None).initial_state(batch, width, dtype)
-        return SLSTMMixerState(*begin, recent, zeros, zeros, zeros - 1)
+        return SLSTMMixerState(*begin, recent, at_start(batch))
 
     @nn.compact
     def __call__(
@@ -144,7 +141,7 @@ class SLSTM(nn.Module):
         before = None if state is None else ops.SLSTMState(state.h, state.c, state.n, state.m)
         h, end = ops.slstm(jnp.stack(heard, axis=3), r, starts=starts, real=real, state=before)
         y = head_norm(self, h.astype(self.dtype), self.norm_epsilon)
-        return y, None if state is None else SLSTMMixerState(*end, recent, *after)
+        return y, None if state is None else SLSTMMixerState(*end, recent, after)
 
     def _draw_forget_bias(self, key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
         """From 5 down to -7 over the cells of each head."""

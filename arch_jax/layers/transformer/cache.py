@@ -10,7 +10,7 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from arch_jax.ops.segments import runs_and_positions
+from arch_jax.layers.sequence_position import advanced, at_start
 
 
 @flax.struct.dataclass
@@ -21,9 +21,7 @@ class Cache:
       entries: arrays "batch places ...": what a layer keeps of a token, such as its key and its value.
       place_run: which run a place's token belongs to, "batch places".
       used: how many slots were filled so far, "batch"; in a ring it goes beyond the number of places.
-      last_id: the last segment id, "batch".
-      last_run: how many runs there were, "batch".
-      last_position: the position of the last token in its run, -1 before the first, "batch".
+      at: where each row stands, a `SequencePosition`.
       ring: whether places are used again.
     """
 
@@ -31,9 +29,7 @@ class Cache:
     entries: Any
     place_run: Any
     used: Any
-    last_id: Any
-    last_run: Any
-    last_position: Any
+    at: Any
     ring: bool = flax.struct.field(pytree_node=False, default=False)
 
 
@@ -61,9 +57,7 @@ def empty(batch: int, length: int, shapes: tuple[tuple[int, ...], ...], dtype: A
         entries=tuple(jnp.zeros((batch, places, *shape), dtype) for shape in shapes),
         place_run=jnp.zeros((batch, places), jnp.int32),
         used=zeros,
-        last_id=zeros,
-        last_run=zeros,
-        last_position=zeros - 1,
+        at=at_start(batch),
         ring=ring,
     )
 
@@ -73,8 +67,8 @@ def follow(
 ) -> tuple[Int[Array, "batch time"], Int[Array, "batch time"], Cache]:
     """Run and position of each token of a chunk, and the cache with them counted; nothing is stored yet."""
     ids = jnp.ones((cache.used.shape[0], time), jnp.int32) if segment_ids is None else segment_ids
-    run, position, seen = runs_and_positions(ids, cache.last_id, cache.last_run, cache.last_position)
-    return run, position, cache.replace(last_id=seen[0], last_run=seen[1], last_position=seen[2])
+    run, position, at = advanced(cache.at, ids)
+    return run, position, cache.replace(at=at)
 
 
 def store(

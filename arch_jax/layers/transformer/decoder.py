@@ -14,6 +14,7 @@ from arch_jax.layers.dense import Dense, Embedding
 from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.mixers.contract import FeedForward, Mixer, Norm, Position, adapted, check_sizes
 from arch_jax.layers.norms import RMSNorm
+from arch_jax.layers.sequence_position import advanced, at_start
 from arch_jax.layers.transformer.block import Block, Placement, Stack, unrolled_variables
 from arch_jax.layers.transformer.feed_forward import SwiGLU
 from arch_jax.ops.segments import runs_and_positions
@@ -40,16 +41,12 @@ class DecoderState:
 
     Attributes:
       layers: the mixers' states, in order.
-      last_id: the last segment id of each row, "batch".
-      last_run: how many runs of equal ids there were, "batch".
-      last_position: the position of the last token in its run, -1 before the first, "batch".
+      at: where each row stands, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
     layers: tuple
-    last_id: Any
-    last_run: Any
-    last_position: Any
+    at: Any
 
 
 @component("decoder", kind="model")
@@ -161,9 +158,8 @@ class Decoder(nn.Module):
             self.position.check(length)
         dtype = self.dtype if dtype is None else dtype
         mixers = [self.mixers[i % len(self.mixers)] for i in range(self.depth)]
-        zeros = jnp.zeros((batch,), jnp.int32)
         layers = tuple(mixer.initial_state(batch, length, self.width, dtype) for mixer in mixers)
-        return DecoderState(layers=layers, last_id=zeros, last_run=zeros, last_position=zeros - 1)
+        return DecoderState(layers=layers, at=at_start(batch))
 
     def __call__(
         self,
@@ -186,10 +182,10 @@ class Decoder(nn.Module):
         x = self.embedding(tokens)
         if self.scale_embedding:
             x = x * jnp.asarray(self.width**0.5, x.dtype)
-        seen = None
+        at = None
         if state is not None:
             ids = jnp.ones(tokens.shape, jnp.int32) if segment_ids is None else segment_ids
-            _, positions, seen = runs_and_positions(ids, state.last_id, state.last_run, state.last_position)
+            _, positions, at = advanced(state.at, ids)
         elif segment_ids is not None and self.position is not None:
             positions = runs_and_positions(segment_ids)[1]
         else:
@@ -206,7 +202,7 @@ class Decoder(nn.Module):
             logits = self.logit_softcap * jnp.tanh(logits / self.logit_softcap)
         if state is None:
             return logits
-        return logits, DecoderState(layers=layers, last_id=seen[0], last_run=seen[1], last_position=seen[2])
+        return logits, DecoderState(layers=layers, at=at)
 
     def unrolled(self, variables: Any) -> tuple["Decoder", Any]:
         """The same model with a parameter tree for each layer, as decoding wants it.

@@ -21,8 +21,8 @@ from arch_jax.layers.mixers.contract import Mixer, Norm, adapted, check_sizes
 from arch_jax.layers.mixers.rwkv4 import orthogonal
 from arch_jax.layers.mixers.rwkv7 import RWKV7, RWKV7Channel
 from arch_jax.layers.norms import LayerNorm
+from arch_jax.layers.sequence_position import advanced, at_start
 from arch_jax.layers.transformer.decoder import SHARDINGS, DecoderState
-from arch_jax.ops.segments import runs_and_positions
 from arch_jax.registry import Paper, register
 
 
@@ -111,8 +111,7 @@ class RWKV7Model(nn.Module):
             )
             for _ in range(self.depth)
         )
-        zeros = jnp.zeros((batch,), jnp.int32)
-        return DecoderState(layers=layers, last_id=zeros, last_run=zeros, last_position=zeros - 1)
+        return DecoderState(layers=layers, at=at_start(batch))
 
     def __call__(
         self,
@@ -138,7 +137,7 @@ class RWKV7Model(nn.Module):
         if state is None:
             return logits
         ids = jnp.ones(tokens.shape, jnp.int32) if segment_ids is None else segment_ids
-        _, _, seen = runs_and_positions(ids, state.last_id, state.last_run, state.last_position)
+        _, _, at = advanced(state.at, ids)
         return logits, DecoderState(tuple(after), *seen)
 
 

@@ -86,7 +86,7 @@ def test_hardly_any_tokens(length):
     state = mixer.initial_state(2, 0, WIDTH)
     y, after = jax.jit(mixer.apply)(params, jnp.ones((2, length, WIDTH)), None, state)
     assert y.shape == (2, length, WIDTH)
-    np.testing.assert_array_equal(after.last_position, length - 1)
+    np.testing.assert_array_equal(after.at.last_position, length - 1)
 
 
 def test_bad_input():

@@ -8,6 +8,7 @@ import pytest
 from arch_jax.errors import UsageError
 from arch_jax.layers.mixers.retention import Retention
 from arch_jax.layers.mixers.rnn.lstm import LSTM
+from arch_jax.layers.sequence_position import SequencePosition
 
 
 def test_decays():
@@ -44,7 +45,7 @@ def test_only_differences_of_positions_count():
     moved = apply(params, padded, jnp.asarray([[0] * 3 + [1] * 6]))[0]
     np.testing.assert_allclose(moved[:, 3:], whole, atol=1e-5)
     one = jnp.ones((1,), jnp.int32)
-    late = mixer.initial_state(1, 0, 8).replace(last_id=one, last_run=one, last_position=100 * one)
+    late = mixer.initial_state(1, 0, 8).replace(at=SequencePosition(one, one, 100 * one))
     np.testing.assert_allclose(apply(params, x, None, late)[0], whole, atol=1e-4)
 
 
@@ -54,7 +55,7 @@ def test_hardly_any_tokens(length):
     params, apply = jax.jit(mixer.init)(jax.random.key(1), jnp.ones((2, 3, 8))), jax.jit(mixer.apply)
     y, after = apply(params, jnp.ones((2, length, 8)), None, mixer.initial_state(2, 0, 8))
     assert y.shape == (2, length, 8)
-    np.testing.assert_array_equal(after.last_position, length - 1)
+    np.testing.assert_array_equal(after.at.last_position, length - 1)
     assert apply(params, jnp.ones((2, length, 8)))[0].shape == y.shape
 
 

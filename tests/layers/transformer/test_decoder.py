@@ -47,10 +47,11 @@ def test_rope_depends_on_differences_only():
     """Tokens that start at position 100 instead of 0 see the same: the state says where a row stands."""
     model, variables = made("gpt", depth=1)
     shifted = model.initial_state(2, 20)
-    layers = tuple(layer.replace(last_position=layer.last_position + 100) for layer in shifted.layers)
+    moved = lambda at, **by: at.replace(**{name: getattr(at, name) + n for name, n in by.items()})
+    layers = tuple(layer.replace(at=moved(layer.at, last_position=100)) for layer in shifted.layers)
     logits, _ = model.apply(variables, TOKENS, state=model.initial_state(2, 20))
     # The first id, 1, differs from the state's 0, so the run would start anew at 0: let the state have seen it.
-    seen = tuple(layer.replace(last_id=layer.last_id + 1, last_run=layer.last_run + 1) for layer in layers)
+    seen = tuple(layer.replace(at=moved(layer.at, last_id=1, last_run=1)) for layer in layers)
     moved, _ = model.apply(variables, TOKENS, jnp.ones_like(TOKENS), shifted.replace(layers=seen))
     chex.assert_trees_all_close(moved, logits, atol=1e-5)
 

@@ -13,9 +13,9 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import DType
 from arch_jax.layers.dense import Dense
 from arch_jax.layers.mixers.contract import check_state
+from arch_jax.layers.sequence_position import advanced, at_start
 from arch_jax.ops.recurrence.cells import recurrent_loop
 from arch_jax.ops.recurrence.linear import resets
-from arch_jax.ops.segments import runs_and_positions
 
 
 @flax.struct.dataclass
@@ -24,12 +24,12 @@ class RNNState:
 
     Attributes:
       h: its output at the last token, "batch hidden".
-      last_id: the last segment id, "batch".
+      at: where each row stands, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
     h: Any
-    last_id: Any
+    at: Any
 
 
 @flax.struct.dataclass
@@ -39,12 +39,12 @@ class LSTMState:
     Attributes:
       h: its output at the last token, "batch hidden".
       c: its cells, "batch hidden".
-      last_id: the last segment id, "batch".
+      at: where each row stands, a `SequencePosition`.
     """
 
     h: Any
     c: Any
-    last_id: Any
+    at: Any
 
 
 class RecurrentMixer(nn.Module):
@@ -78,7 +78,7 @@ class RecurrentMixer(nn.Module):
         """The state before the first token; it has the same size for every `length`."""
         zeros = jnp.zeros((batch, self.hidden or width), jnp.promote_types(dtype, jnp.float32))
         carried = {"c": zeros} if self.state_class is LSTMState else {}
-        return self.state_class(h=zeros, **carried, last_id=jnp.zeros((batch,), jnp.int32))
+        return self.state_class(h=zeros, **carried, at=at_start(batch))
 
     def recurrent_initial(self) -> Callable:
         """The draw for U."""
@@ -120,12 +120,10 @@ class RecurrentMixer(nn.Module):
         carry = tuple(getattr(begin, name).astype(precise) for name in ("h", "c") if hasattr(begin, name))
         if carry[0].shape != (batch, hidden):
             raise UsageError(f"the state has h of shape {carry[0].shape}; expected {(batch, hidden)}: batch, hidden")
-        masks, last_id = None, begin.last_id
+        masks, at = None, begin.at
         if state is not None or segment_ids is not None:
             ids = jnp.ones((batch, time), jnp.int32) if segment_ids is None else segment_ids
-            # The number of the run that goes on, and where in it the last token stood, make no difference here.
-            run, position, after = runs_and_positions(ids, begin.last_id, *jnp.ones((2, batch), jnp.int32))
-            last_id = after[0]
+            run, position, at = advanced(begin.at, ids)
             masks = tuple(mask.T[:, :, None] for mask in resets(run, position))
         along = jax.tree.map(lambda a: a.swapaxes(0, 1), (added, rest))
         carry, out = recurrent_loop(step, u, parameters, carry, *along, masks)
@@ -137,7 +135,7 @@ class RecurrentMixer(nn.Module):
         if state is None:
             return y, None
         after = {name: new.astype(getattr(begin, name).dtype) for name, new in zip(("h", "c"), carry)}
-        return y, self.state_class(**after, last_id=last_id)
+        return y, self.state_class(**after, at=at)
 
 
 def orthogonal_gates(key: Array, shape: tuple[int, int], dtype: DType) -> Array:

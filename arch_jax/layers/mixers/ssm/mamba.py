@@ -16,6 +16,7 @@ from arch_jax.layers.dense import Dense, joint
 from arch_jax.layers.mixers.contract import Mixer, adapted, check_state, real_only, runs
 from arch_jax.layers.mixers.short_convolution import ShortConvolution
 from arch_jax.layers.mixers.ssm.s4 import GLU, S4D, check_fields, check_steps, uniform
+from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.recurrence import selective_scan as ops
 from arch_jax.ops.recurrence.linear import check_chunk
 
@@ -26,16 +27,12 @@ class S6State:
 
     Attributes:
       h: the channels' states over the run under way, "batch state channels".
-      last_id: the last segment id, "batch".
-      last_run: how many runs there were, "batch".
-      last_position: the position of the last token in its run, -1 before the first, "batch".
+      at: where each row stands, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
     h: Any
-    last_id: Any
-    last_run: Any
-    last_position: Any
+    at: Any
 
 
 @flax.struct.dataclass
@@ -45,16 +42,12 @@ class MambaState:
     Attributes:
       h: the inner channels' states over the run under way, "batch state channels".
       convolution: the latest tokens, `ops.causal_convolution.ConvolutionState`.
-      last_id: the last segment id, "batch".
-      last_run: how many runs there were, "batch".
-      last_position: the position of the last token in its run, -1 before the first, "batch".
+      at: where each row stands, a `SequencePosition`.
     """
 
     h: Any
     convolution: Any
-    last_id: Any
-    last_run: Any
-    last_position: Any
+    at: Any
 
 
 @flax.struct.dataclass
@@ -64,16 +57,12 @@ class MambaBlockState:
     Attributes:
       inner: that state.
       convolution: the latest tokens, `ops.causal_convolution.ConvolutionState`.
-      last_id: the last segment id, "batch".
-      last_run: how many runs there were, "batch".
-      last_position: the position of the last token in its run, -1 before the first, "batch".
+      at: where each row stands, a `SequencePosition`.
     """
 
     inner: Any
     convolution: Any
-    last_id: Any
-    last_run: Any
-    last_position: Any
+    at: Any
 
 
 def step_bias(least: float, most: float, floor: float) -> Callable:
@@ -218,7 +207,7 @@ class S6(nn.Module):
     def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> S6State:
         """The state before the first token; it has the same size for every `length`."""
         begin = ops.initial_state(batch, self.state, width, dtype)
-        return S6State(begin.h, begin.last_run, begin.last_run, begin.last_run - 1)
+        return S6State(begin.h, at_start(batch))
 
     @nn.compact
     def __call__(
@@ -230,11 +219,11 @@ class S6(nn.Module):
     ) -> tuple[Float[Array, "batch time width"], Any]:
         check_state(state, S6State, x.shape[0], "s6")
         run, _, after = runs(x, segment_ids, state)
-        carried = None if state is None else ops.ScanState(state.h, state.last_run)
+        carried = None if state is None else ops.ScanState(state.h, state.at.last_run)
         y, carried = _ssm(self, x.shape[2])(x.astype(self.dtype), run, carried)
         if self.glu:
             y = GLU(self.residual_scale, self.dtype, self.parameter_dtype, parent=self, name="glu")(y)
-        return real_only(y, run), None if state is None else S6State(carried.h, *after)
+        return real_only(y, run), None if state is None else S6State(carried.h, after)
 
 
 class _Block(nn.Module):
@@ -265,9 +254,8 @@ class _Block(nn.Module):
 
     def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> Any:
         """The state before the first token."""
-        zeros = jnp.zeros((batch,), jnp.int32)
         convolution = ShortConvolution(self.convolution, parent=None).initial_state(batch, self.expand * width, dtype)
-        return self.state_class(self.inner_state(batch, length, width, dtype), convolution, zeros, zeros, zeros - 1)
+        return self.state_class(self.inner_state(batch, length, width, dtype), convolution, at_start(batch))
 
     @nn.compact
     def __call__(
@@ -292,7 +280,7 @@ class _Block(nn.Module):
         y, mixed = self.mix(nn.silu(u), width, run, segment_ids, state)
         y = dense("output", width, inner, self.residual_scale)(y * nn.silu(z))
         y = real_only(y, run) if self.bias else y  # else the output at padding is 0 as it is
-        return y, None if state is None else self.state_class(mixed, latest, *after)
+        return y, None if state is None else self.state_class(mixed, latest, after)
 
 
 @component("mamba", kind="mixer")
@@ -348,7 +336,7 @@ class Mamba(_Block):
 
     def mix(self, u: Array, width: int, run: Array | None, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
         """S6."""
-        carried = None if state is None else ops.ScanState(state.h, state.last_run)
+        carried = None if state is None else ops.ScanState(state.h, state.at.last_run)
         y, carried = _ssm(self, width)(u, run, carried)
         return y, carried.h
 

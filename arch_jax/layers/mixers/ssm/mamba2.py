@@ -16,6 +16,7 @@ from arch_jax.layers.mixers.contract import check_state, real_only, runs
 from arch_jax.layers.mixers.short_convolution import ShortConvolution
 from arch_jax.layers.mixers.ssm.mamba import step_bias
 from arch_jax.layers.mixers.ssm.s4 import check_fields, check_steps, uniform
+from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.recurrence import matrix as ops
 from arch_jax.ops.recurrence.linear import check_chunk
 
@@ -27,17 +28,13 @@ class Mamba2State:
     Attributes:
       s: the heads' states over the run under way, "batch heads state head_size".
       convolution: the latest tokens, `ops.causal_convolution.ConvolutionState`.
-      last_id: the last segment id, "batch".
-      last_run: how many runs there were, "batch".
-      last_position: the position of the last token in its run, -1 before the first, "batch".
+      at: where each row stands, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
     s: Any
     convolution: Any
-    last_id: Any
-    last_run: Any
-    last_position: Any
+    at: Any
 
 
 class GatedNorm(nn.Module):
@@ -159,7 +156,7 @@ class Mamba2(nn.Module):
         begin = ops.initial_state(batch, self.heads(width), self.state, self.head_size, dtype)
         channels = self.expand * width + 2 * self.groups * self.state
         convolution = ShortConvolution(self.convolution, parent=None).initial_state(batch, channels, dtype)
-        return Mamba2State(begin.s, convolution, begin.last_run, begin.last_run, begin.last_run - 1)
+        return Mamba2State(begin.s, convolution, at_start(batch))
 
     @nn.compact
     def __call__(
@@ -175,7 +172,7 @@ class Mamba2(nn.Module):
         run, _, after = runs(x, segment_ids, state)
         carried = before = None
         if state is not None:
-            carried, before = ops.MatrixState(state.s, state.last_run), state.convolution
+            carried, before = ops.MatrixState(state.s, state.at.last_run), state.convolution
 
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         dense = lambda name, features, fan_in, gain=1.0: Dense(
@@ -210,4 +207,4 @@ class Mamba2(nn.Module):
         norm = GatedNorm(self.groups, self.epsilon, **dtypes, parent=self, name="norm")
         y = dense("output", width, inner, self.residual_scale)(norm(y, z))
         y = real_only(y, run) if self.bias else y  # else the output at padding is 0 as it is
-        return y, None if state is None else Mamba2State(carried.s, before, *after)
+        return y, None if state is None else Mamba2State(carried.s, before, after)

@@ -16,6 +16,7 @@ from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense, joint
 from arch_jax.layers.mixers.contract import check_state, real_only, runs
+from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.convolution.long import long_convolution
 from arch_jax.ops.recurrence import state_space as ops
 from arch_jax.ops.recurrence.linear import check_chunk, resets
@@ -30,16 +31,12 @@ class S4State:
 
     Attributes:
       x: the state space's states over the run under way, complex, "batch width pairs".
-      last_id: the last segment id, "batch".
-      last_run: how many runs there were, "batch".
-      last_position: the position of the last token in its run, -1 before the first, "batch".
+      at: where each row stands, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
     x: Any
-    last_id: Any
-    last_run: Any
-    last_position: Any
+    at: Any
 
 
 def uniform(limit: float, gain: float = 1.0) -> Callable:
@@ -136,8 +133,7 @@ class _StateSpace(nn.Module):
     def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> S4State:
         """The state before the first token; it has the same size for every `length`."""
         number = jnp.result_type(jnp.promote_types(dtype, jnp.float32), jnp.complex64)
-        zeros = jnp.zeros((batch,), jnp.int32)
-        return S4State(jnp.zeros((batch, width, self.state // 2), number), zeros, zeros, zeros - 1)
+        return S4State(jnp.zeros((batch, width, self.state // 2), number), at_start(batch))
 
     def complex_parameter(
         self, name: str, width: int, value: np.ndarray | None = None
@@ -205,7 +201,7 @@ class _StateSpace(nn.Module):
         if self.glu:
             y = GLU(self.residual_scale, self.dtype, self.parameter_dtype, parent=self, name="glu")(y)
         y = real_only(y, run)
-        return y, None if state is None else S4State(last.astype(state.x.dtype), *after)
+        return y, None if state is None else S4State(last.astype(state.x.dtype), after)
 
 
 @component("s4d", kind="mixer")
