@@ -138,7 +138,7 @@ class RWKV7Model(nn.Module):
             return logits
         ids = jnp.ones(tokens.shape, jnp.int32) if segment_ids is None else segment_ids
         _, _, at = advanced(state.at, ids)
-        return logits, DecoderState(tuple(after), *seen)
+        return logits, DecoderState(tuple(after), at)
 
 
 RWKV7_FACTS = {
