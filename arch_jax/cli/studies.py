@@ -370,12 +370,12 @@ def _compare(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> None:
     without_devices()
     from arch_jax.experiment import import_file
-    from arch_jax.plan.plan import plan, subject
+    from arch_jax.plan.plan import plan, workload
     from arch_jax.train.report import tell
 
     for file in options.imports:
         import_file(Path(file))
-    of = subject(options.name, changes_of(options), tuple(options.imports))
+    of = workload(options.name, changes_of(options), tuple(options.imports))
     asked = {"chips": options.chips, "decode": options.decode, "largest_batch": options.largest_batch}
     found = []
     for target in options.target:

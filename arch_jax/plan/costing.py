@@ -20,8 +20,8 @@ from arch_jax.flops import count_flops
 from arch_jax.ops.platform import acting_as
 from arch_jax.plan.chips import Target
 from arch_jax.plan.liveness import peak_bytes
-from arch_jax.plan.subject import Subject
 from arch_jax.plan.tpu_compiler import environment, local_bytes
+from arch_jax.plan.workload import Workload
 from arch_jax.train.sharding import patterns, state_shardings
 from arch_jax.train.state import initial_state
 from arch_jax.train.step import make_step
@@ -131,18 +131,18 @@ class Compiler(contextlib.AbstractContextManager):
             self.process.wait()
         self.errors.close()
 
-    def train(self, subject: Subject) -> tuple[Step, int]:
+    def train(self, workload: Workload) -> tuple[Step, int]:
         """The training step, and how many parameters it trains."""
-        found = self._ask(subject, "train", None)
+        found = self._ask(workload, "train", None)
         memory = None
         if found["compiles"]:
             kinds = {kind: found[kind] for kind in ("parameters", "optimizer", "batch")}
             memory = self._memory(found, kinds, found["arguments"] - sum(kinds.values()))
-        return self._step(subject.rows, found, memory), found["count"]
+        return self._step(workload.rows, found, memory), found["count"]
 
-    def decode(self, subject: Subject, length: int | None) -> Step:
+    def decode(self, workload: Workload, length: int | None) -> Step:
         """The decoding step."""
-        found = self._ask(subject, "decode", length)
+        found = self._ask(workload, "decode", length)
         kinds = {"parameters": found["parameters"], "optimizer": 0, "batch": 0}
         memory = self._memory(found, kinds, found["cache"]) if found["compiles"] else None
         return self._step(found["rows"], found, memory)
@@ -159,14 +159,14 @@ class Compiler(contextlib.AbstractContextManager):
         given = {name: found[name] for name in names if name in found}
         return Step(rows=rows, memory=memory, collectives=tuple(found.get("collectives", ())), **given)
 
-    def _ask(self, subject: Subject, what: str, length: int | None) -> dict[str, Any]:
+    def _ask(self, workload: Workload, what: str, length: int | None) -> dict[str, Any]:
         request = {
             "what": what,
             "length": length,
-            "experiment": subject.experiment.to_json(),
-            "batch": {name: [list(x.shape), str(x.dtype)] for name, x in subject.batch.items()},
-            "full_batch": subject.full_batch,
-            "files": list(subject.files),
+            "experiment": workload.experiment.to_json(),
+            "batch": {name: [list(x.shape), str(x.dtype)] for name, x in workload.batch.items()},
+            "full_batch": workload.full_batch,
+            "files": list(workload.files),
             "topology": self.machine.topology,
             "chips": self.chips,
         }
@@ -196,24 +196,24 @@ class Estimator(contextlib.AbstractContextManager):
     def __exit__(self, *_: Any) -> None:
         """Nothing is held."""
 
-    def train(self, subject: Subject) -> tuple[Step, int]:
+    def train(self, workload: Workload) -> tuple[Step, int]:
         """The training step, and how many parameters it trains.
 
         Raises:
           UsageError: the batch can't be divided among the chips.
         """
-        started, experiment = time.perf_counter(), subject.experiment
+        started, experiment = time.perf_counter(), workload.experiment
         parts = self.sizes["data"] * self.sizes["fsdp"]
-        rows = subject.rows
-        if rows is not None and not subject.full_batch and rows // experiment.accumulate % parts:
+        rows = workload.rows
+        if rows is not None and not workload.full_batch and rows // experiment.accumulate % parts:
             even = parts * experiment.accumulate
             near = max(1, round(rows / even)) * even
             raise UsageError(f"batch {rows} can't be divided among {parts} chips; the nearest is {near}")
-        parts = 1 if subject.full_batch else parts  # a graph is not cut in an estimate
+        parts = 1 if workload.full_batch else parts  # a graph is not cut in an estimate
         cut = lambda x: jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]) if x.shape else (), x.dtype)
-        local = {name: cut(x) for name, x in subject.batch.items()}
+        local = {name: cut(x) for name, x in workload.batch.items()}
         with acting_as("gpu"):
-            state = jax.eval_shape(lambda b: initial_state(experiment, b), subject.batch)
+            state = jax.eval_shape(lambda b: initial_state(experiment, b), workload.batch)
             step = jax.jit(make_step(experiment))  # so that it is traced once
             cost = count_flops(step, state, local) * parts
             live = peak_bytes(step, state, local, donated=(0,))
@@ -223,7 +223,7 @@ class Estimator(contextlib.AbstractContextManager):
         give = lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
         laid = jax.tree.map(give, state, shardings)
         kinds = {"parameters": local_bytes(laid.parameters), "optimizer": local_bytes(laid.optimizer)}
-        stacked = 1 if subject.full_batch else experiment.steps_per_dispatch
+        stacked = 1 if workload.full_batch else experiment.steps_per_dispatch
         memory = MemoryUse(
             **kinds,
             batch=local_bytes(local) * stacked,
@@ -235,7 +235,7 @@ class Estimator(contextlib.AbstractContextManager):
         found = Step(rows, None, memory, cost.products, time.perf_counter() - started, unbounded=cost.unbounded)
         return found, registry.count(state.parameters)
 
-    def decode(self, subject: Subject, length: int | None) -> Step:
+    def decode(self, workload: Workload, length: int | None) -> Step:
         """The decoding step."""
         raise UsageError(
             f"{self.machine.name!r} can only be estimated, and decoding is not; expected a TPU, such as 'v5e-1'"

@@ -16,9 +16,9 @@ from arch_jax.errors import UsageError
 from arch_jax.plan.chips import Target
 from arch_jax.plan.chips import target as named_target
 from arch_jax.plan.costing import Compiler, Estimator, Step, size
-from arch_jax.plan.subject import Subject, subject
+from arch_jax.plan.workload import Workload, workload
 
-__all__ = ["Largest", "Plan", "Step", "Subject", "plan", "search", "subject"]
+__all__ = ["Largest", "Plan", "Step", "Workload", "plan", "search", "workload"]
 
 #: Shares of the peak that times are given for.
 SHARES = (0.3, 0.4, 0.5)
@@ -171,7 +171,7 @@ class Plan:
 
 
 def plan(
-    subject: Subject,
+    workload: Workload,
     target: str,
     *,
     chips: int | None = None,
@@ -179,10 +179,10 @@ def plan(
     largest_batch: bool = False,
     say: Say = lambda sentence: None,
 ) -> Plan:
-    """What a subject's training step costs on a target.
+    """What a workload's training step costs on a target.
 
     Args:
-      subject: from `subject`.
+      workload: from `workload`.
       target: a name of `chips.TARGETS`.
       chips: how many of the machine's chips are used; all by default.
       decode: the decoding step as well.
@@ -197,30 +197,30 @@ def plan(
     count = machine.chips if chips is None else chips
     if not 1 <= count <= machine.chips:
         raise UsageError(f"chips is {count}; expected 1 to {machine.chips}, which {machine.name!r} has")
-    if largest_batch and (subject.rows is None or subject.full_batch):
-        kind = type(subject.experiment.data).__name__
+    if largest_batch and (workload.rows is None or workload.full_batch):
+        kind = type(workload.experiment.data).__name__
         raise UsageError(f"the data {kind} has one batch of a fixed size, so there is no largest to look for")
-    sizes = subject.experiment.mesh.sizes(count)
+    sizes = workload.experiment.mesh.sizes(count)
     count = math.prod(sizes.values())
     with Compiler(machine, count) if machine.compiles else Estimator(machine, sizes) as tool:
-        step, parameters = tool.train(subject)
-        if subject.rows is not None:
-            say(f"batch {subject.rows} {step} ({step.seconds:.0f} s)")
+        step, parameters = tool.train(workload)
+        if workload.rows is not None:
+            say(f"batch {workload.rows} {step} ({step.seconds:.0f} s)")
         largest = None
         if largest_batch:
-            parts = sizes["data"] * sizes["fsdp"] * subject.experiment.accumulate
-            largest = search(step, parts, lambda rows: tool.train(subject.resized(rows))[0], say)
-        length = subject.units // subject.rows if subject.rows else None
-        decoding = tool.decode(subject, length) if decode else None
+            parts = sizes["data"] * sizes["fsdp"] * workload.experiment.accumulate
+            largest = search(step, parts, lambda rows: tool.train(workload.resized(rows))[0], say)
+        length = workload.units // workload.rows if workload.rows else None
+        decoding = tool.decode(workload, length) if decode else None
     return Plan(
-        name=subject.name,
+        name=workload.name,
         target=machine,
         chips=count,
         estimate=not machine.compiles,
-        dtype=str(jax.numpy.dtype(getattr(subject.experiment.model, "dtype", "float32"))),
+        dtype=str(jax.numpy.dtype(getattr(workload.experiment.model, "dtype", "float32"))),
         parameters=parameters,
-        unit=subject.unit,
-        units=subject.units,
+        unit=workload.unit,
+        units=workload.units,
         step=step,
         largest=largest,
         decode=decoding,

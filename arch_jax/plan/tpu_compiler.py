@@ -230,7 +230,7 @@ class _Slice:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """What is found about one request."""
-        import arch_jax.plan.subject  # noqa: F401  names the data of a model that is planned by its name
+        import arch_jax.plan.workload  # noqa: F401  names the data of a model that is planned by its name
 
         for file in request["files"]:
             import_file(Path(file))

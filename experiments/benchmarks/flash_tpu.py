@@ -31,7 +31,7 @@ from jax.sharding import SingleDeviceSharding
 from arch_jax.ops.attention.dot_product import attention
 from arch_jax.ops.pallas.flash import flash_attention
 from arch_jax.ops.platform import acting_as
-from arch_jax.plan.plan import subject
+from arch_jax.plan.plan import workload
 from arch_jax.plan.tpu_compiler import train_step
 
 HEADS, DIM = 12, 64
@@ -63,7 +63,7 @@ def alone(form, batch: int, time: int, device):
 def in_training(implementation: str, device):
     """GPT-2 124M's training step (AdamW, 8 x 1024 tokens, computed in bfloat16), lowered."""
     changes = {"batch": 8, "length": 1024, "dtype": "bfloat16", "mixer.implementation": implementation}
-    of = subject("gpt2", changes)
+    of = workload("gpt2", changes)
     return train_step(of.experiment, of.batch, [device])[0]()
 
 

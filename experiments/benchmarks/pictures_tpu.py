@@ -15,7 +15,7 @@ from _table import publish, versions
 
 from arch_jax.plan.chips import GIB, V5E, target
 from arch_jax.plan.costing import Compiler
-from arch_jax.plan.subject import subject
+from arch_jax.plan.workload import workload
 
 #: Label -> registered name, and what differs from it.
 ROWS = {
@@ -28,7 +28,7 @@ ROWS = {
 def line(label: str, batch: int, compiler: Compiler) -> str:
     """One row of the table."""
     name, changes = ROWS[label]
-    step, _ = compiler.train(subject(name, {"batch": batch, "steps_per_dispatch": 1, **changes}))
+    step, _ = compiler.train(workload(name, {"batch": batch, "steps_per_dispatch": 1, **changes}))
     at_peak = f"{1000 * step.flops / V5E.peak(jnp.dtype('bfloat16')):11.0f}"
     head, tail = f"{label:22}", f"{step.flops / 1e12:10.2f}{at_peak}{step.seconds:12.0f}"
     if step.memory is None:

@@ -13,12 +13,12 @@ from arch_jax.ops.batch_sharding import by_rows
 
 PROGRAM = """
 import json, jax
-from arch_jax.plan.plan import subject
+from arch_jax.plan.plan import workload
 from arch_jax.plan.tpu_compiler import train_step
 found = {}
 for axis in ("data", "fsdp"):
     changes = {"vocabulary": 2048, "depth": 2, "width": 64, "mixer.heads": 2, "batch": 32, "length": 64}
-    of = subject("gpt2", changes | {f"mesh.{axis}": 8, "dtype": "float32"})
+    of = workload("gpt2", changes | {f"mesh.{axis}": 8, "dtype": "float32"})
     lower, facts = train_step(of.experiment, of.batch, jax.devices())
     memory = lower().compile().memory_analysis()
     found[axis] = [memory.temp_size_in_bytes, facts["parameters"]]

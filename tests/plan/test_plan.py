@@ -17,26 +17,26 @@ from arch_jax.ops.platform import acting_as
 from arch_jax.plan import costing, tpu_compiler
 from arch_jax.plan.chips import TARGETS, Target, target
 from arch_jax.plan.costing import MemoryUse, Step
-from arch_jax.plan.plan import DOUBLINGS, HALVINGS, plan, search, subject
+from arch_jax.plan.plan import DOUBLINGS, HALVINGS, plan, search, workload
 
 SMALL = {"vocabulary": 128, "depth": 2, "width": 32, "mixer.heads": 2, "batch": 8, "length": 64}
 
 
 def test_a_model_with_batches_of_its_shapes():
-    found = subject("gpt2", SMALL | {"mesh.fsdp": 2, "optimizer.name": "sgd"})
+    found = workload("gpt2", SMALL | {"mesh.fsdp": 2, "optimizer.name": "sgd"})
     assert {name: x.shape for name, x in found.batch.items()} == dict.fromkeys(found.batch, (8, 64))
     assert (found.rows, found.unit, found.units) == (8, "tokens", 512)
     assert found.experiment.model.depth == 2
     assert found.experiment.model.dtype == jax.numpy.bfloat16
     assert found.experiment.mesh.fsdp == 2
     assert found.experiment.optimizer.name == "sgd"
-    assert subject("gpt2", SMALL | {"dtype": "float32"}).experiment.model.dtype == jax.numpy.float32
-    assert subject("gpt2", SMALL | {"model.depth": 3}).experiment.model.depth == 3
-    assert subject("lenet5", {"data.batch": 5}).units == 5
+    assert workload("gpt2", SMALL | {"dtype": "float32"}).experiment.model.dtype == jax.numpy.float32
+    assert workload("gpt2", SMALL | {"model.depth": 3}).experiment.model.depth == 3
+    assert workload("lenet5", {"data.batch": 5}).units == 5
 
 
 def test_an_experiment_with_batches_of_its_data():
-    found = subject("gpt", {"data.batch": 4})
+    found = workload("gpt", {"data.batch": 4})
     batch = next(load("gpt")[0].overridden({"data.batch": 4}).data.load().train(0))
     assert {name: (x.shape, str(x.dtype)) for name, x in found.batch.items()} == {
         name: (x.shape, str(x.dtype)) for name, x in batch.items()
@@ -45,10 +45,10 @@ def test_an_experiment_with_batches_of_its_data():
 
 
 def test_another_batch_size():
-    found = subject("gpt2", SMALL).resized(24)
+    found = workload("gpt2", SMALL).resized(24)
     assert (found.rows, found.units) == (24, 24 * 64)
     assert all(x.shape == (24, 64) for x in found.batch.values())
-    assert found.batch == subject("gpt2", SMALL | {"batch": 24}).batch
+    assert found.batch == workload("gpt2", SMALL | {"batch": 24}).batch
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_another_batch_size():
 )
 def test_what_there_is_not_is_one_sentence(name, changes, said):
     with pytest.raises(UsageError, match=said) as caught:
-        subject(name, changes)
+        workload(name, changes)
     assert "\n" not in str(caught.value)
 
 
@@ -122,7 +122,7 @@ def test_every_attempt_is_told():
 
 
 def test_an_estimate_for_a_gpu():
-    found = plan(subject("gpt2", SMALL), "t4")
+    found = plan(workload("gpt2", SMALL), "t4")
     assert found.estimate
     assert found.step.compiles is None
     assert found.step.fits
@@ -138,13 +138,13 @@ def test_an_estimate_for_a_gpu():
     shown = dict(found.lines())
     assert shown["memory (an estimate)"] == str(found.step)
     assert shown["machine"] == "t4: 1 x T4, 8.1 TFLOP/s in bfloat16 at best"
-    lent = plan(subject("gpt2", SMALL), "colab-t4").to_json()
+    lent = plan(workload("gpt2", SMALL), "colab-t4").to_json()
     assert lent["steps_per_session"]["50%"] == int(12 * 3600 / lent["seconds_per_step"]["50%"])
 
 
 def test_several_gpus_share_batch_and_parameters():
     one, two, cut = (
-        plan(subject("gpt2", SMALL | changes), name).step
+        plan(workload("gpt2", SMALL | changes), name).step
         for name, changes in (("t4", {}), ("t4x2", {}), ("t4x2", {"mesh.fsdp": 2}))
     )
     assert two.flops == one.flops
@@ -155,7 +155,7 @@ def test_several_gpus_share_batch_and_parameters():
 
 
 def test_the_largest_batch_of_an_estimate_is_confirmed(monkeypatch):
-    asked = subject("gpt2", SMALL)
+    asked = workload("gpt2", SMALL)
     holds = plan(asked.resized(24), "t4").step.memory.total  # as much as 24 examples need
     chip = dataclasses.replace(target("t4").chip, usable=holds)
     monkeypatch.setitem(TARGETS, "small", Target("small", chip, 1))
@@ -168,7 +168,7 @@ def test_the_largest_batch_of_an_estimate_is_confirmed(monkeypatch):
 
 
 def test_what_does_not_suit_the_machine():
-    asked = subject("gpt2", SMALL)
+    asked = workload("gpt2", SMALL)
     for options, said in (
         ({"target": "v5e-9"}, "unknown target 'v5e-9'.*'v5e-8'"),
         ({"target": "t4", "chips": 2}, "chips is 2; expected 1 to 1"),
@@ -179,10 +179,10 @@ def test_what_does_not_suit_the_machine():
         with pytest.raises(UsageError, match=said):
             plan(asked, **options)
     with pytest.raises(UsageError, match=r"mesh.fsdp=3.*devices"):
-        plan(subject("gpt2", SMALL | {"mesh.fsdp": 3}), "t4x2")
+        plan(workload("gpt2", SMALL | {"mesh.fsdp": 3}), "t4x2")
     with pytest.raises(UsageError, match="Nodes has one batch"):
-        plan(subject("gcn_karate", {}), "t4", largest_batch=True)
-    one, two = (plan(subject("gcn_karate", {}), name).step for name in ("t4", "t4x2"))
+        plan(workload("gcn_karate", {}), "t4", largest_batch=True)
+    one, two = (plan(workload("gcn_karate", {}), name).step for name in ("t4", "t4x2"))
     assert one.fits
     assert one.memory == two.memory  # all of the graph on each
 
@@ -191,17 +191,17 @@ def test_no_libtpu(monkeypatch, tmp_path):
     monkeypatch.delenv("ARCH_JAX_LIBTPU", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RunError, match=r"pip install arch-jax\[tpu\]"):
-        plan(subject("gpt2", SMALL), "v5e-1")
+        plan(workload("gpt2", SMALL), "v5e-1")
     monkeypatch.setenv("ARCH_JAX_LIBTPU", str(tmp_path))
     with pytest.raises(RunError, match="ARCH_JAX_LIBTPU"):
-        plan(subject("gpt2", SMALL), "v5e-1")
+        plan(workload("gpt2", SMALL), "v5e-1")
 
 
 def test_a_compiler_that_dies(monkeypatch):
     monkeypatch.setattr(costing, "environment", lambda accelerator: dict(os.environ))
     monkeypatch.setattr(costing.sys, "executable", "false")
     with pytest.raises(RunError, match=r"compiler died.*exit code 1"):
-        plan(subject("gpt2", SMALL), "v5e-1")
+        plan(workload("gpt2", SMALL), "v5e-1")
 
 
 def test_operations_are_chosen_for_the_target():
@@ -214,7 +214,7 @@ def test_operations_are_chosen_for_the_target():
 
 
 def test_what_is_lowered_is_the_train_program():
-    asked = subject("gpt2", SMALL)
+    asked = workload("gpt2", SMALL)
     lower, facts = tpu_compiler.train_step(asked.experiment, asked.batch, jax.devices()[:1])
     assert facts["parameters"] == 4 * facts["count"]
     assert facts["flops"] > 6 * facts["count"] * asked.units * 0.5
@@ -227,12 +227,12 @@ def test_what_is_lowered_is_the_train_program():
 
 
 def test_what_is_lowered_is_a_decoding_step():
-    asked = subject("gpt2", SMALL)
+    asked = workload("gpt2", SMALL)
     lower, facts = tpu_compiler.decode_step(asked.experiment, asked.batch, jax.devices()[:1], 64)
     keys_and_values = 2 * 2 * 8 * 64 * 32 * 2  # two layers, bfloat16
     assert keys_and_values <= facts["cache"] < 1.1 * keys_and_values
     assert lower().out_info[0].shape == (8,)
-    images = subject("lenet5", {"batch": 2})
+    images = workload("lenet5", {"batch": 2})
     with pytest.raises(UsageError, match="no decoding step"):
         tpu_compiler.decode_step(images.experiment, images.batch, jax.devices()[:1], 64)
 
@@ -241,7 +241,7 @@ def test_a_tpu_by_its_own_compiler():
     """A tiny decoder on eight chips, its parameters cut: the train step, the decoding step, a mesh that is refused."""
     if os.environ.get("ARCH_JAX_LIBTPU") is None and importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed, so nothing was compiled for a TPU: pip install arch-jax[tpu]")
-    asked = subject("gpt2", SMALL | {"mesh.fsdp": 4})
+    asked = workload("gpt2", SMALL | {"mesh.fsdp": 4})
     found = plan(asked, "kaggle-v5e-8", decode=True)
     memory = found.step.memory
     assert found.step.fits
@@ -257,4 +257,4 @@ def test_a_tpu_by_its_own_compiler():
     assert json.loads(json.dumps(found.to_json()))["session_hours"] == 9
     assert np.isclose(found.seconds[0.5], found.step.flops / (8 * 197e12 * 0.5))
     with pytest.raises(UsageError, match=r"data.batch 8 .* the nearest is data.batch="):
-        plan(subject("gpt2", SMALL | {"accumulate": 2}), "v5e-8")
+        plan(workload("gpt2", SMALL | {"accumulate": 2}), "v5e-8")

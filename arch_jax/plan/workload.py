@@ -50,7 +50,7 @@ class Examples:
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class Workload:
     """What a plan is made of.
 
     Attributes:
@@ -76,7 +76,7 @@ class Subject:
         """Examples in a batch; none where the data has no batch size."""
         return getattr(self.experiment.data, "batch", None)
 
-    def resized(self, rows: int) -> "Subject":
+    def resized(self, rows: int) -> "Workload":
         """The same with another number of examples in a batch."""
         old = self.rows
         grown = lambda x: jax.ShapeDtypeStruct((x.shape[0] * rows // old, *x.shape[1:]), x.dtype)
@@ -89,8 +89,8 @@ class Subject:
         )
 
 
-def subject(name: str, changes: Mapping[str, Any], files: tuple[str, ...] = ()) -> Subject:
-    """The subject of a name: an experiment (also a file, `./mine.py`), or else a registered model.
+def workload(name: str, changes: Mapping[str, Any], files: tuple[str, ...] = ()) -> Workload:
+    """The workload of a name: an experiment (also a file, `./mine.py`), or else a registered model.
 
     Args:
       name: of either.
@@ -108,7 +108,7 @@ def subject(name: str, changes: Mapping[str, Any], files: tuple[str, ...] = ()) 
         experiment = load(name)[0].overridden(changes)
         corpus = experiment.data.load()
         experiment.task.check(corpus)
-        return Subject(
+        return Workload(
             name=experiment.name,
             experiment=experiment,
             batch={key: jax.ShapeDtypeStruct(*facts) for key, facts in corpus.shapes.items()},
@@ -141,4 +141,4 @@ def subject(name: str, changes: Mapping[str, Any], files: tuple[str, ...] = ()) 
     batch = data.shapes(module)
     sequences = hasattr(entry.inputs, "length")
     units = data.batch * (batch[entry.inputs.names[0]].shape[1] if sequences else 1)
-    return Subject(name, run, batch, "tokens" if sequences else "examples", units, files=files)
+    return Workload(name, run, batch, "tokens" if sequences else "examples", units, files=files)
