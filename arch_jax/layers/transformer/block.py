@@ -164,6 +164,7 @@ class Stack(nn.Module):
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, nn.broadcast, 0),
                 length=count,
+                check_constancy_invariants=False,  # no variable is broadcast, and the check traces all layers again
             )
             layers = turns(blocks, count, train, parent=self, name="layers")
             x, _ = layers(x, segment_ids, context, jnp.arange(count))

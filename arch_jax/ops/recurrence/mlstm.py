@@ -11,6 +11,7 @@ whose factors are at most 1: a matrix recurrence with decay, of which n' is one 
 stabiliser is all there is to add to `ops.matrix_recurrence` and its three forms.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +46,8 @@ def initial_state(batch: int, heads: int, dim: int, vdim: int, dtype: Any = jnp.
     return MLSTMState(begin.s, jnp.zeros((batch, heads), begin.s.dtype), begin.last_run)
 
 
+# Inlined, so that nothing changes in the program; but a model of many layers traces it once, not once a layer.
+@functools.partial(jax.jit, static_argnames=("form", "chunk", "epsilon"), inline=True)
 def mlstm(
     q: Float[Array, "batch time heads dim"],
     k: Float[Array, "batch time heads dim"],
