@@ -157,7 +157,7 @@ class Autoencode(ObjectiveBase):
             return self._show_planted(variables, next(iter(data.validation())))
         pictures, _ = validation_pictures(data, self.show_pictures)
         given = self.corrupted(jnp.asarray(pictures), key)
-        made = jax.jit(self.model.apply)(variables, given)
+        made = self.outputs(variables, given)
         made = jax.nn.sigmoid(made) if self.likelihood == "bernoulli" else made
         scaled = lambda x: (np.asarray(x) - data.low) / (data.high - data.low)
         rows = {"pictures": scaled(pictures)}
@@ -168,7 +168,7 @@ class Autoencode(ObjectiveBase):
     def _show_planted(self, variables: Any, batch: Batch) -> dict[str, Any]:
         shown = {}
         if "centres" in batch and self.noise and batch["x"].shape[-1] == 2:
-            estimate = jax.jit(lambda x: (self.model.apply(variables, x) - x) / self.noise**2)
+            estimate = lambda x: (self.outputs(variables, x) - x) / self.noise**2
             shown["score"] = score_figure(estimate, batch["centres"], batch["std"], self.noise)
         if "atoms" in batch:
             shown["atoms"] = atoms_figure(self.model.apply(variables, method="atoms"), batch["atoms"], NEAR)

@@ -5,6 +5,7 @@ of a validation set) and divided once at the end: a mean of means would be wrong
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -56,6 +57,20 @@ class Player:
     def periods(self) -> tuple[tuple[str, int], ...]:
         """(phase, in every how many steps it is taken)."""
         return tuple((one.name, self.every if one.name == "main" else one.every) for one in self.phases)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def compiled(owner: Any, method: str, *arguments: Any) -> Any:
+    """`owner.method(*arguments)`, compiled once for equal owners.
+
+    `jax.jit(owner.method)` at each call would be another function each time, and compiled each time.
+    """
+    return getattr(owner, method)(*arguments)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _outputs(model: nn.Module, method: str | None, variables: Any, *arguments: Any) -> Any:
+    return model.apply(variables, *arguments, method=method)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +163,10 @@ class ObjectiveBase:
     def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
         """Things for a person to look at: name -> text or matplotlib figure."""
         return {}
+
+    def outputs(self, variables: Any, *arguments: Any, method: str | None = None) -> Any:
+        """What the model says outside of training; compiled once, however often something is shown."""
+        return _outputs(self.model, method, variables, *arguments)
 
     def apply(self, variables: Any, *arguments: Any, key: jax.Array, **options: Any) -> tuple[Any, dict]:
         """The model in training: `train=True`, a dropout key, its other collections and what layers sow mutable.

@@ -116,11 +116,10 @@ class Classify(ObjectiveBase):
 
     def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
         """A grid of validation pictures, each under the class that the model takes it for; wrong ones in red."""
-        predict = jax.jit(lambda x: jnp.argmax(self.model.apply(variables, x), axis=-1))
         pictures, labels, guesses = [], [], []
         for batch in data.validation():
             real = np.flatnonzero(batch["weights"])
-            guesses.extend(np.asarray(predict(batch["images"]))[real])
+            guesses.extend(np.argmax(self.outputs(variables, batch["images"]), axis=-1)[real])
             pictures.extend(batch["images"][real])
             labels.extend(batch["labels"][real])
             if len(labels) >= 8 * self.show_pictures:

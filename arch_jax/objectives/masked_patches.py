@@ -106,9 +106,7 @@ class MaskedPatches(ObjectiveBase):
         """
         pictures, _ = validation_pictures(data, self.show_pictures)
         images = jnp.asarray(pictures)
-        predicted, masking = jax.jit(lambda v, x, n: self.model.apply(v, x, n, method="masked"))(
-            variables, images, self.noise(images, jax.random.key(0))
-        )
+        predicted, masking = self.outputs(variables, images, self.noise(images, jax.random.key(0)), method="masked")
         real, hidden = patches(images, self.model.patch), masking.mask[..., None]
         if self.model.normalised_pixels:
             mean, deviation = patch_statistics(real)

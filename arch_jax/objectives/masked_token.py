@@ -263,7 +263,7 @@ class MaskedToken(ObjectiveBase):
         batch = next(iter(data.validation()))
         decode = getattr(data, "decode", None) or (lambda ids: self._decoded(data.tokenizer, ids))
         seen, chosen = self.corrupted(batch, self._fixed_key(batch))
-        out = jax.jit(self.model.apply)(variables, *self.arguments({**batch, "tokens": seen}))
+        out = self.outputs(variables, *self.arguments({**batch, "tokens": seen}))
         guesses = np.asarray(jnp.argmax(out["logits"], axis=-1))
         seen, chosen, tokens = map(np.asarray, (seen, chosen, batch["tokens"]))
         real = self._real(batch)

@@ -13,7 +13,7 @@ from arch_jax.evaluation.gradient_reach import gradient_by_distance
 from arch_jax.fields import component
 from arch_jax.figures.gradient_reach import reach_figure
 from arch_jax.layers.dense import Embedding
-from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
+from arch_jax.objectives.base import Batch, ObjectiveBase, Pair, compiled
 from arch_jax.ops.losses import cross_entropy
 from arch_jax.sampling import generate
 
@@ -125,9 +125,9 @@ class NextToken(ObjectiveBase):
         if self.show_reach:
             batch = next(iter(data.validation()))
             # Of one key throughout: from picture to picture of the film it is the trained model that moves.
-            fresh = jax.jit(self.init)(jax.random.key(0), batch)
-            reach = jax.jit(self._reach)
-            shown["gradient"] = reach_figure({"trained": reach(variables, batch), "freshly drawn": reach(fresh, batch)})
+            fresh = compiled(self, "init", jax.random.key(0), batch)
+            trained, at_first = (compiled(self, "_reach", v, batch) for v in (variables, fresh))
+            shown["gradient"] = reach_figure({"trained": trained, "freshly drawn": at_first})
         return shown
 
     def _reach(self, variables: Any, batch: Batch) -> jax.Array:

@@ -92,7 +92,7 @@ class NodeClasses(ObjectiveBase):
     def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
         """The nodes in two dimensions: the principal components of the directions of their logits."""
         batch = next(iter(data.validation()))
-        logits = np.asarray(jax.jit(self.model.apply)(variables, *self.arguments(batch)), np.float64)
+        logits = np.asarray(self.outputs(variables, *self.arguments(batch)), np.float64)
         real = int(np.asarray(batch["sizes"])[:, 0].sum())
         labels = np.asarray(batch["labels"])[:real]
         counted = np.asarray(batch["weights"] > 0) | np.asarray(batch.get("test_weights", 0) > 0)

@@ -12,7 +12,7 @@ from arch_jax.evaluation.gradient_reach import gradient_by_distance
 from arch_jax.fields import component
 from arch_jax.figures.gradient_reach import reach_figure
 from arch_jax.figures.regression import regression_figure
-from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
+from arch_jax.objectives.base import Batch, ObjectiveBase, Pair, compiled
 
 
 @component("regress", kind="objective")
@@ -84,12 +84,11 @@ class Regress(ObjectiveBase):
 
     def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
         """Answers against targets; and, of whole sequences, the gradient's norm against distance, now and at first."""
-        apply = jax.jit(self.model.apply)
         answers, targets, first = [], [], None
         for batch in data.validation():
             real = np.asarray(batch["weights"]) > 0
             given = self.arguments(batch)
-            answers.append(np.asarray(apply(variables, *given), np.float32)[real])
+            answers.append(np.asarray(self.outputs(variables, *given), np.float32)[real])
             targets.append(np.asarray(batch["targets"], np.float32)[real].reshape(answers[-1].shape))
             first = batch if first is None else first
             if sum(map(len, answers)) >= self.show_rows:
@@ -99,8 +98,11 @@ class Regress(ObjectiveBase):
         x = first["x"][np.asarray(first["weights"]) > 0][: min(64, self.show_rows)]
         if x.ndim == 3 and "segment_ids" not in first:
             # Of one key throughout: from picture to picture of the film it is the trained model that moves.
-            fresh = jax.jit(self.init)(jax.random.key(0), first)
-            answer = lambda variables: lambda x: self.model.apply(variables, x)
-            norms = jax.jit(lambda variables: gradient_by_distance(answer(variables), jnp.asarray(x)))
-            shown["gradient"] = reach_figure({"trained": norms(variables), "freshly drawn": norms(fresh)})
+            fresh = compiled(self, "init", jax.random.key(0), first)
+            trained, at_first = (compiled(self, "_reach", v, x) for v in (variables, fresh))
+            shown["gradient"] = reach_figure({"trained": trained, "freshly drawn": at_first})
         return shown
+
+    def _reach(self, variables: Any, x: jax.Array) -> jax.Array:
+        """`gradient_by_distance` of each row's answer."""
+        return gradient_by_distance(lambda x: self.model.apply(variables, x), x)

@@ -117,9 +117,9 @@ class Variational(ObjectiveBase):
         pictures, labels = validation_pictures(data, self.show_pictures)
         count, classes = len(pictures), getattr(self.model, "classes", None)
         given = (jnp.asarray(labels),) if classes else ()
-        made, mean, _ = jax.jit(self.model.apply)(variables, jnp.asarray(pictures), *given)
+        made, mean, _ = self.outputs(variables, jnp.asarray(pictures), *given)
         code = mean.shape[1:]
-        decode = jax.jit(lambda z, *c: self.model.apply(variables, z, *c, method="decode"))
+        decode = lambda z, *c: self.outputs(variables, z, *c, method="decode")
         scaled = lambda x: (np.asarray(x) - data.low) / (data.high - data.low)
         shown = {"reconstructions": picture_grid({"pictures": scaled(pictures), "made of them": scaled(made)})}
         names = [str(c) for c in range(classes)] if classes else ["z", "z'", "z''", "z'''"]

@@ -80,7 +80,7 @@ class VectorQuantised(ObjectiveBase):
     def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
         """Validation pictures, the numbers of their codes as grey values, and the reconstructions."""
         pictures, _ = validation_pictures(data, self.show_pictures)
-        made, _, _, chosen = jax.jit(lambda v, x: self.model.apply(v, x, method="quantised"))(variables, pictures)
+        made, _, _, chosen = self.outputs(variables, pictures, method="quantised")
         scaled = lambda x: (np.asarray(x) - data.low) / (data.high - data.low)
         codes = np.asarray(chosen)[..., None] / max(1, self.model.codes - 1)
         rows = {"pictures": scaled(pictures), "codes": codes, "made of them": scaled(made)}

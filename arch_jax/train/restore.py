@@ -1,6 +1,7 @@
 """A run that was trained before, opened to be evaluated or sampled from."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,12 @@ class Run:
                 f"the data {self.facts.get('source')!r} is not what the run in {self.path} was trained on: its hash is "
                 f"{str(corpus.facts.get('sha256'))[:12]}, expected {str(self.facts.get('sha256'))[:12]}"
             )
-        return evaluate(jax.jit(self.experiment.task.evaluate), self.variables, corpus)
+        return evaluate(self._evaluation, self.variables, corpus)
+
+    @functools.cached_property
+    def _evaluation(self) -> Any:
+        """Compiled once, however often the run is evaluated."""
+        return jax.jit(self.experiment.task.evaluate)
 
     def sample(self, seed: int, **options: Any) -> list[str]:
         """Samples, as the objective draws them.

@@ -1,0 +1,93 @@
+"""What is compiled: nothing for a second dispatch, a second evaluation or a second sample of the same run."""
+
+import dataclasses
+
+import jax
+import pytest
+
+import arch_jax
+from arch_jax.train import loop
+from arch_jax.train.loop import train
+from arch_jax.train.mesh import Placement
+from arch_jax.train.restore import open_run
+
+
+def language(folder):
+    text = folder / "text.txt"
+    text.write_text("".join(f"line {i} of {i * i} says {i % 7}\n" for i in range(100)))
+    small = {"depth": 1, "width": 16, "mixer.heads": 2, "mixer.kv_heads": 1}
+    objective = arch_jax.objective("next_token", show_length=4)
+    data = arch_jax.Text(source=f"text:{text}", length=16, batch=4)
+    return arch_jax.Experiment(arch_jax.create("gpt", **small), objective, data)
+
+
+def pictures(folder):
+    data = arch_jax.Images(source="digits", batch=16, resize=28, pad=2)
+    return arch_jax.Experiment(arch_jax.create("lenet5"), arch_jax.objective("classify", show_pictures=4), data)
+
+
+def points(folder):
+    model = arch_jax.create("gan", **{"generator.hidden": (8,), "discriminator.hidden": (6,)})
+    return arch_jax.Experiment(model, arch_jax.objective("adversarial"), arch_jax.Ring(batch=20, validation=100))
+
+
+def nodes(folder):
+    model = arch_jax.create("gcn", classes=2, hidden=(4,))
+    return arch_jax.Experiment(model, arch_jax.objective("nodes"), arch_jax.Nodes(source="karate", multiple=8))
+
+
+#: Shape of training -> the experiment, and how a sample is asked for, where there are any.
+RUNS = {
+    "language": (language, {"prompt": "a", "length": 4, "count": 2}),
+    "points": (points, {"count": 3}),
+    "pictures": (pictures, None),
+    "nodes": (nodes, None),
+}
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """The names of the programs that were compiled so far; `chex.assert_max_traces` sees one function's alone."""
+    names = []
+
+    def heard(event, duration, **facts):
+        if event.endswith("backend_compile_duration"):
+            names.append(facts.get("fun_name", "?"))
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(heard)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_second_time_nothing_is_compiled(name, compiled, tmp_path, monkeypatch):
+    make, sample = RUNS[name]
+    dispatched, evaluated = [], []
+
+    def counted(counts, method):
+        def count(*arguments, **options):
+            before = len(compiled)
+            result = method(*arguments, **options)
+            counts.append(compiled[before:])
+            return result
+
+        return count
+
+    monkeypatch.setattr(Placement, "run", counted(dispatched, Placement.run))
+    monkeypatch.setattr(loop._Run, "_evaluate", counted(evaluated, loop._Run._evaluate))
+    it = dataclasses.replace(make(tmp_path), steps=6, steps_per_dispatch=2, evaluate_every=2, checkpoint_every=2)
+    outcome = train(it, tmp_path / "run")
+    assert len(dispatched) == len(evaluated) == 3
+    assert evaluated[0]  # something is there to be counted
+    assert dispatched[1:] == [[], []]
+    assert evaluated[1:] == [[], []]
+
+    run = open_run(outcome.path)
+    first, before = run.evaluate(), len(compiled)
+    assert run.evaluate() == first
+    assert compiled[before:] == []
+    if sample is not None:
+        first, before = run.sample(0, **sample), len(compiled)
+        run.sample(1, **sample)
+        assert run.sample(0, **sample) == first
+        assert compiled[before:] == []
