@@ -112,6 +112,10 @@ def _parser() -> argparse.ArgumentParser:
 
     one = command("evaluate", _evaluate, "the validation loss of a run")
     one.add_argument("workdir", type=Path)
+    one.add_argument(
+        "--on", metavar="SOURCE", help="other data: a source, such as text:PATH, or a kind of data as JSON"
+    )
+    one.add_argument("--set", **changes, help="beside --on, a field of the data, such as data.validation=0.5")
     one.add_argument("--best", action="store_true", help="the best checkpoint instead of the newest")
     one.add_argument("--import", **imports, help="a Python file that holds parts of the model")
     one.add_argument("--json", action="store_true", help="as JSON")
@@ -305,14 +309,20 @@ def _train_here(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     prepare()
+    from arch_jax.fields import to_json
     from arch_jax.train.restore import open_run
 
     run = open_run(options.workdir, options.imports, best=options.best)
-    validation = run.evaluate()
+    if options.set and options.on is None:
+        raise UsageError(f"--set {options.set[0]} changes the data, which needs --on SOURCE; expected both or neither")
+    data = None if options.on is None else run.elsewhere(options.on, changes_of(options))
+    validation = run.evaluate(data)
     if options.json:
-        print(json.dumps({"step": run.step} | validation, indent=1))
+        on = {} if data is None else {"on": to_json(data)}
+        print(json.dumps({"step": run.step} | on | validation, indent=1))
     else:
-        print(f"{_validation(validation, run.experiment.objective.unit)}\nof step {run.step} of {options.workdir}")
+        on = "" if data is None else f", on {options.on}"
+        print(f"{_validation(validation, run.experiment.objective.unit)}\nof step {run.step} of {options.workdir}{on}")
 
 
 def _sample(options: argparse.Namespace) -> None:

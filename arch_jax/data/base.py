@@ -3,7 +3,7 @@
 import dataclasses
 import numbers
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 
 # Batches until an iterator ends. Grain's own endless repeat overflows in batches of one.
 ENDLESS = 2**53
+
+
+@runtime_checkable
+class Tokenized(Protocol):
+    """Data that can be read under a tokenizer that a model was trained with, to be judged on."""
+
+    def load_with(self, tokenizer: Any) -> Any:
+        """As `load`, with this tokenizer in place of one of its own."""
+        ...
 
 
 def stream(

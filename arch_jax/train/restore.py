@@ -3,13 +3,16 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 
-from arch_jax.errors import ArchJaxError, RunError, UsageError
+from arch_jax import fields
+from arch_jax.data.base import Tokenized
+from arch_jax.errors import ArchJaxError, RunError, UsageError, nearest
 from arch_jax.experiment import Experiment, import_components, import_file
 from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.loop import evaluate
@@ -43,12 +46,21 @@ class Run:
     variables: Any
     facts: dict[str, Any]
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, data: Any = None) -> dict[str, float]:
         """Validation metrics over the whole validation data.
 
+        Args:
+          data: other data to be judged on, such as `elsewhere` gives; its tokens are those that the model was trained
+            with. None is the run's own.
+
         Raises:
-          UsageError: the data is not the one the run was trained on.
+          UsageError: the run's own data is no longer what it was trained on, or the model can't take the other.
         """
+        if data is not None:
+            tokenized = isinstance(data, Tokenized) and (carried := self._carried()) is not None
+            corpus = data.load_with(carried.tokenizer) if tokenized else data.load()
+            self.experiment.task.check(corpus)
+            return evaluate(self._evaluation, self.variables, corpus)
         corpus = self.experiment.data.load()
         if corpus.facts.get("sha256") != self.facts.get("sha256"):
             raise UsageError(
@@ -56,6 +68,39 @@ class Run:
                 f"{str(corpus.facts.get('sha256'))[:12]}, expected {str(self.facts.get('sha256'))[:12]}"
             )
         return evaluate(self._evaluation, self.variables, corpus)
+
+    def elsewhere(self, source: str, changes: Mapping[str, Any] = MappingProxyType({})) -> Any:
+        """The run's data from another source, or other data altogether.
+
+        Args:
+          source: what stands in the field `source` of the run's data; or the name of a kind of data, or JSON of one,
+            such as {"module": "text", "source": "text:PATH"}.
+          changes: other fields of the data, as `data.validation`.
+
+        Raises:
+          UsageError: no such source or data, or a field that is not one of the data's.
+        """
+        own = self.experiment.data
+        for path in changes:
+            if not path.startswith("data."):
+                raise UsageError(f"--set {path} is not of the data; beside --on, expected such as data.batch=16")
+        inner = {path.removeprefix("data."): value for path, value in changes.items()}
+        kinds = fields.components("data")
+        if source.lstrip().startswith("{") or source in kinds:
+            try:
+                given = {"module": source} if source in kinds else json.loads(source)
+            except ValueError as problem:
+                raise UsageError(
+                    f"--on {source!r} is no JSON ({problem}); expected a source, or JSON of data"
+                ) from None
+            return fields.override(fields.from_json(given, kind="data"), inner, "data.")
+        if "source" not in {field.name for field in fields.settings(own)}:
+            name = fields.to_json(own)["module"]
+            raise UsageError(
+                f"the run's data {name!r} comes from no source that could be another; expected the name of a kind of "
+                f"data, or JSON of one{nearest(source, kinds)}"
+            )
+        return fields.override(own, {"source": source} | inner, "data.")
 
     @functools.cached_property
     def _evaluation(self) -> Any:

@@ -66,12 +66,21 @@ class Text:
         """Reads the source, splits it, and tokenizes both sides.
 
         Raises:
+          As `load_with`.
+        """
+        return self.load_with(None)
+
+    def load_with(self, tokenizer: Tokenizer | None) -> "TextCorpus":
+        """The same under a tokenizer that a model was trained with; None makes one of the text.
+
+        Raises:
           UsageError: the source cannot be read, or is too small for one batch or for a validation text.
           RunError: a download failed.
         """
         documents = sources.documents(self.source)
         split = splits.split(documents.texts, float(self.validation), int(self.split_seed))
-        tokenizer = tokenizers.tokenizer(self.tokenizer, documents.texts, split.train)
+        if tokenizer is None:
+            tokenizer = tokenizers.tokenizer(self.tokenizer, documents.texts, split.train)
         single = len(documents) == 1
         train = Stream.of(tokenizer.encode_all(split.train), single)
         validation = Stream.of(tokenizer.encode_all(split.validation), single)

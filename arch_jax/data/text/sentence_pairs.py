@@ -11,6 +11,7 @@ import numpy as np
 
 from arch_jax.data.base import ValidationBatches, check_whole, stream
 from arch_jax.data.text.corpus import Text, TextCorpus
+from arch_jax.data.text.tokenizer import Tokenizer
 from arch_jax.data.text.windows import Stream
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
@@ -62,10 +63,18 @@ class SentencePairs:
         """Reads, splits and tokenizes the text.
 
         Raises:
+          As `load_with`.
+        """
+        return self.load_with(None)
+
+    def load_with(self, tokenizer: Tokenizer | None) -> "SentenceCorpus":
+        """The same under a tokenizer that a model was trained with; None makes one of the text.
+
+        Raises:
           UsageError: the source cannot be read, or is too small for one batch or a validation row.
           RunError: a download failed.
         """
-        corpus = self._text.load()
+        corpus = self._text.load_with(tokenizer)
         for side, name in ((corpus.train_stream, "training"), (corpus.validation_stream, "validation")):
             if not len(_starts(side, self.length - 3)):
                 raise UsageError(

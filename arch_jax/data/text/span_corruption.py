@@ -12,6 +12,7 @@ import numpy as np
 from arch_jax.data.base import check_whole
 from arch_jax.data.sequences.pairs import PairCorpus, Pairs
 from arch_jax.data.text.corpus import Text
+from arch_jax.data.text.tokenizer import Tokenizer
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
 
@@ -139,10 +140,18 @@ class Spans:
         """Reads, splits and tokenizes the text.
 
         Raises:
+          As `load_with`.
+        """
+        return self.load_with(None)
+
+    def load_with(self, tokenizer: Tokenizer | None) -> PairCorpus:
+        """The same under a tokenizer that a model was trained with; None makes one of the text.
+
+        Raises:
           UsageError: the source cannot be read, or is too small for one batch or a validation window.
           RunError: a download failed.
         """
-        corpus = self._text.load()
+        corpus = self._text.load_with(tokenizer)
         tokens, target = span_lengths(self.length, self.density, self.mean_span)
         spans = noise_counts(tokens, self.density, self.mean_span)[1]
         start, stop = corpus.tokenizer.vocabulary, corpus.tokenizer.vocabulary + 1
