@@ -77,6 +77,11 @@ class NextToken(ObjectiveBase):
 
     def check(self, data: Any) -> None:
         """The tokenizer's tokens must be in the model's vocabulary, the prompt too, and sequences within positions."""
+        if "tokens" not in data.shapes or "targets" not in data.shapes:
+            raise UsageError(
+                f"the objective 'next_token' takes sequences of tokens, and the data has {', '.join(data.shapes)}; "
+                "expected tokens and targets, such as arch_jax.Text()"
+            )
         vocabulary = data.tokenizer.vocabulary
         if vocabulary > self.model.vocabulary:
             raise UsageError(

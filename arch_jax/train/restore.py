@@ -91,7 +91,7 @@ class Run:
                 given = {"module": source} if source in kinds else json.loads(source)
             except ValueError as problem:
                 raise UsageError(
-                    f"--on {source!r} is no JSON ({problem}); expected a source, or JSON of data"
+                    f"--on {source!r} is no JSON ({problem}); expected a source, or data as JSON"
                 ) from None
             return fields.override(fields.from_json(given, kind="data"), inner, "data.")
         if "source" not in {field.name for field in fields.settings(own)}:
