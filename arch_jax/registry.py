@@ -28,6 +28,7 @@ from arch_jax import fields
 from arch_jax.discovery import import_package
 from arch_jax.errors import UsageError, unknown
 from arch_jax.inputs import Inputs
+from arch_jax.ops.tracing import shapes_alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,8 @@ class Entry:
         module = self.build() if module is None else module
         key = jax.eval_shape(lambda: jax.random.key(0))
         batch = jax.eval_shape(lambda k: self.inputs.batch(module, 1, k), key)
-        return jax.eval_shape(lambda k, b: module.init(k, *self.arguments(b)), key, batch)
+        with shapes_alone():
+            return jax.eval_shape(lambda k, b: module.init(k, *self.arguments(b)), key, batch)
 
     def arguments(self, batch: Mapping[str, Any]) -> tuple:
         """What of an example batch the model itself is called with."""

@@ -24,13 +24,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 TESTS = Path(__file__).parent
 #: Mappings of memory at which a process forgets what it has compiled. Beyond 65,530 the next program crashes it.
 MAPPINGS = 30_000
-#: Where programs are tiny and run once or twice, so that nearly all of the time is the compiler's.
-TINY = {"contract", "interop", "layers", "objectives", "ops", "test_beam_search.py", "test_decoding.py"}
+#: Where programs are tiny and run a few times, so that nearly all of the time is the compiler's.
+TINY = {"contract", "interop", "layers", "models", "objectives", "ops", "test_beam_search.py", "test_decoding.py"}
+TINY |= {"data", "fuzz", "parity", "study", "train", "test_cli.py", "test_discovery.py", "test_readme.py"}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def compiled_quickly(request):
-    """Tiny programs without LLVM's optimizations, in 0.6 of the time; whole runs, studies and parity with them."""
+    """Tiny programs without LLVM's optimizations, in 0.6 of the time.
+
+    For a whole file at once, and for the processes that tests of training start: a run that goes on must be compiled as
+    it was when it began. (Not for others': some compile for a TPU.)
+    """
     if request.path.relative_to(TESTS).parts[0] not in TINY:
         yield
         return
@@ -38,7 +43,10 @@ def compiled_quickly(request):
 
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
+    with pytest.MonkeyPatch.context() as patched:
+        if request.path.parent.name == "train":
+            patched.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+        yield
     jax.config.update("jax_disable_most_optimizations", before)
 
 

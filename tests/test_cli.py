@@ -1,5 +1,6 @@
 """The command `arch-jax`: what it prints, and that what goes wrong is one sentence with what was expected instead."""
 
+import importlib.util
 import json
 import os
 import re
@@ -529,11 +530,12 @@ def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
 
+@pytest.mark.thorough
 def test_as_a_module():
     done = process("--version")
     assert (done.returncode, done.stdout) == (0, f"arch-jax {arch_jax.__version__}\n")
@@ -542,19 +544,27 @@ def test_as_a_module():
 def test_a_platform_that_is_not_there(tmp_path):
     """Never a silent fall back to the CPU."""
     done = process("train", "gpt", "--workdir", str(tmp_path / "run"), "--stop-after", "1", JAX_PLATFORMS="tpu")
+    if done.returncode == 0:
+        pytest.skip("there is a TPU here")
     assert done.returncode == 1
     assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("arch-jax: the platform asked for (tpu) is not there: ")
+    # Where libtpu is installed and there is no TPU, it writes lines of its own.
+    others = importlib.util.find_spec("libtpu") is not None
+    lines = [line for line in done.stderr.splitlines() if line.startswith("arch-jax: ") or not others]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("arch-jax: the platform asked for (tpu) is not there: ")
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.thorough
 def test_looking_needs_no_platform():
     done = process("describe", "gpt", "--json", JAX_PLATFORMS="tpu")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["name"] == "gpt"
 
 
+@pytest.mark.thorough
 def test_debug_prints_the_traceback():
     done = process("describe", "gtp2", "--debug")
     assert done.returncode == 1
@@ -562,6 +572,7 @@ def test_debug_prints_the_traceback():
     assert "unknown model 'gtp2'" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.thorough
 def test_a_pipe_that_closes():
     """`arch-jax list | head` ends without a word."""
     done = subprocess.run(
@@ -570,7 +581,7 @@ def test_a_pipe_that_closes():
         shell=True,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert (done.stdout, done.stderr) == ('{\n "name":', "")

@@ -17,6 +17,7 @@ def cells(path: Path) -> list[str]:
     return ["".join(cell["source"]) for cell in data["cells"] if cell["cell_type"] == "code"]
 
 
+@pytest.mark.thorough
 @every_notebook
 def test_notebook_runs(path, tmp_path):
     script = tmp_path / "cells.py"

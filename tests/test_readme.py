@@ -24,8 +24,10 @@ def test_example_is_short(example):
     assert len(example.read_text(encoding="utf-8").splitlines()) < 40
 
 
+@pytest.mark.thorough
 def test_example_passes_the_contract_suite(example):
     command = [sys.executable, "-m", "pytest", "tests/contract", "-n", "0", "-k", "leaky", "-p", "no:cacheprovider"]
+    command += ["-m", ""]  # both tiers
     environment = {**os.environ, "ARCH_JAX_IMPORT": str(example)}
     environment.pop("PYTEST_XDIST_WORKER", None)
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -34,6 +36,7 @@ def test_example_passes_the_contract_suite(example):
     assert passed > 20, result.stdout[-1000:]
 
 
+@pytest.mark.thorough
 def test_example_trains(example, tmp_path):
     command = [sys.executable, "-m", "arch_jax", "train", str(example), "--workdir", str(tmp_path / "run")]
     small = {

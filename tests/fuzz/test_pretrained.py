@@ -38,6 +38,7 @@ LLAMA = {
 MOST_MEMORY = 200
 #: Seconds that one load may take, on a machine shared with others.
 MOST_SECONDS = 20
+thorough = pytest.mark.thorough
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 
 #: Values that fields go wrong with, however well-formed the JSON around them is.
@@ -92,7 +93,7 @@ class Loads:
 def checkpoints(request, tmp_path_factory):
     """A checkpoint in one file, and the same one in shards."""
     _, module = module_of(request.param)
-    variables = module.init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
     folders = {}
     for name, most in (("single", 10**9), ("sharded", 300)):
         folders[name] = tmp_path_factory.mktemp(name)
@@ -107,10 +108,15 @@ def checkpoints(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("kind", "count", "seed"), [("config.json", 250, 0), (SINGLE, 120, 1), (INDEX, 80, 2), ("shards", 50, 3)]
+    ("kind", "count", "seed"),
+    [("config.json", 25, 5), (SINGLE, 12, 6), (INDEX, 12, 7), ("shards", 12, 8)]
+    + [
+        pytest.param(*case, marks=thorough)
+        for case in (("config.json", 250, 0), (SINGLE, 120, 1), (INDEX, 80, 2), ("shards", 50, 3))
+    ],
 )
 def test_damaged(kind, count, seed, checkpoints):
-    """250 times config.json and 250 times the weights, for both model types: 1,000 in all."""
+    """A handful; and 250 times config.json and 250 times the weights, for both model types: 1,000 in all."""
     random = np.random.default_rng(seed)
     with Loads() as loads:
         for i in range(count):
@@ -144,8 +150,9 @@ def damaged(data, random):
     return data
 
 
+@pytest.mark.parametrize("count", [15, pytest.param(150, marks=thorough)])
 @pytest.mark.parametrize("kind", ["config.json", SINGLE, INDEX])
-def test_well_formed_nonsense(kind, checkpoints):
+def test_well_formed_nonsense(kind, count, checkpoints):
     """Values of any type and size in any place: what a parser lets pass, the checks behind it have to see."""
     random = np.random.default_rng(4)
     path = checkpoints[kind][0]
@@ -157,11 +164,11 @@ def test_well_formed_nonsense(kind, checkpoints):
         data = {name: field.default for name, field in names.items()} | data
         data |= {"rope_theta": 100.0} if data["model_type"] == "llama" else {}
     with Loads() as loads:
-        for i in range(150):
+        for i in range(count):
             text = json.dumps(damaged(data, random)).encode()
             header = len(text).to_bytes(8, "little") if kind == SINGLE else b""
             loads.load(path, header + text + (content[8 + length :] if kind == SINGLE else b""), f"nonsense {i}")
-    assert loads.outcomes["RunError"] + loads.outcomes["UsageError"] > 60, loads.outcomes
+    assert loads.outcomes["RunError"] + loads.outcomes["UsageError"] > 0.4 * count, loads.outcomes
 
 
 def test_the_checkpoints_are_valid(checkpoints):

@@ -1,5 +1,6 @@
 """config.json and the names of tensors: what is read, what is refused, and in which words."""
 
+import functools
 import json
 import math
 import os
@@ -63,10 +64,15 @@ LLAMA3 = {
 }
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def initial(module):
+    return module.init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
+
+
 def checkpoint(folder, data, **changes):
     """A checkpoint of the configuration, with random weights; returns the module and its variables."""
     _, module = module_of(data | changes)
-    variables = module.init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
+    variables = initial(module)
     arch_jax.save_pretrained(module, variables, folder)
     return module, variables
 
@@ -80,7 +86,7 @@ def assert_equal(one, other):
 @pytest.mark.parametrize("shard_bytes", [10**9, 500])
 def test_there_and_back(base, scan, shard_bytes, tmp_path):
     module = module_of(base)[1].clone(scan=scan)
-    variables = module.init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
+    variables = initial(module)
     arch_jax.save_pretrained(module, variables, tmp_path / "new" / "folder", shard_bytes=shard_bytes)
     loaded, back = arch_jax.load_pretrained(str(tmp_path / "new" / "folder"), scan=scan)
     assert loaded == module
@@ -103,7 +109,7 @@ def test_saving_replaces_a_checkpoint_and_its_shards(tmp_path):
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     _, variables = checkpoint(tmp_path, GPT2)
     module, weights = module_of(LLAMA)[1], None
-    weights = module.init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
+    weights = initial(module)
     weights["params"]["final_norm"]["scale"] = weights["params"]["final_norm"]["scale"].at[2].set(jnp.nan)
     with pytest.raises(RunError, match=r"the tensor 'model.norm.weight' holds NaN"):
         arch_jax.save_pretrained(module, weights, tmp_path, shard_bytes=500)
@@ -136,7 +142,7 @@ def test_while_files_take_their_places_there_is_no_configuration(tmp_path, monke
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     module, variables = module_of(GPT2)[1], None
-    variables = module.init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
+    variables = initial(module)
     with pytest.raises(RunError, match="cannot write the checkpoint in"):
         arch_jax.save_pretrained(module, variables, tmp_path / "file" / "below")
     with pytest.raises(UsageError, match="shard_bytes is 0; expected"):

@@ -1,6 +1,8 @@
 """diffusers' folders, without diffusers: every field used, harmless or refused; files by their names."""
 
+import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +23,28 @@ MODULES = {
 SINGLE, INDEX = FILES["diffusers"].single, FILES["diffusers"].index
 
 
+@functools.cache
 def variables_of(module):
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     draw = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: jnp.asarray(draw.normal(size=leaf.shape), jnp.float32), shapes)
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder of each module, written once."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in MODULES}
+    for name, folder in folders.items():
+        arch_jax.save_pretrained(MODULES[name], variables_of(MODULES[name]), folder)
+    return folders
+
+
 @pytest.fixture(params=MODULES)
-def saved(request, tmp_path):
-    """A folder, and the module and the variables that are in it."""
+def saved(request, written, tmp_path):
+    """A folder of the test's own, and the module and the variables that are in it."""
     module = MODULES[request.param]
-    variables = variables_of(module)
-    arch_jax.save_pretrained(module, variables, tmp_path)
-    return tmp_path, module, variables
+    shutil.copytree(written[request.param], tmp_path, dirs_exist_ok=True)
+    return tmp_path, module, variables_of(module)
 
 
 def change(folder, **fields):
@@ -126,8 +137,8 @@ def test_what_is_refused(saved, case):
     ("name", "fields", "message"),
     [("AutoencoderKL", *case) for case in REFUSED_KL.values()] + [("VQModel", *case) for case in REFUSED_VQ.values()],
 )
-def test_what_is_refused_of_one_class(name, fields, message, tmp_path):
-    arch_jax.save_pretrained(MODULES[name], variables_of(MODULES[name]), tmp_path)
+def test_what_is_refused_of_one_class(name, fields, message, written, tmp_path):
+    shutil.copytree(written[name], tmp_path, dirs_exist_ok=True)
     change(tmp_path, **fields)
     with pytest.raises(UsageError, match=message):
         arch_jax.load_pretrained(tmp_path)

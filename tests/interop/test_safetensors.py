@@ -1,5 +1,6 @@
 """Checkpoints on disk: what is written is read back, and every kind of damage has its sentence."""
 
+import functools
 import json
 import os
 import struct
@@ -128,11 +129,16 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path):
         np.asarray(tensors["a"])
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def initial(module):
+    return module.init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
+
+
 def tiny(**changes):
     module = arch_jax.create(
         "gpt", vocabulary=11, depth=2, width=8, **{"mixer.heads": 2, "mixer.kv_heads": 1}, **changes
     )
-    return module, module.init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))
+    return module, initial(module)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The masked autoencoder's identities: what is masked has no influence, and what becomes of the encoder."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,13 +30,25 @@ def pictures(height=16, width=16):
 
 
 def noise(count=16):
-    return jax.random.uniform(jax.random.key(2), (2, count))
+    return jnp.asarray(np.random.default_rng(2).uniform(size=(2, count)), jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="method")
+def applied(module, variables, *arguments, method=None):
+    """Compiled whole, once for all tests of the same module."""
+    return module.apply(variables, *arguments, method=method)
+
+
+@functools.cache
+def initial(module):
+    return jax.jit(module.init)(jax.random.key(0), pictures())
 
 
 def noisy(module, x):
-    variables = jax.jit(module.init)(jax.random.key(0), x)
+    variables = initial(module)
     draw = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: leaf + 0.3 * draw.normal(size=leaf.shape).astype(np.float32), variables)
+    added = lambda leaf: jnp.asarray(np.asarray(leaf) + 0.3 * draw.normal(size=leaf.shape).astype(np.float32))
+    return jax.tree.map(added, variables)
 
 
 def test_masked_pixels_have_no_influence():
@@ -43,27 +57,27 @@ def test_masked_pixels_have_no_influence():
     variables, masking = noisy(module, x), random_masking(noise(), 0.75)
     encoded = lambda x: module.apply(variables, x, masking, method="encode")
     predicted = lambda x: module.apply(variables, x, noise(), method="masked")[0]
+    hidden = np.asarray(masking.mask)
     for function in (encoded, predicted):
-        jacobian = jax.jacrev(function)(x)
-        size = jnp.abs(jacobian).max(axis=(0, 1, 2))  # of each pixel
-        of_patch = patches(size, 4).max(-1)
-        np.testing.assert_array_equal(np.asarray(of_patch)[masking.mask], 0)
-        assert np.asarray(of_patch)[~masking.mask].min() > 1e-4
-    assert encoded(x).shape == (2, 1 + 4, 12)
+        of_pixel = jax.jit(lambda x, f=function: jnp.abs(jax.jacrev(f)(x)).max(axis=(0, 1, 2)))
+        of_patch = np.asarray(patches(of_pixel(x), 4)).max(-1)
+        np.testing.assert_array_equal(of_patch[hidden], 0)
+        assert of_patch[~hidden].min() > 1e-4
+    assert jax.eval_shape(encoded, x).shape == (2, 1 + 4, 12)
 
 
 def test_the_order_of_the_visible_does_not_matter():
     """Tokens carry their positions: where all are visible, a masking only shuffles them."""
     module, x = MAE(**SETTINGS), pictures()
     variables = noisy(module, x)
-    whole = module.apply(variables, x, method="encode")
-    order = jnp.argsort(noise(), axis=1)
-    everything = Masking(order, jnp.argsort(order, axis=1), jnp.zeros((2, 16), bool))
-    shuffled = module.apply(variables, x, everything, method="encode")
-    back = jnp.take_along_axis(shuffled[:, 1:], everything.restore[:, :, None], axis=1)
+    whole = np.asarray(applied(module, variables, x, method="encode"))
+    order = np.argsort(noise(), axis=1)
+    everything = Masking(*map(jnp.asarray, (order, np.argsort(order, axis=1), np.zeros((2, 16), bool))))
+    shuffled = np.asarray(applied(module, variables, x, everything, method="encode"))
+    back = np.take_along_axis(shuffled[:, 1:], np.asarray(everything.restore)[:, :, None], axis=1)
     np.testing.assert_allclose(back, whole[:, 1:], atol=1e-5)
     np.testing.assert_allclose(shuffled[:, 0], whole[:, 0], atol=1e-5)
-    decode = lambda features, masking: module.apply(variables, features, masking, method="decode")
+    decode = lambda features, masking: applied(module, variables, features, masking, method="decode")
     np.testing.assert_allclose(decode(shuffled, everything), decode(whole, None), atol=1e-5)
 
 
@@ -72,8 +86,8 @@ def test_a_masked_place_knows_its_position_and_what_attention_brings():
     module, x = MAE(**SETTINGS), pictures()
     params = noisy(module, x)["params"]
     params = params | {"decoder_stack": jax.tree.map(jnp.zeros_like, params["decoder_stack"])}
-    rows, masking = module.apply({"params": params}, x, noise(), method="masked")
-    others, _ = module.apply({"params": params}, 2 * x, noise(), method="masked")
+    rows, masking = applied(module, {"params": params}, x, noise(), method="masked")
+    others, _ = applied(module, {"params": params}, 2 * np.asarray(x), noise(), method="masked")
     mask = np.asarray(masking.mask)
     np.testing.assert_array_equal(np.asarray(rows)[mask], np.asarray(others)[mask])
     assert np.abs(np.diff(np.asarray(rows)[0][mask[0]], axis=0)).max(-1).min() > 1e-3
@@ -82,24 +96,29 @@ def test_a_masked_place_knows_its_position_and_what_attention_brings():
 def test_a_reconstruction_is_the_predictions_in_their_places():
     module, x = MAE(**SETTINGS), pictures(8, 20)  # patches of another grid than the model's own
     variables = noisy(module, pictures())
-    rows, _ = module.apply(variables, x, noise(10), method="masked")
-    np.testing.assert_array_equal(module.apply(variables, x, noise(10)), picture_of(rows, 4, 8, 20))
-    features = module.apply(variables, x, method="encode")
-    seen = module.apply(variables, features, None, (2, 5), method="decode")
-    np.testing.assert_array_equal(module.apply(variables, x), picture_of(seen, 4, 8, 20))
+
+    @jax.jit
+    def run(variables):
+        rows, _ = module.apply(variables, x, noise(10), method="masked")
+        seen = module.apply(variables, module.apply(variables, x, method="encode"), None, (2, 5), method="decode")
+        return (rows, module.apply(variables, x, noise(10))), (seen, module.apply(variables, x))
+
+    for rows, made in run(variables):
+        np.testing.assert_array_equal(made, picture_of(rows, 4, 8, 20))
 
 
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_the_encoder_becomes_a_classifier(scan):
     module, x = MAE(**SETTINGS, scan=scan), pictures()
     variables = noisy(module, x)
     vit, kept = classifier_of(module, variables, jax.random.key(0), classes=7)
     expected = jax.eval_shape(vit.init, jax.random.key(0), x)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), kept) == jax.tree.map(lambda a: (a.shape, a.dtype), expected)
-    logits, seen = vit.apply(kept, x, capture_intermediates=lambda m, _: m.name == "final_norm")
-    features = module.apply(variables, x, method="encode")
+    capture = functools.partial(vit.apply, capture_intermediates=lambda m, _: m.name == "final_norm")
+    both = jax.jit(lambda kept, variables: (capture(kept, x), module.apply(variables, x, method="encode")))
+    (logits, seen), features = jax.tree.map(np.asarray, both(kept, variables))
     np.testing.assert_array_equal(seen["intermediates"]["final_norm"]["__call__"][0], features)
-    np.testing.assert_allclose(logits, features[:, 0] @ kept["params"]["logits"]["kernel"], atol=1e-6)
+    np.testing.assert_allclose(logits, features[:, 0] @ np.asarray(kept["params"]["logits"]["kernel"]), atol=1e-6)
 
 
 def test_what_is_refused():

@@ -12,6 +12,17 @@ from arch_jax.models.autoencoder.autoencoder import Autoencoder
 from arch_jax.models.autoencoder.vae import VAE
 from arch_jax.models.autoencoder.vqvae import VQVAE
 
+
+def loss_of(it, *given):
+    """The loss, compiled whole: op by op, every small operation would be compiled on its own."""
+    return jax.jit(it.loss, static_argnums=0)(*given)
+
+
+def evaluated(it, *given):
+    """The evaluation, compiled whole."""
+    return jax.jit(it.evaluate)(*given)
+
+
 SIDE = 3  # pictures of 3 x 3 pixels, 9 numbers
 
 
@@ -52,7 +63,7 @@ def trained(task, variables, batch, steps, rate):
 def ready(model, objective, x, **settings):
     task = arch_jax.objective(objective, **settings).with_model(model)
     batch = batch_of(x)
-    return task, task.init(jax.random.key(0), batch), batch
+    return task, jax.jit(task.init)(jax.random.key(0), batch), batch
 
 
 def test_a_linear_autoencoder_spans_the_principal_components():
@@ -68,6 +79,7 @@ def test_a_linear_autoencoder_spans_the_principal_components():
     np.testing.assert_allclose(cosines, 1, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_a_denoising_autoencoder_gives_the_score():
     """r(x) - x = noise^2 grad log p(x), p the noisy data's density (Vincent 2011; Alain & Bengio 2014, theorem 1).
 
@@ -77,7 +89,7 @@ def test_a_denoising_autoencoder_gives_the_score():
     noise = 0.7
     task, variables, batch = ready(Autoencoder(picture=SIDE, latent=9), "autoencode", x, noise=noise)
     variables, _ = trained(task, variables, batch, 2000, 0.01)
-    made = task.model.apply(variables, batch["images"]).reshape(len(x), 9)
+    made = jax.jit(task.model.apply)(variables, batch["images"]).reshape(len(x), 9)
     expected = -(noise**2) * x @ np.linalg.inv(covariance + noise**2 * np.eye(9))
     error = np.linalg.norm(made - x - expected) / np.linalg.norm(expected)
     assert error < 0.05, error
@@ -105,6 +117,7 @@ def principal_vae(x, covariance, latent):
     return {"params": jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)}, likelihood
 
 
+@pytest.mark.thorough
 def test_a_linear_vae_reaches_the_likelihood_of_probabilistic_pca():
     """Lucas et al. 2019, 1911.02469: at PCA's optimum the bound is tight, and training from anywhere ends there."""
     x, covariance = correlated()
@@ -112,7 +125,7 @@ def test_a_linear_vae_reaches_the_likelihood_of_probabilistic_pca():
     task, fresh, batch = ready(model, "variational", x, draws=4)
     best, likelihood = principal_vae(x, covariance, 3)
     assert jax.tree.map(jnp.shape, best) == jax.tree.map(jnp.shape, fresh)
-    bound = lambda v, k=0: (lambda pair: -float(pair[0] / pair[1]))(task.evaluate(v, batch)["loss"])
+    bound = lambda v, k=0: (lambda pair: -float(pair[0] / pair[1]))(evaluated(task, v, batch)["loss"])
     task = arch_jax.objective("variational", draws=4, evaluation_draws=4000).with_model(model)
     assert abs(bound(best) - likelihood) < 0.01
     variables, _ = trained(task, fresh, batch, 8000, 0.03)
@@ -129,7 +142,7 @@ def test_importance_weighting_reaches_it_with_any_proposal():
     value = {}
     for draws in (1, 5, 50, 2000):
         task = arch_jax.objective("variational", bound="importance", evaluation_draws=draws).with_model(model)
-        total, count = task.evaluate(worse, batch_of(x))["loss"]
+        total, count = evaluated(task, worse, batch_of(x))["loss"]
         value[draws] = -float(total / count)
     assert value[1] < value[5] < value[50] < value[2000] < likelihood + 0.01, value
     assert abs(value[2000] - likelihood) < 0.1, (value, likelihood)
@@ -137,7 +150,8 @@ def test_importance_weighting_reaches_it_with_any_proposal():
     one = arch_jax.objective("variational", bound="importance", evaluation_draws=1).with_model(model)
     many = [task.with_model(model) for task in (evidence, one)]
     keys = jax.random.split(jax.random.key(0), 400)
-    terms = lambda task: jax.vmap(lambda k: task._terms(worse, batch_of(x), k, 1, 1.0)["loss"][0])(keys).mean()
+    each = lambda task: jax.vmap(lambda k: task._terms(worse, batch_of(x), k, 1, 1.0)["loss"][0])
+    terms = lambda task: jax.jit(each(task))(keys).mean()
     a, b = (float(terms(task)) / 100 for task in many)
     assert abs(a - b) < 0.1, (a, b)
 
@@ -148,7 +162,7 @@ def test_beta():
     losses = {}
     for beta in (1.0, 4.0):
         task, variables, batch = ready(model, "variational", x, beta=beta)
-        (total, count), (metrics, _) = task.loss("model", "main", variables, batch, jax.random.key(3), 0)
+        (total, count), (metrics, _) = loss_of(task, "model", variables, batch, jax.random.key(3))
         losses[beta] = float(total / count), {k: float(s / n) for k, (s, n) in metrics.items()}
     plain, parts = losses[1.0]
     assert plain == pytest.approx(parts["reconstruction"] + parts["kl"], rel=1e-6)
@@ -175,8 +189,8 @@ def test_corruption_is_for_training_only():
     assert abs(float(given.std()) - 0.5) < 0.03
     masked = arch_jax.objective("autoencode", masked=0.25).corrupted(jnp.ones((200, 3, 3, 1)), jax.random.key(0))
     assert abs(float((masked == 0).mean()) - 0.25) < 0.03
-    total, count = task.evaluate(variables, batch)["loss"]
-    clean = jnp.square(task.model.apply(variables, batch["images"]) - batch["images"]).sum((1, 2, 3)).mean()
+    total, count = evaluated(task, variables, batch)["loss"]
+    clean = jnp.square(jax.jit(task.model.apply)(variables, batch["images"]) - batch["images"]).sum((1, 2, 3)).mean()
     assert float(total / count) == pytest.approx(float(clean), rel=1e-5)
 
 
@@ -191,12 +205,12 @@ def test_padding_has_no_weight():
         task, variables, batch = ready(model, name, np.nan_to_num(x))
         part = {key: value[:4] for key, value in batch.items()}
         batch = {**batch, "images": batch["images"].at[4:].set(jnp.nan), "weights": batch["weights"].at[4:].set(0)}
-        (total, count), _ = task.loss("model", "main", variables, batch, jax.random.key(0), 0)
+        (total, count), _ = loss_of(task, "model", variables, batch, jax.random.key(0))
         assert float(count) == 4
         assert np.isfinite(float(total))
         if name == "autoencode":
             assert float(total) == pytest.approx(
-                float(task.loss("model", "main", variables, part, jax.random.key(0), 0)[0][0])
+                float(loss_of(task, "model", variables, part, jax.random.key(0))[0][0])
             )
 
 
@@ -205,7 +219,7 @@ def test_the_codebook_moves_in_training_only_and_the_encoder_has_a_gradient():
     task = arch_jax.objective("vector_quantised").with_model(model)
     x = np.random.default_rng(0).uniform(size=(6, 8, 8, 1)).astype(np.float32)
     batch = {"images": jnp.asarray(x), "labels": jnp.zeros(6, jnp.int32), "weights": jnp.ones(6)}
-    variables = task.init(jax.random.key(0), batch)
+    variables = jax.jit(task.init)(jax.random.key(0), batch)
     others = {"codebook": variables["codebook"]}
     loss = lambda p: task.loss("model", "main", {"params": p, **others}, batch, jax.random.key(0), 0)
     gradient, (metrics, updates) = jax.jit(jax.grad(lambda p: (lambda r: (r[0][0], r[1]))(loss(p)), has_aux=True))(
@@ -217,11 +231,16 @@ def test_the_codebook_moves_in_training_only_and_the_encoder_has_a_gradient():
     ).max()
     assert moved > 1e-4
     assert 1 <= float(metrics["perplexity"][0] / metrics["perplexity"][1]) <= 5
-    evaluated = task.evaluate(variables, batch)
-    assert float(evaluated["loss"][0]) == pytest.approx(float(metrics["loss"][0]), rel=1e-5)
-    codes = model.apply(variables, batch["images"], method="encode")
-    again = model.apply(variables, codes, method="decode")
-    np.testing.assert_allclose(again, model.apply(variables, batch["images"]), atol=1e-6)
+    found = evaluated(task, variables, batch)
+    assert float(found["loss"][0]) == pytest.approx(float(metrics["loss"][0]), rel=1e-5)
+
+    @jax.jit
+    def both(variables, images):
+        codes = model.apply(variables, images, method="encode")
+        return model.apply(variables, codes, method="decode"), model.apply(variables, images)
+
+    again, made = both(variables, batch["images"])
+    np.testing.assert_allclose(again, made, atol=1e-6)
 
 
 @pytest.mark.parametrize(

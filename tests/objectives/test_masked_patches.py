@@ -1,5 +1,7 @@
 """The loss of masked patches: what counts, what does not, and what the linear probe says."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,17 @@ import arch_jax
 from arch_jax.errors import UsageError
 from arch_jax.evaluation.linear_probe import probe_accuracy
 from arch_jax.ops.convolution.patches import patches, random_masking
+
+
+def loss_of(it, *given):
+    """The loss, compiled whole: op by op, every small operation would be compiled on its own."""
+    return jax.jit(it.loss, static_argnums=0)(*given)
+
+
+def evaluated(it, *given):
+    """The evaluation, compiled whole."""
+    return jax.jit(it.evaluate)(*given)
+
 
 MODEL = arch_jax.create(
     "mae-base-16",
@@ -29,16 +42,17 @@ def ready(normalised=False, **settings):
     task = task.with_model(MODEL.clone(normalised_pixels=normalised, parent=None))
     images = jax.random.uniform(jax.random.key(5), (3, 8, 8, 1))
     batch = {"images": images, "labels": jnp.zeros(3, jnp.int32), "weights": jnp.array([1.0, 1.0, 0.0])}
-    return task, task.init(jax.random.key(0), batch), batch
+    return task, jax.jit(task.init)(jax.random.key(0), batch), batch
 
 
 @pytest.mark.parametrize("normalised", [False, True])
 def test_the_loss_is_the_mean_over_masked_pixels_of_real_pictures(normalised):
     task, variables, batch = ready(normalised)
     key = jax.random.key(3)
-    (total, weight), (metrics, updates) = task.loss("model", "main", variables, batch, key, 0)
+    (total, weight), (metrics, updates) = loss_of(task, "model", variables, batch, key)
     noise = jax.random.uniform(key, (3, 16))
-    rows, masking = task.model.apply(variables, batch["images"], noise, method="masked")
+    masked = jax.jit(functools.partial(task.model.apply, method="masked"))
+    rows, masking = jax.tree.map(np.asarray, masked(variables, batch["images"], noise))
     target = np.asarray(patches(batch["images"], 2), np.float64)
     if normalised:
         target = (target - target.mean(-1, keepdims=True)) / np.sqrt(target.var(-1, ddof=1, keepdims=True) + 1e-6)
@@ -65,7 +79,7 @@ def test_visible_patches_are_not_in_the_loss():
     shifted = task.with_model(Shifted(**fields))
     key = jax.random.key(3)
     loss = lambda shift: shifted.loss("model", "main", {**variables, "shift": {"shift": shift}}, batch, key, 0)[0][0]
-    gradient = np.abs(np.asarray(jax.grad(loss)(shift))).max(-1)
+    gradient = np.abs(np.asarray(jax.jit(jax.grad(loss))(shift))).max(-1)
     mask = np.asarray(random_masking(jax.random.uniform(key, (3, 16)), 0.75).mask)
     np.testing.assert_array_equal(gradient[:2][~mask[:2]], 0)
     assert gradient[:2][mask[:2]].min() > 0
@@ -75,15 +89,15 @@ def test_visible_patches_are_not_in_the_loss():
 def test_padding_may_hold_anything():
     task, variables, batch = ready(normalised=True)
     broken = batch | {"images": batch["images"].at[2].set(jnp.nan)}
-    for pair, other in zip(task.evaluate(variables, batch)["loss"], task.evaluate(variables, broken)["loss"]):
+    for pair, other in zip(evaluated(task, variables, batch)["loss"], evaluated(task, variables, broken)["loss"]):
         assert pair == other
 
 
 def test_masks_change_from_step_to_step_and_not_in_validation():
     task, variables, batch = ready()
-    steps = [float(task.loss("model", "main", variables, batch, jax.random.key(k), 0)[0][0]) for k in (1, 1, 2)]
+    steps = [float(loss_of(task, "model", variables, batch, jax.random.key(k))[0][0]) for k in (1, 1, 2)]
     assert steps[0] == steps[1] != steps[2]
-    first, second = (float(task.evaluate(variables, batch)["loss"][0]) for _ in range(2))
+    first, second = (float(evaluated(task, variables, batch)["loss"][0]) for _ in range(2))
     assert first == second
 
 
@@ -109,6 +123,7 @@ def test_the_probe_finds_what_is_linear():
         probe_accuracy(lambda x: x[:, 0, 0], [next(batches(5)) | {"weights": np.ones(5)}], batches(5))
 
 
+@pytest.mark.thorough
 def test_a_finished_run_is_scored_and_drawn():
     data = DIGITS.load()
     task, variables, _ = ready(probe_pictures=300)

@@ -11,6 +11,16 @@ from arch_jax.data import Markov, SentencePairs
 from arch_jax.objectives.masked_token import choose_tokens, corrupt_tokens
 
 
+def loss_of(it, *given):
+    """The loss, compiled whole: op by op, every small operation would be compiled on its own."""
+    return jax.jit(it.loss, static_argnums=0)(*given)
+
+
+def evaluated(it, *given):
+    """The evaluation, compiled whole."""
+    return jax.jit(it.evaluate)(*given)
+
+
 class Table(nn.Module):
     """Stands in for an encoder: logits of each token by itself, and of the next sentence by the mean of its tokens."""
 
@@ -88,11 +98,11 @@ def test_bert_counts_are_shares_of_the_real_tokens():
 
 def test_the_loss_is_both_means():
     it, given = task(), batch()
-    variables = it.init(jax.random.key(0), given)
+    variables = jax.jit(it.init)(jax.random.key(0), given)
     key = jax.random.key(5)
-    (total, weight), (metrics, _) = it.loss("model", "main", variables, given, key, 0)
+    (total, weight), (metrics, _) = loss_of(it, "model", variables, given, key)
     seen, chosen = it.corrupted(given, jax.random.split(key)[0])
-    out = it.model.apply(variables, seen, None, given["mask"])
+    out = jax.jit(it.model.apply)(variables, seen, None, given["mask"])
     each = jnp.take_along_axis(jax.nn.log_softmax(out["logits"]), given["tokens"][..., None], -1)[..., 0]
     masked = -jnp.mean(each[chosen])
     following = -jnp.mean(jax.nn.log_softmax(out["next"])[jnp.arange(6), given["next"]])
@@ -108,7 +118,7 @@ def test_the_loss_is_both_means():
 def test_the_gradient_is_the_same_however_the_batch_is_cut():
     """Sums and weights of parts add up to those of the whole, though parts have different shares of padding."""
     it, given = task(), batch(padded=7)
-    variables = it.init(jax.random.key(0), given)
+    variables = jax.jit(it.init)(jax.random.key(0), given)
     chosen = it.corrupted(given, jax.random.key(1))[1]
 
     @jax.jit
@@ -129,21 +139,21 @@ def test_the_gradient_is_the_same_however_the_batch_is_cut():
 
 def test_padding_and_rows_without_weight_do_not_count():
     it, given = task(Table(following=False)), batch(padded=5, following=False)
-    variables = it.init(jax.random.key(0), given)
+    variables = jax.jit(it.init)(jax.random.key(0), given)
     given["weights"] = given["weights"].at[2].set(0)
-    pair, _ = it.loss("model", "main", variables, given, jax.random.key(1), 0)
+    pair, _ = loss_of(it, "model", variables, given, jax.random.key(1))
     other = {**given, "tokens": given["tokens"].at[2].set(7).at[1, -5:].set(4)}
-    again, _ = it.loss("model", "main", variables, other, jax.random.key(1), 0)
+    again, _ = loss_of(it, "model", variables, other, jax.random.key(1))
     assert (float(pair[0]), float(pair[1])) == (float(again[0]), float(again[1]))
     assert float(pair[1]) == 3 + 2 + 2 + 3 + 2
 
 
 def test_training_corrupts_anew_and_evaluation_does_not():
     it, given = task(), batch()
-    variables = it.init(jax.random.key(0), given)
-    losses = {float(it.loss("model", "main", variables, given, jax.random.key(i), 0)[0][0]) for i in range(4)}
+    variables = jax.jit(it.init)(jax.random.key(0), given)
+    losses = {float(loss_of(it, "model", variables, given, jax.random.key(i))[0][0]) for i in range(4)}
     assert len(losses) == 4
-    assert float(it.evaluate(variables, given)["loss"][0]) == float(it.evaluate(variables, given)["loss"][0])
+    assert float(evaluated(it, variables, given)["loss"][0]) == float(evaluated(it, variables, given)["loss"][0])
     patterns = [it.corrupted(b, it._fixed_key(b))[1] for b in (given, batch(seed=1))]
     assert bool((patterns[0] != patterns[1]).any())
 
@@ -154,8 +164,8 @@ def test_a_text_that_has_no_mask_of_its_own():
     it = task(Table(vocabulary=257))
     it.check(data)
     given = next(data.train(0))
-    variables = it.init(jax.random.key(0), given)
-    pair, _ = it.loss("model", "main", variables, given, jax.random.key(1), 0)
+    variables = jax.jit(it.init)(jax.random.key(0), given)
+    pair, _ = loss_of(it, "model", variables, given, jax.random.key(1))
     assert float(pair[1]) in (7, 8)  # 2 a row, less where the last target is another document's
     assert "[MASK]" in it.show(variables, data, jax.random.key(0))["text"]
 
@@ -188,8 +198,8 @@ def test_the_ideal_predictor_has_no_excess():
     assert score["excess"] == pytest.approx(0, abs=1e-5)
     # It reckons with corrupted neighbours where there are none: a fraction of a percent.
     assert abs(score["last_excess"]) < 0.02
-    evaluated = [it.evaluate({"params": {"unused": jnp.zeros(())}}, b)["loss"] for b in data.validation()]
-    assert sum(float(t) for t, _ in evaluated) / sum(float(w) for _, w in evaluated) == pytest.approx(
+    found = [evaluated(it, {"params": {"unused": jnp.zeros(())}}, b)["loss"] for b in data.validation()]
+    assert sum(float(t) for t, _ in found) / sum(float(w) for _, w in found) == pytest.approx(
         score["ideal_loss"], rel=1e-4
     )
     worse = task(Knowing(4, sure=0.2), selection="independent").score({"params": {"unused": jnp.zeros(())}}, data)

@@ -12,7 +12,7 @@ def test_a_finished_model_is_tested_at_other_lengths():
     model = arch_jax.create("gpt", vocabulary=5, depth=1, width=16, mixer={"module": "gru"}, feed_forward=None)
     task = arch_jax.objective("next_token").with_model(model)
     corpus = data.load()
-    variables = task.init(jax.random.key(0), jax.tree.map(jnp.asarray, next(iter(corpus.validation()))))
+    variables = jax.jit(task.init)(jax.random.key(0), jax.tree.map(jnp.asarray, next(iter(corpus.validation()))))
     found = task.score(variables, corpus)
     assert set(found) == {f"{metric}_at_{n}" for metric in ("loss", "accuracy") for n in (8, 12)}
 
@@ -21,7 +21,7 @@ def test_a_finished_model_is_tested_at_other_lengths():
         real = batch["weights"][:, -1] > 0
         tokens.append(batch["tokens"][real])
         targets.append(batch["targets"][real, -1])
-    logits = model.apply(variables, jnp.asarray(np.concatenate(tokens)))[:, -1]
+    logits = jax.jit(model.apply)(variables, np.concatenate(tokens))[:, -1]
     right = np.argmax(logits, axis=-1) == np.concatenate(targets)
     assert len(right) == 6
     np.testing.assert_allclose(found["accuracy_at_12"], right.mean(), rtol=1e-6)
@@ -54,6 +54,6 @@ def test_how_far_back_the_gradient_reaches():
         x, _ = bound.stack(x[None], None, None, False)
         return -jax.nn.log_softmax(bound.embedding.attend(bound.final_norm(x))[0, -1])[last]
 
-    gradients = jax.vmap(jax.grad(nats))(vectors, batch["targets"][:, -1])
+    gradients = jax.jit(jax.vmap(jax.grad(nats)))(vectors, batch["targets"][:, -1])
     expected = jnp.linalg.norm(gradients, axis=-1).mean(axis=0)[::-1]
     np.testing.assert_allclose(drawn["trained"], expected, rtol=1e-4)

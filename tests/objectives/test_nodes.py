@@ -8,6 +8,11 @@ import pytest
 import arch_jax
 
 
+def loss_of(it, *given):
+    """The loss, compiled whole: op by op, every small operation would be compiled on its own."""
+    return jax.jit(it.loss, static_argnums=0)(*given)
+
+
 def karate():
     data = arch_jax.Nodes(source="karate", multiple=8)
     corpus = data.load()
@@ -23,10 +28,10 @@ def test_only_labelled_nodes_count():
     corpus, batch = karate()
     it = task()
     it.check(corpus)
-    variables = it.init(jax.random.key(0), batch)
-    (total, weight), (metrics, _) = it.loss("model", "main", variables, batch, jax.random.key(1), 0)
+    variables = jax.jit(it.init)(jax.random.key(0), batch)
+    (total, weight), (metrics, _) = loss_of(it, "model", variables, batch, jax.random.key(1))
     assert float(weight) == 2
-    logits = it.model.apply(variables, *it.arguments(batch))
+    logits = jax.jit(it.model.apply)(variables, *it.arguments(batch))
     nats = -jax.nn.log_softmax(logits)[jnp.arange(len(logits)), batch["labels"]]
     assert float(total) == pytest.approx(float(nats[0] + nats[33]), rel=1e-6)
     assert float(metrics["loss"][0]) == pytest.approx(float(total), rel=1e-6)
@@ -39,7 +44,7 @@ def test_padding_changes_nothing():
         corpus = arch_jax.Nodes(source="karate", multiple=multiple).load()
         batch = jax.tree.map(jnp.asarray, next(corpus.train(0)))
         it = task(l2=0.1)
-        variables = it.init(jax.random.key(0), batch)
+        variables = jax.jit(it.init)(jax.random.key(0), batch)
         loss = lambda params, it=it, batch=batch: it.loss(
             "model", "main", {"params": params}, batch, jax.random.key(1), 0
         )[0][0]
@@ -51,7 +56,7 @@ def test_padding_changes_nothing():
 
 def test_decay_is_part_of_the_loss():
     _, batch = karate()
-    variables = task().init(jax.random.key(0), batch)
+    variables = jax.jit(task().init)(jax.random.key(0), batch)
     plain, decayed = (
         task(l2=l2).loss("model", "main", variables, batch, jax.random.key(1), 0)[0][0] for l2 in (0.0, 0.5)
     )
@@ -67,7 +72,7 @@ def test_decay_is_part_of_the_loss():
 def test_embeddings_are_drawn():
     corpus, batch = karate()
     it = task()
-    figure = it.show(it.init(jax.random.key(0), batch), corpus, jax.random.key(1))["embeddings"]
+    figure = it.show(jax.jit(it.init)(jax.random.key(0), batch), corpus, jax.random.key(1))["embeddings"]
     points = [c for c in figure.axes[0].collections if hasattr(c, "get_sizes") and len(c.get_offsets())]
     assert sum(len(c.get_offsets()) for c in points[:2]) == 34
 

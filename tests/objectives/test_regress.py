@@ -14,6 +14,16 @@ from arch_jax.layers.mixers.rnn.rnn import RNN
 from arch_jax.layers.seq2seq.sequence_reader import SequenceReader
 
 
+def loss_of(it, *given):
+    """The loss, compiled whole: op by op, every small operation would be compiled on its own."""
+    return jax.jit(it.loss, static_argnums=0)(*given)
+
+
+def evaluated(it, *given):
+    """The evaluation, compiled whole."""
+    return jax.jit(it.evaluate)(*given)
+
+
 class Fading(nn.Module):
     """y = sum_t a^(T - t) (c x_t): whose gradient is known."""
 
@@ -43,8 +53,8 @@ def batch(rows=4, outputs=2, weights=(1, 1, 0, 1)):
 
 def test_the_error_by_hand():
     it, given = task(Fading(), tolerance=1.0), batch(weights=(1, 0.5, 0, 1))
-    variables = it.init(jax.random.key(0), given)
-    off = np.asarray(it.model.apply(variables, given["x"]) - given["targets"], np.float64)
+    variables = jax.jit(it.init)(jax.random.key(0), given)
+    off = np.asarray(jax.jit(it.model.apply)(variables, given["x"]) - given["targets"], np.float64)
     weights = np.array([1, 0.5, 0, 1])
     given["x"] = given["x"].at[2].set(jnp.nan)
     expected = {
@@ -52,22 +62,22 @@ def test_the_error_by_hand():
         "absolute_error": weights[[0, 1, 3]] @ np.abs(off[[0, 1, 3]]).mean(axis=1),
         "accuracy": weights[[0, 1, 3]] @ (np.abs(off[[0, 1, 3]]) <= 1).all(axis=1),
     }
-    found = it.evaluate(variables, given)
+    found = evaluated(it, variables, given)
     for name, total in expected.items():
         assert (float(found[name][0]), float(found[name][1])) == (pytest.approx(total, rel=1e-5), 2.5)
-    pair, (metrics, updates) = it.loss("model", "main", variables, given, jax.random.key(1), 0)
+    pair, (metrics, updates) = loss_of(it, "model", variables, given, jax.random.key(1))
     assert float(pair[0]) == float(metrics["loss"][0]) == pytest.approx(expected["loss"], rel=1e-5)
     assert updates == {}
 
 
 def test_targets_of_one_number_have_no_axis_of_their_own():
     it, given = task(Fading(outputs=1)), batch(outputs=1)
-    variables = it.init(jax.random.key(0), given)
+    variables = jax.jit(it.init)(jax.random.key(0), given)
     flat = given | {"targets": given["targets"][:, 0]}
-    assert float(it.evaluate(variables, flat)["loss"][0]) == float(it.evaluate(variables, given)["loss"][0])
+    assert float(evaluated(it, variables, flat)["loss"][0]) == float(evaluated(it, variables, given)["loss"][0])
     given["segment_ids"] = jnp.asarray([[1, 1, 1, 0, 0]] * 4)
     padded = given | {"x": given["x"].at[:, 3:].set(9.0)}
-    assert float(it.evaluate(variables, padded)["loss"][0]) == float(it.evaluate(variables, given)["loss"][0])
+    assert float(evaluated(it, variables, padded)["loss"][0]) == float(evaluated(it, variables, given)["loss"][0])
 
 
 def test_a_sum_is_learned():
@@ -87,7 +97,7 @@ def test_a_sum_is_learned():
             variables, state = carry
 
             def mean(variables):
-                (total, weight), _ = it.loss("model", "main", variables, given, key, 0)
+                (total, weight), _ = loss_of(it, "model", variables, given, key)
                 return total / weight
 
             loss, gradient = jax.value_and_grad(mean)(variables)
@@ -99,7 +109,7 @@ def test_a_sum_is_learned():
     (variables, _), losses = trained(jax.random.key(0), batches)
     assert losses[:5].mean() > 0.1, "1/6 is what the variance of the targets gives"
     (whole,) = arch_jax.AddingProblem(length=6, batch=256, validation=256).load().validation()
-    found = jax.jit(it.evaluate)(variables, whole)
+    found = evaluated(it, variables, whole)
     assert float(found["loss"][0] / found["loss"][1]) < 0.01
 
 
@@ -135,7 +145,7 @@ def test_what_is_shown():
     assert points.get_offsets().shape == (30, 2)
     np.testing.assert_allclose(points.get_offsets()[:20, 0], first["targets"], rtol=1e-6)
     np.testing.assert_allclose(
-        points.get_offsets()[:20, 1], it.model.apply(variables, jnp.asarray(first["x"]))[:, 0], rtol=1e-5
+        points.get_offsets()[:20, 1], jax.jit(it.model.apply)(variables, jnp.asarray(first["x"]))[:, 0], rtol=1e-5
     )
     axes = shown["gradient"].axes[0]
     assert axes.get_yscale() == "log"

@@ -20,6 +20,16 @@ from arch_jax.objectives.scheduled_sampling import truth_share, written_with_own
 from arch_jax.ops.losses import coverage_loss
 
 
+def loss_of(it, *given):
+    """The loss, compiled whole: op by op, every small operation would be compiled on its own."""
+    return jax.jit(it.loss, static_argnums=0)(*given)
+
+
+def evaluated(it, *given):
+    """The evaluation, compiled whole."""
+    return jax.jit(it.evaluate)(*given)
+
+
 class Oracle(nn.Module):
     """Stands in for an encoder-decoder: it copies, and says `wrong` in place of the symbol 1."""
 
@@ -63,14 +73,14 @@ def corpus():
 def test_only_real_tokens_count(corpus):
     it, given = task(), jax.tree.map(jnp.asarray, next(corpus.train(0)))
     variables = {"params": {"scale": jnp.float32(1.0)}}
-    (total, weight), (metrics, _) = it.loss("model", "main", variables, given, jax.random.key(0), 0)
-    logits = it.model.apply(variables, given["source"], given["target"])
+    (total, weight), (metrics, _) = loss_of(it, "model", variables, given, jax.random.key(0))
+    logits = jax.jit(it.model.apply)(variables, given["source"], given["target"])
     nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), given["labels"][..., None], -1)[..., 0]
     assert float(total) == pytest.approx(float(jnp.sum(nats * given["weights"])), rel=1e-5)
     assert float(weight) == float(given["source_mask"].sum())
     assert metrics["loss"][0] == total
     given["labels"] = jnp.where(given["weights"] > 0, given["labels"], -1)  # gives NaN where it is looked at
-    again, _ = it.loss("model", "main", variables, given, jax.random.key(0), 0)
+    again, _ = loss_of(it, "model", variables, given, jax.random.key(0))
     assert float(again[0]) == float(total)
 
 
@@ -78,11 +88,11 @@ def test_smoothing_is_for_training_alone(corpus):
     variables = {"params": {"scale": jnp.float32(1.0)}}
     given = next(corpus.train(0))
     plain, smooth = (task(label_smoothing=s) for s in (0.0, 0.1))
-    losses = [float(it.loss("model", "main", variables, given, jax.random.key(0), 0)[0][0]) for it in (plain, smooth)]
+    losses = [float(loss_of(it, "model", variables, given, jax.random.key(0))[0][0]) for it in (plain, smooth)]
     logits = plain.model.apply(variables, given["source"], given["target"])
     even = jnp.sum(-jnp.mean(jax.nn.log_softmax(logits), axis=-1) * given["weights"])
     assert losses[1] == pytest.approx(0.9 * losses[0] + 0.1 * float(even), rel=1e-5)
-    assert len({float(it.evaluate(variables, given)["loss"][0]) for it in (plain, smooth)}) == 1
+    assert len({float(evaluated(it, variables, given)["loss"][0]) for it in (plain, smooth)}) == 1
 
 
 def test_exact_sequences_are_counted(corpus, search):
@@ -90,7 +100,7 @@ def test_exact_sequences_are_counted(corpus, search):
     it = task(Oracle(wrong=5))
     it.check(corpus)
     variables = {"params": {"scale": jnp.float32(20.0)}}
-    totals = [it.evaluate(variables, batch) for batch in corpus.validation()]
+    totals = [evaluated(it, variables, batch) for batch in corpus.validation()]
     exact = sum(float(m["exact"][0]) for m in totals) / sum(float(m["exact"][1]) for m in totals)
     real = [row[mask] for batch in corpus.validation() for row, mask in zip(batch["source"], batch["source_mask"])]
     real = [row for row in real if len(row)]
@@ -204,11 +214,11 @@ def test_all_true_tokens_are_teacher_forcing():
     arguments = (batch["source"], batch["target"], batch["source_mask"])
     np.testing.assert_array_equal(fed, batch["target"])
     np.testing.assert_allclose(logits, jax.jit(module.apply)(variables, *arguments), atol=2e-6, rtol=1e-5)
-    expected = module.apply(variables, *arguments, method="attention")
+    expected = jax.jit(functools.partial(module.apply, method="attention"))(variables, *arguments)
     np.testing.assert_allclose(weights, expected, atol=1e-5)
     # The share that is all of them takes the plain way, bit for bit: nothing is drawn.
     plain, forced = task(module), task(module, teacher_forcing=1.0, sampling="sample")
-    losses = [it.loss("model", "main", variables, batch, jax.random.key(0), 0)[0][0] for it in (plain, forced)]
+    losses = [loss_of(it, "model", variables, batch, jax.random.key(0))[0][0] for it in (plain, forced)]
     assert losses[0] == losses[1]
 
 
@@ -265,7 +275,7 @@ def test_the_share_falls_as_the_paper_has_it(decay, rate, expected):
 def test_updates_are_counted_in_training():
     module, _, batch = recurrent()
     it = task(module, decay="linear", decay_rate=0.25)
-    variables = it.init(jax.random.key(0), batch)
+    variables = jax.jit(it.init)(jax.random.key(0), batch)
     loss = jax.jit(functools.partial(it.loss, "model"))
     shares = []
     for i in range(3):
@@ -273,7 +283,7 @@ def test_updates_are_counted_in_training():
         variables |= updates
         shares.append(float(metrics["share"][0]))
     assert shares == [1.0, 0.75, 0.5]
-    assert np.isfinite(it.evaluate(variables, batch)["loss"][0])
+    assert np.isfinite(evaluated(it, variables, batch)["loss"][0])
 
 
 def test_coverage_counts_what_is_read_again():
@@ -281,13 +291,13 @@ def test_coverage_counts_what_is_read_again():
     np.testing.assert_allclose(coverage_loss(weights), [[0.0, 0.5, 0.7]], atol=1e-6)
     module, variables, batch = recurrent("pointer-generator")
     arguments = (batch["source"], batch["target"], batch["source_mask"])
-    read = module.apply(variables, *arguments, method="attention")
+    read = jax.jit(functools.partial(module.apply, method="attention"))(variables, *arguments)
     lost = float(jnp.sum(coverage_loss(read) * batch["weights"]))
     losses = {}
     for share in (1.0, 1 - 1e-7):  # by the plain way, and token by token
         for weight in (0.0, 2.0):
             it = task(module, coverage=weight, teacher_forcing=share)
-            (total, _), (metrics, _) = it.loss("model", "main", variables, batch, jax.random.key(0), 0)
+            (total, _), (metrics, _) = loss_of(it, "model", variables, batch, jax.random.key(0))
             losses[share, weight] = float(total)
         assert float(metrics["coverage"][0]) == pytest.approx(lost, rel=1e-4)
         assert losses[share, 2.0] - losses[share, 0.0] == pytest.approx(2 * lost, rel=1e-3)

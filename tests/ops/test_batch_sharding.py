@@ -34,6 +34,7 @@ def test_without_a_mesh_nothing_happens():
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_fsdp_needs_no_more_for_activations_than_data():
     """Without it, the partitioner keeps all rows of the batch on every device: six times as much at this size."""
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

@@ -1,5 +1,6 @@
 """Latent variables: closed forms against Monte Carlo, the order of the bounds, ways between codes."""
 
+import functools
 import itertools
 
 import jax
@@ -23,14 +24,19 @@ from arch_jax.ops.latents import (
 
 def test_the_divergence_is_the_mean_of_log_ratios():
     draw = np.random.default_rng(0)
-    mean, log_variance = (jnp.asarray(draw.normal(size=(4, 3)), jnp.float32) for _ in range(2))
-    z = draw_gaussian(jax.random.normal(jax.random.key(0), (400_000, 4, 3)), mean, log_variance)
-    zero = jnp.zeros(())
-    ratios = gaussian_log_density(z, mean, log_variance) - gaussian_log_density(z, zero, zero)
+    mean, log_variance = (draw.normal(size=(4, 3)).astype(np.float32) for _ in range(2))
+
+    @jax.jit
+    def estimate(mean, log_variance):
+        z = draw_gaussian(jax.random.normal(jax.random.key(0), (400_000, 4, 3)), mean, log_variance)
+        zero = jnp.zeros(())
+        ratios = gaussian_log_density(z, mean, log_variance) - gaussian_log_density(z, zero, zero)
+        return ratios.mean(0), ratios.std(0), gaussian_kl(mean, log_variance)
+
+    average, deviation, exact = map(np.asarray, estimate(mean, log_variance))
     # Standard error of the mean: the ratios' deviation over 632.
-    error = np.asarray(ratios.std(0)) / 400_000**0.5
-    exact = np.asarray(gaussian_kl(mean, log_variance))
-    assert (np.abs(np.asarray(ratios.mean(0)) - exact) < 4 * error).all()
+    error = deviation / 400_000**0.5
+    assert (np.abs(average - exact) < 4 * error).all()
     assert (error < 0.01 * exact).all()
     assert float(gaussian_kl(jnp.zeros((1, 5)), jnp.zeros((1, 5)))[0]) == 0
 
@@ -52,11 +58,14 @@ def test_log_densities_are_scipys():
 def test_the_bound_rises_with_draws_and_ends_at_the_likelihood():
     """z ~ N(0, 1), x | z ~ N(z, 1): log p(x) = log N(x; 0, 2); the proposal is the prior, far from the posterior."""
     x, zero = 1.5, jnp.zeros(())
-    exact = float(gaussian_log_density(jnp.array([x]), zero, jnp.log(2.0)))
-    bounds = []
-    for number, draws in enumerate((1, 2, 5, 50, 1000)):
-        z = jax.random.normal(jax.random.key(number), (draws, 20_000, 1))
-        bounds.append(float(importance_bound(gaussian_log_density(jnp.array([x]), z, zero)).mean()))
+    exact = float(jax.jit(gaussian_log_density)(np.array([x], np.float32), zero, np.log(np.float32(2))))
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def bound(key, draws):
+        z = jax.random.normal(key, (draws, 20_000, 1))
+        return importance_bound(gaussian_log_density(jnp.array([x]), z, zero)).mean()
+
+    bounds = [float(bound(jax.random.key(number), draws)) for number, draws in enumerate((1, 2, 5, 50, 1000))]
     assert all(a < b for a, b in itertools.pairwise(bounds)), bounds
     assert abs(bounds[-1] - exact) < 0.01
     # One draw: the evidence lower bound, whose value with q = p(z) is E log p(x | z) = -log(2 pi) / 2 - (x^2 + 1) / 2.

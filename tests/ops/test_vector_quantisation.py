@@ -20,16 +20,23 @@ def drawn(seed, *shape):
 
 def test_nearest_is_nearest():
     x, codes = drawn(0, 6, 7, 5), drawn(1, 11, 5)
-    np.testing.assert_array_equal(jax.jit(nearest_code)(x, codes), nearest_code_reference(x, codes))
-    np.testing.assert_array_equal(nearest_code(codes, codes), np.arange(11))
+    nearest = jax.jit(nearest_code)
+    np.testing.assert_array_equal(nearest(x, codes), nearest_code_reference(x, codes))
+    np.testing.assert_array_equal(nearest(codes, codes), np.arange(11))
 
 
 def test_the_gradient_goes_straight_through():
     x, codes = drawn(0, 6, 5), drawn(1, 11, 5)
     f = lambda x: jnp.sum(jnp.sin(straight_through(x, codes[nearest_code(x, codes)])))
-    replaced = codes[nearest_code(x, codes)]
-    np.testing.assert_allclose(straight_through(x, replaced), replaced, atol=1e-6)
-    np.testing.assert_allclose(jax.grad(f)(x), jnp.cos(replaced), atol=1e-6)
+
+    @jax.jit
+    def run(x):
+        replaced = codes[nearest_code(x, codes)]
+        return replaced, straight_through(x, replaced), jax.grad(f)(x)
+
+    replaced, passed, slope = run(x)
+    np.testing.assert_allclose(passed, replaced, atol=1e-6)
+    np.testing.assert_allclose(slope, np.cos(replaced), atol=1e-6)
 
 
 def test_without_memory_it_is_k_means():
@@ -61,9 +68,10 @@ def test_the_moving_average_forgets():
 
 
 def test_a_code_that_nothing_chooses_is_put_on_a_vector():
-    x, codes, counts = drawn(5, 30, 2), drawn(6, 4, 2), jnp.array([5.0, 0.01, 3.0, 0.0])
+    x, codes, counts = *map(np.asarray, (drawn(5, 30, 2), drawn(6, 4, 2))), np.array([5, 0.01, 3, 0], np.float32)
     sums = codes * counts[:, None]
-    moved, now, total = revived(jax.random.key(0), x, codes, counts, sums, least=0.1)
+    revive = jax.jit(revived, static_argnames="least")
+    moved, now, total = map(np.asarray, revive(jax.random.key(0), x, codes, counts, sums, least=0.1))
     for k in (0, 2):
         np.testing.assert_array_equal(moved[k], codes[k])
         np.testing.assert_array_equal(total[k], sums[k])
@@ -71,11 +79,12 @@ def test_a_code_that_nothing_chooses_is_put_on_a_vector():
         assert (np.abs(np.asarray(x) - np.asarray(moved[k])).max(-1) == 0).any()
         np.testing.assert_array_equal(total[k], moved[k])
         assert now[k] == 1
-    unchanged = revived(jax.random.key(0), x, codes, counts, sums, least=0.0)
+    unchanged = revive(jax.random.key(0), x, codes, counts, sums, least=0.0)
     np.testing.assert_array_equal(unchanged[0], codes)
 
 
 def test_perplexity():
-    assert float(perplexity(jnp.zeros((4, 5), jnp.int32), 9)) == 1
-    np.testing.assert_allclose(perplexity(jnp.arange(9), 9), 9, rtol=1e-6)
-    np.testing.assert_allclose(perplexity(jnp.array([0, 0, 0, 1]), 4), np.exp(0.75 * np.log(4 / 3) + 0.25 * np.log(4)))
+    of = jax.jit(perplexity, static_argnums=1)
+    assert float(of(np.zeros((4, 5), np.int32), 9)) == 1
+    np.testing.assert_allclose(of(np.arange(9), 9), 9, rtol=1e-6)
+    np.testing.assert_allclose(of(np.array([0, 0, 0, 1]), 4), np.exp(0.75 * np.log(4 / 3) + 0.25 * np.log(4)))

@@ -154,6 +154,7 @@ def test_several_gpus_share_batch_and_parameters():
     assert cut.memory.optimizer < 0.6 * one.memory.optimizer
 
 
+@pytest.mark.thorough
 def test_the_largest_batch_of_an_estimate_is_confirmed(monkeypatch):
     asked = workload("gpt2", SMALL)
     holds = plan(asked.resized(24), "t4").step.memory.total  # as much as 24 examples need

@@ -39,11 +39,15 @@ def every_target():
     padded = np.array([tokens + (STOP,) * (LENGTH - len(tokens)) for tokens in targets])
     lengths = np.array([len(tokens) for tokens in targets])
     inputs = np.concatenate([np.full((len(padded), 1), START), padded[:, :-1]], axis=1).astype(np.int32)
-    apply = jax.jit(module.apply)
+
+    @jax.jit
+    def log_p(variables, row):
+        logits = module.apply(variables, jnp.repeat(row[None], len(padded), axis=0), jnp.asarray(inputs))
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), padded[..., None], axis=-1)[..., 0]
+
     found = []
     for row in source:
-        logits = apply(variables, jnp.repeat(jnp.asarray(row)[None], len(padded), axis=0), jnp.asarray(inputs))
-        nats = jnp.take_along_axis(jax.nn.log_softmax(logits), padded[..., None], axis=-1)[..., 0]
+        nats = log_p(variables, row)
         found.append(np.where(np.arange(LENGTH) < lengths[:, None], nats, 0))
     return padded, lengths, np.stack(found)
 
@@ -74,8 +78,14 @@ def slow_search(log_p, beams, penalty):
     return log_p(opened[0]) / ((5 + LENGTH) / 6) ** penalty, opened[0]
 
 
-@pytest.mark.parametrize("beams", [2, 3])
-@pytest.mark.parametrize("penalty", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize(
+    ("beams", "penalty"),
+    [
+        (2, 0.6),
+        (3, 0.0),
+        *(pytest.param(*case, marks=pytest.mark.thorough) for case in ((2, 0.0), (3, 0.6), (2, 2.0), (3, 2.0))),
+    ],
+)
 def test_it_is_the_slow_search(beams, penalty):
     module, variables, source = made()
     padded, _, log_p = every_target()
@@ -89,6 +99,7 @@ def test_it_is_the_slow_search(beams, penalty):
         np.testing.assert_allclose(score, best, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_more_beams_find_likelier_targets():
     module, variables, source = made()
     options = {"start": START, "stop": None}
@@ -118,7 +129,7 @@ def test_one_beam_is_greedy():
 
 def test_sources_of_different_lengths():
     module, variables, source = made()
-    rows = [row[:n].tolist() for row, n in zip(source[:3], (5, 2, 3))]
+    rows = [row[:n].tolist() for row, n in zip(source[:3], (2, 5, 2))]
     options = {"start": START, "stop": STOP, "beams": 3}
     together = beam_search(module, variables, rows, LENGTH, **options)
     for i, row in enumerate(rows):

@@ -170,6 +170,7 @@ def test_a_model_of_other_inputs(toys):
         fitted(parse_model("toy_of_pictures"), TOY, TOY.data)
 
 
+@pytest.mark.thorough
 def test_language_models_at_equal_parameters(language, tmp_path):
     """A decoder and a recurrence with as many parameters, on the same text."""
     experiment, corpus = language
@@ -282,6 +283,7 @@ def test_what_can_not_be_tuned(toys, tmp_path):
     assert not list(tmp_path.glob("cells/*"))
 
 
+@pytest.mark.thorough
 def test_a_budget_of_flops(toys, tmp_path):
     found = run(tmp_path, ["toy_net", "toy_line"], "flops=5e7", seeds=1)
     for row in found.rows:
@@ -290,6 +292,7 @@ def test_a_budget_of_flops(toys, tmp_path):
     assert any(line.startswith("FLOPs of the training: ") for line in found.held_equal)
 
 
+@pytest.mark.thorough
 def test_a_budget_of_seconds(toys, tmp_path):
     """The steps follow from a step's time, which is measured once and kept."""
     found = run(tmp_path, ["toy_net", "toy_line"], "seconds=0.02", seeds=1)

@@ -95,6 +95,7 @@ def test_bootstrap_intervals_hold_the_law(noisy):
     assert json.loads(json.dumps(law.to_json()))["intervals"]["E"] == list(law.intervals["E"])
 
 
+@pytest.mark.thorough
 def test_bootstrap_follows_its_seed(noisy):
     points, law, _ = noisy
     np.testing.assert_allclose(fit(points, bootstrap=20).resamples, law.resamples[:20])

@@ -60,7 +60,7 @@ def language_model(name):
     return module if module.position is None else fields.override(module, {"position.length": 64})
 
 
-@pytest.mark.parametrize("target", [1e5, 1e6, 1e8, 1e10])
+@pytest.mark.parametrize("target", [1e5, 1e8, *(pytest.param(x, marks=pytest.mark.thorough) for x in (1e6, 1e10))])
 @pytest.mark.parametrize("name", ["gpt", "gpt2", "lstm"])
 def test_budgets_of_parameters_are_met(name, target):
     module, calls = language_model(name), []
@@ -165,7 +165,12 @@ class Wide(nn.Module):
 
 @pytest.mark.parametrize(
     "mixer",
-    ["retention", "mlstm", {"module": "mamba2", "head_size": 16}, {"module": "rwkv7", "head_size": 16}],
+    [
+        "retention",
+        pytest.param("mlstm", marks=pytest.mark.thorough),
+        pytest.param({"module": "mamba2", "head_size": 16}, marks=pytest.mark.thorough),
+        pytest.param({"module": "rwkv7", "head_size": 16}, marks=pytest.mark.thorough),
+    ],
     ids=str,
 )
 def test_a_width_that_a_part_refuses_is_not_taken(mixer):

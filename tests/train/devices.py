@@ -1,15 +1,18 @@
 """Run by test_devices.py in processes that see several CPU devices; and a person's experiment file, `config()`.
 
-python devices.py layouts NAME...                     the first losses of experiments in each layout, as JSON
+python devices.py layouts NAME:LAYOUT...              the first losses of experiments in layouts, as JSON
+python devices.py quick NAME:LAYOUT...                and what else the quick tests ask of several devices
 python devices.py pair PORT PROCESS NAME:LAYOUT...    the same in two processes, over the devices of both
 """
 
 import dataclasses
+import io
 import json
 import os
 import sys
 import tempfile
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -207,15 +210,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pmap": {"parallel": "pmap"},
     "tensor": {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
 }
-#: Not pmap, where something is drawn at random or there is one batch; not tensor, where nobody laid anything down.
-ONLY = {
-    "gpt-dropout": ("one", "both"),
-    "toy": ("one", "both", "pmap"),
-    "toy-one-batch": ("one", "both"),
-    "lenet5-bn": ("one", "data", "fsdp", "both", "pmap"),
-    "gan": ("one", "data", "fsdp", "both"),
-    "gcn": ("one", "data", "fsdp", "both"),
-}
 
 
 def first_losses(experiment: arch_jax.Experiment) -> tuple[dict[str, list], Any, Any]:
@@ -240,27 +234,25 @@ def first_losses(experiment: arch_jax.Experiment) -> tuple[dict[str, list], Any,
     return found, place, state
 
 
-def layouts(names: list[str]) -> dict[str, Any]:
+def layouts(words: list[str]) -> dict[str, Any]:
     """Name -> layout -> the first metrics."""
     found: dict[str, Any] = {}
-    for name in names:
-        experiment = experiments()[name]()
-        found[name] = {}
-        for layout in ONLY.get(name, LAYOUTS):
-            metrics, place, state = first_losses(experiment.overridden(LAYOUTS[layout]))
-            found[name][layout] = {"metrics": metrics}
-            if name == "gpt" and not place.mapped:
-                found[name][layout]["pieces"] = {
-                    jax.tree_util.keystr(path, simple=True, separator="/"): [
-                        list(x.shape),
-                        list(x.addressable_shards[0].data.shape),
-                    ]
-                    for path, x in jax.tree_util.tree_leaves_with_path(state)
-                }
-                found[name][layout]["bytes"] = [
-                    sum(s.data.nbytes for x in jax.tree.leaves(state) for s in x.addressable_shards if s.device == one)
-                    for one in place.devices
+    for word in words:
+        name, layout = word.split(":")
+        metrics, place, state = first_losses(experiments()[name]().overridden(LAYOUTS[layout]))
+        here = found.setdefault(name, {}).setdefault(layout, {"metrics": metrics})
+        if name == "gpt" and not place.mapped:
+            here["pieces"] = {
+                jax.tree_util.keystr(path, simple=True, separator="/"): [
+                    list(x.shape),
+                    list(x.addressable_shards[0].data.shape),
                 ]
+                for path, x in jax.tree_util.tree_leaves_with_path(state)
+            }
+            here["bytes"] = [
+                sum(s.data.nbytes for x in jax.tree.leaves(state) for s in x.addressable_shards if s.device == one)
+                for one in place.devices
+            ]
     return found
 
 
@@ -280,6 +272,30 @@ def another_layout() -> dict[str, Any]:
     return lines
 
 
+#: What can't be laid out, and is told in one sentence.
+REFUSED = (
+    ["data.batch=12"],
+    ["mesh.fsdp=3"],
+    ["mesh.tensor=2"],
+    ["data=devices_one_batch", "parallel=pmap"],
+)
+
+
+def refused() -> dict[str, tuple[int, str, str, bool]]:
+    """What the command says to each: exit code, stdout, stderr, and whether it has begun a run."""
+    from arch_jax.cli import main
+
+    found = {}
+    for changes in REFUSED:
+        sets = [word for change in changes for word in ("--set", change)]
+        out, err = io.StringIO(), io.StringIO()
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(out), redirect_stderr(err):
+            code = main(["train", __file__, "--workdir", f"{folder}/run", *sets])
+            begun = (Path(folder) / "run" / "config.json").exists()
+            found[" ".join(changes)] = code, out.getvalue(), err.getvalue(), begun
+    return found
+
+
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
     if what == "pair":
@@ -289,5 +305,7 @@ if __name__ == "__main__":
             found = first_losses(experiments()[name]().overridden(LAYOUTS[layout]))[0]
             result.setdefault(name, {})[layout] = {"metrics": found}
     else:
-        result = layouts(rest) | {"another layout": another_layout()}
+        result = layouts(rest)
+        if what == "quick":
+            result |= {"another layout": another_layout(), "refused": refused()}
     print("RESULT" + json.dumps(result))

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 import arch_jax
+from arch_jax.experiment import load
 from arch_jax.train import loop
 from arch_jax.train.loop import train
 from arch_jax.train.mesh import Placement
@@ -45,6 +46,18 @@ RUNS = {
 }
 
 
+#: More objectives that show something, by an experiment with each.
+OTHERS = ("adding_problem", "bert_markov", "denoising_score", "vae_fashion")
+
+
+def published(name):
+    """An experiment of the project, with small batches of what is at hand."""
+    it, _ = load(name)
+    if isinstance(it.data, arch_jax.Images):
+        return it.overridden({"data.source": "digits", "data.resize": 28, "data.batch": 16})
+    return it.overridden({"data.batch": 8})
+
+
 @pytest.fixture(scope="module")
 def compiled():
     """The names of the programs that were compiled so far; `chex.assert_max_traces` sees one function's alone."""
@@ -59,9 +72,9 @@ def compiled():
     jax.monitoring.unregister_event_duration_listener(heard)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [*RUNS, *(pytest.param(name, marks=pytest.mark.thorough) for name in OTHERS)])
 def test_the_second_time_nothing_is_compiled(name, compiled, tmp_path, monkeypatch):
-    make, sample = RUNS[name]
+    make, sample = RUNS.get(name, (lambda folder: published(name), None))
     dispatched, evaluated = [], []
 
     def counted(counts, method):
@@ -75,8 +88,9 @@ def test_the_second_time_nothing_is_compiled(name, compiled, tmp_path, monkeypat
 
     monkeypatch.setattr(Placement, "run", counted(dispatched, Placement.run))
     monkeypatch.setattr(loop._Run, "_evaluate", counted(evaluated, loop._Run._evaluate))
-    it = dataclasses.replace(make(tmp_path), steps=6, steps_per_dispatch=2, evaluate_every=2, checkpoint_every=2)
-    outcome = train(it, tmp_path / "run")
+    settings = {"steps": 8, "steps_per_dispatch": 2, "evaluate_every": 2, "checkpoint_every": 2, "log_every": 1}
+    it = dataclasses.replace(make(tmp_path), **settings)
+    outcome = train(it, tmp_path / "run", stop_after=6)  # not to the end, where some are scored, once
     assert len(dispatched) == len(evaluated) == 3
     assert evaluated[0]  # something is there to be counted
     assert dispatched[1:] == [[], []]

@@ -15,6 +15,7 @@ from arch_jax.train.report import draw_films
 from arch_jax.train.restore import open_run
 from arch_jax.train.workdir import read_metrics
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 QUICK = arch_jax.Optimizer("adam", learning_rate=1e-2, schedule="constant")
 
 
@@ -49,6 +50,10 @@ SHAPES = {
     "points": points,
     "nodes": nodes,
 }
+#: All, the plain pictures in CI alone: beside those with batch statistics they take no other path.
+every_shape = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.thorough] * (name == "pictures")) for name in SHAPES]
+)
 SHOWN = {"pictures": "predictions", "batch norm": "predictions", "points": "points", "nodes": "embeddings"}
 
 
@@ -71,7 +76,7 @@ def whole(tmp_path_factory):
     return functools.cache(lambda name: train(experiment(name, 8), folder / name.replace(" ", "-")))
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@every_shape
 def test_what_a_run_leaves(whole, name):
     outcome = whole(name)
     lines = read_metrics(outcome.path)
@@ -84,7 +89,7 @@ def test_what_a_run_leaves(whole, name):
     assert outcome.path / f"film_{SHOWN[name]}.png" in outcome.shown
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@every_shape
 def test_a_stopped_run_goes_on_bit_for_bit(whole, name, tmp_path):
     """Players' own optimizers, batch statistics, whole graphs: 3 steps and 5 are 8."""
     train(experiment(name, 8), tmp_path / "run", stop_after=3)
@@ -94,7 +99,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, name, tmp_path):
     assert read_metrics(outcome.path) == read_metrics(whole(name).path)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@every_shape
 def test_a_run_is_opened_and_evaluated(whole, name):
     run = open_run(whole(name).path)
     assert run.evaluate() == pytest.approx(whole(name).validation, rel=1e-5)
@@ -119,7 +124,7 @@ def test_samples(whole, capsys):
     assert [len(row) for row in numbers] == [2, 2, 2]
     assert main(["sample", str(whole("points").path), "--prompt", "x"]) == 2
     assert "--prompt is for text" in capsys.readouterr().err
-    assert main(["sample", str(whole("pictures").path)]) == 2
+    assert main(["sample", str(whole("batch norm").path)]) == 2
     assert "has nothing to sample" in capsys.readouterr().err
 
 

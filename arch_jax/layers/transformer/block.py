@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from arch_jax.layers.mixers.contract import Cross, FeedForward, Mixer, Norm, Place, unbound
+from arch_jax.ops.tracing import asks_for_values
 
 #: Where norms stand in a residual block; see `Block`.
 Placement = Literal["pre", "post", "sandwich"]
@@ -164,7 +165,9 @@ class Stack(nn.Module):
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(nn.broadcast, nn.broadcast, 0),
                 length=count,
-                check_constancy_invariants=False,  # no variable is broadcast, and the check traces all layers again
+                # No variable is broadcast, so the check is only a second trace of all layers; but where parameters are
+                # drawn, it counts for what is drawn.
+                check_constancy_invariants=self.is_initializing() and asks_for_values(),
             )
             layers = turns(blocks, count, train, parent=self, name="layers")
             x, _ = layers(x, segment_ids, context, jnp.arange(count))

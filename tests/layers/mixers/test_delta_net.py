@@ -92,16 +92,16 @@ def test_hardly_any_tokens(length):
 def test_bad_input():
     x = jnp.ones((2, 3, WIDTH))
     with pytest.raises(UsageError, match=r"heads of delta_net is 3.*nearest is"):
-        DeltaNet(heads=3).init(jax.random.key(0), x)
+        jax.eval_shape(DeltaNet(heads=3).init, jax.random.key(0), x)
     with pytest.raises(UsageError, match="value_heads of gated_delta_net is 3; expected a multiple of its 2"):
         GatedDeltaNet(heads=2, value_heads=3)
     with pytest.raises(UsageError, match="convolution of delta_net is -1"):
         DeltaNet(convolution=-1)
     with pytest.raises(UsageError, match=r"chunk .*0"):
-        DeltaNet(heads=2, chunk=0).init(jax.random.key(0), x)
+        jax.eval_shape(DeltaNet(heads=2, chunk=0).init, jax.random.key(0), x)
     mixer = DeltaNet(heads=2)
     params = jax.jit(mixer.init)(jax.random.key(0), x)
     with pytest.raises(UsageError, match="3 rows; expected 2"):
-        mixer.apply(params, x, None, mixer.initial_state(3, 0, WIDTH))
+        jax.eval_shape(mixer.apply, params, x, None, mixer.initial_state(3, 0, WIDTH))
     with pytest.raises(UsageError, match="RetentionState as its state; expected a DeltaState"):
-        mixer.apply(params, x, None, Retention(heads=2).initial_state(2, 0, WIDTH))
+        jax.eval_shape(mixer.apply, params, x, None, Retention(heads=2).initial_state(2, 0, WIDTH))

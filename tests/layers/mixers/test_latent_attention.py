@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from arch_jax.errors import UsageError
@@ -39,13 +40,13 @@ def test_a_linear_state_does_not_grow_with_the_length():
 
 
 def test_performers_features_come_from_the_seed_and_are_no_parameters():
-    x = jax.random.normal(jax.random.key(0), (1, 6, 16))
+    x = np.random.default_rng(0).normal(size=(1, 6, 16)).astype(np.float32)
     layers = [Performer(heads=2, random_features=3, initial_std=None, seed=seed) for seed in (0, 0, 1)]
-    variables = layers[0].init(jax.random.key(1), x)
+    variables = jax.jit(layers[0].init)(jax.random.key(1), x)
     assert sum(p.size for p in jax.tree.leaves(variables)) == 4 * 16 * 16
-    first, again, other = (layer.apply(variables, x)[0] for layer in layers)
-    assert jnp.array_equal(first, again)
-    assert jnp.abs(first - other).max() > 1e-3
+    first, again, other = (np.asarray(jax.jit(layer.apply)(variables, x)[0]) for layer in layers)
+    assert np.array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
 
 
 def test_mistakes_are_named():

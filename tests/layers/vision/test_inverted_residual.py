@@ -33,11 +33,11 @@ def test_stochastic_depth_leaves_out_whole_examples_and_keeps_the_mean():
 def test_squeeze_and_excitation_by_hand():
     x = drawn(2, 3, 4, 5)
     module = SqueezeExcitation(2)
-    variables = module.init(jax.random.key(0), x)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
     params = variables["params"]
     hidden = np.maximum(x.mean((1, 2)) @ params["reduce"]["kernel"] + params["reduce"]["bias"], 0)
     gates = 1 / (1 + np.exp(-(hidden @ params["expand"]["kernel"] + params["expand"]["bias"])))
-    np.testing.assert_allclose(module.apply(variables, x), x * gates[:, None, None, :], atol=1e-6)
+    np.testing.assert_allclose(jax.jit(module.apply)(variables, x), x * gates[:, None, None, :], atol=1e-6)
 
 
 def test_what_is_added_to_the_branch():
@@ -45,25 +45,25 @@ def test_what_is_added_to_the_branch():
     x = drawn(2, 6, 6, 4)
     for features, stride, expected in ((4, 1, x), (4, 2, jnp.zeros((2, 3, 3, 4))), (5, 1, jnp.zeros((2, 6, 6, 5)))):
         module = InvertedResidual(features, 3, stride=stride)
-        variables = module.init(jax.random.key(0), x)
+        variables = jax.jit(module.init)(jax.random.key(0), x)
         variables["params"]["project"]["norm"]["scale"] *= 0
-        np.testing.assert_array_equal(module.apply(variables, x), expected)
+        np.testing.assert_array_equal(jax.jit(module.apply)(variables, x), expected)
 
 
 def test_a_residual_block_of_zero_scale_is_its_shortcut():
     x = drawn(2, 6, 6, 4)
     module = Residual(4, zero_scale=True)
-    variables = module.init(jax.random.key(0), x)
-    np.testing.assert_array_equal(module.apply(variables, x), jnp.maximum(x, 0))
+    variables = jax.jit(module.init)(jax.random.key(0), x)
+    np.testing.assert_array_equal(jax.jit(module.apply)(variables, x), jnp.maximum(x, 0))
     plain = Residual(4, zero_scale=True, shortcut="none")
-    np.testing.assert_array_equal(plain.apply(variables, x), jnp.zeros_like(x))
+    np.testing.assert_array_equal(jax.jit(plain.apply)(variables, x), jnp.zeros_like(x))
 
 
 def test_a_convnext_block_of_zero_scale_is_the_identity():
     x = drawn(2, 6, 6, 4)
     module = ConvNeXtBlock(layer_scale=0.0)
-    variables = module.init(jax.random.key(0), x)
-    np.testing.assert_array_equal(module.apply(variables, x), x)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
+    np.testing.assert_array_equal(jax.jit(module.apply)(variables, x), x)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Position encodings: identities of the papers, the complex-number oracle, Llama 3.1's rule."""
 
+import functools
 import math
 
 import jax
@@ -34,14 +35,16 @@ def test_rotation_equals_multiplication_by_complex_units(half, positions):
     x, positions = random(2, 6, 3, 8), jnp.asarray(positions)
     frequencies = rope_frequencies(2 * half)
     weights = random(2, 6, 3, 8, seed=1)
-    got = jax.jit(apply_rope)(x, positions, frequencies)
-    np.testing.assert_allclose(got, apply_rope_reference(x, positions, frequencies), rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(got[..., 2 * half :], x[..., 2 * half :])
-    gradients = [
-        jax.grad(lambda x, f=f: jnp.sum(weights * f(x, positions, frequencies)))(x)
-        for f in (apply_rope, apply_rope_reference)
-    ]
-    np.testing.assert_allclose(*gradients, rtol=1e-5, atol=1e-6)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def value_and_gradient(form, x):
+        value, pull = jax.vjp(lambda x: form(x, positions, frequencies), x)
+        return value, *pull(weights)
+
+    (got, slope), expected = (value_and_gradient(form, x) for form in (apply_rope, apply_rope_reference))
+    for ours, theirs in zip((got, slope), expected):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(got)[..., 2 * half :], np.asarray(x)[..., 2 * half :])
 
 
 def test_scores_depend_on_the_difference_of_positions_only():
@@ -50,29 +53,31 @@ def test_scores_depend_on_the_difference_of_positions_only():
         frequencies = rope_frequencies(8)
         assert frequencies.dtype == jnp.float64
 
+        @jax.jit
         def scores(shift):
             positions = jnp.arange(5) + shift
             rotated = (apply_rope(x, positions, frequencies) for x in (q, k))
             return jnp.einsum("bthd,bshd->bhts", *rotated)
 
         np.testing.assert_allclose(scores(0), scores(1_000), rtol=0, atol=1e-10)
-        apart = jnp.einsum("bthd,bshd->bhts", apply_rope(q, jnp.arange(5), frequencies), k)
+        apart = np.einsum("bthd,bshd->bhts", jax.jit(apply_rope)(q, jnp.arange(5), frequencies), k)
         assert np.abs(scores(0) - apart).max() > 0.1
 
 
 def test_the_norm_of_every_head_is_kept():
     x = random(2, 6, 3, 8)
-    rotated = apply_rope(x, 1_000 * jnp.arange(6), rope_frequencies(8))
-    np.testing.assert_allclose(jnp.linalg.norm(rotated, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
-    assert jnp.abs(rotated - x)[:, 1:].max() > 0.1
+    x, rotated = map(np.asarray, (x, jax.jit(apply_rope)(x, 1_000 * np.arange(6), rope_frequencies(8))))
+    np.testing.assert_allclose(np.linalg.norm(rotated, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
+    assert np.abs(rotated - x)[:, 1:].max() > 0.1
 
 
 def test_bfloat16_turns_by_float32_angles():
     """At position 4,000 a bfloat16 angle would be off by up to 8 radians."""
     x, positions, frequencies = random(1, 2, 1, 8), jnp.asarray([3999, 4000]), rope_frequencies(8)
-    low = apply_rope(x.astype(jnp.bfloat16), positions, frequencies)
+    rotate = jax.jit(apply_rope)
+    low = rotate(np.asarray(x).astype(jnp.bfloat16), positions, frequencies)
     assert low.dtype == jnp.bfloat16
-    np.testing.assert_allclose(low.astype(jnp.float32), apply_rope(x, positions, frequencies), atol=3e-2)
+    np.testing.assert_allclose(np.asarray(low, np.float32), rotate(x, positions, frequencies), atol=3e-2)
 
 
 def test_llama3_scaling_by_its_rule():

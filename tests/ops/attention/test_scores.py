@@ -1,5 +1,7 @@
 """Additive and multiplicative scores: each against its equation, and what the softmax over them promises."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,16 @@ MODULES = [
 LOCAL = [LocalAttention(alignment=alignment, window=1, initial_scale=1.0) for alignment in ("monotonic", "predictive")]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def initial(module, s, h):
+    return module.init(jax.random.key(0), s, h)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def applied(module, variables, *arguments):
+    return module.apply(variables, *arguments)
+
+
 def draw(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
@@ -35,37 +47,39 @@ def test_each_score_is_its_equation():
         s, h = draw(BATCH, TIME, WIDTH), draw(BATCH, SOURCE, WIDTH, seed=1)
         w, u, v = draw(WIDTH, HIDDEN, seed=2), draw(WIDTH, HIDDEN, seed=3), draw(HIDDEN, seed=4)
         square = draw(WIDTH, WIDTH, seed=5)
+        s, h, w, u, v, square = map(np.asarray, (s, h, w, u, v, square))
         got = {
-            "additive": additive_scores(s, h, w, u, v),
-            "dot": dot_scores(s, h),
-            "general": general_scores(s, h, square),
-            "concat": concat_scores(s, h, jnp.concatenate([w, u]), v),
+            "additive": jax.jit(additive_scores)(s, h, w, u, v),
+            "dot": jax.jit(dot_scores)(s, h),
+            "general": jax.jit(general_scores)(s, h, square),
+            "concat": jax.jit(concat_scores)(s, h, np.concatenate([w, u]), v),
         }
+        got = {name: np.asarray(scores) for name, scores in got.items()}
         for b, i, j in np.ndindex(BATCH, TIME, SOURCE):
             expected = {
-                "additive": v @ jnp.tanh(s[b, i] @ w + h[b, j] @ u),
+                "additive": v @ np.tanh(s[b, i] @ w + h[b, j] @ u),
                 "dot": s[b, i] @ h[b, j],
                 "general": s[b, i] @ square @ h[b, j],
-                "concat": v @ jnp.tanh(jnp.concatenate([s[b, i], h[b, j]]) @ jnp.concatenate([w, u])),
+                "concat": v @ np.tanh(np.concatenate([s[b, i], h[b, j]]) @ np.concatenate([w, u])),
             }
             for name, value in expected.items():
                 np.testing.assert_allclose(got[name][b, i, j], value, rtol=1e-12, err_msg=name)
-        np.testing.assert_allclose(general_scores(s, h, jnp.eye(WIDTH)), dot_scores(s, h), rtol=1e-12)
+        np.testing.assert_allclose(jax.jit(general_scores)(s, h, np.eye(WIDTH)), got["dot"], rtol=1e-12)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=repr)
 def test_weights_sum_to_1_over_what_is_visible(module):
     s, h = draw(BATCH, TIME, WIDTH), draw(BATCH, SOURCE, WIDTH, seed=1)
-    variables = module.init(jax.random.key(0), s, h)
-    context, weights = module.apply(variables, s, h, jnp.asarray(MASK))
+    variables = initial(module, s, h)
+    context, weights = map(np.asarray, applied(module, variables, s, h, MASK))
     np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-6)
-    assert not np.asarray(weights)[1][:, ~MASK[1]].any()
-    np.testing.assert_allclose(context, jnp.einsum("bts,bsd->btd", weights, h), rtol=1e-5, atol=1e-6)
+    assert not weights[1][:, ~MASK[1]].any()
+    np.testing.assert_allclose(context, np.einsum("bts,bsd->btd", weights, h), rtol=1e-5, atol=1e-6)
     # Queries differ in what they read, and each is its own: the first alone reads the same.
-    assert jnp.abs(weights[:, 0] - weights[:, 1]).max() > 1e-3
-    np.testing.assert_allclose(module.apply(variables, s[:, :1], h, jnp.asarray(MASK))[1], weights[:, :1], rtol=1e-5)
+    assert np.abs(weights[:, 0] - weights[:, 1]).max() > 1e-3
+    np.testing.assert_allclose(applied(module, variables, s[:, :1], h, MASK)[1], weights[:, :1], rtol=1e-5)
     named = fields.from_json(fields.to_json(module), kind="score")
-    np.testing.assert_array_equal(named.apply(variables, s, h)[0], module.apply(variables, s, h)[0])
+    np.testing.assert_array_equal(applied(named, variables, s, h, MASK)[0], context)
 
 
 def test_the_softmax_is_the_usual_one():
@@ -81,14 +95,14 @@ def test_local_attention_is_its_equations():
         mask = np.array([[True] * 5, [True, True, True, False, False]])
         for module in LOCAL:
             module = module.clone(dtype=jnp.float64, parameter_dtype=jnp.float64)
-            variables = module.init(jax.random.key(0), s, h)
-            context, weights = module.apply(variables, s, h, jnp.asarray(mask))
-            p = variables["params"]
+            variables = initial(module, s, h)
+            context, weights = map(np.asarray, applied(module, variables, s, h, mask))
+            p, s, h = jax.tree.map(np.asarray, (variables["params"], s, h))
             for b, t in np.ndindex(BATCH, TIME):
                 length = mask[b].sum()
                 centre = min(t, length - 1)
                 if module.alignment == "predictive":
-                    centre = length * jax.nn.sigmoid(p["place_v"] @ jnp.tanh(s[b, t] @ p["place_kernel"]))
+                    centre = length / (1 + np.exp(-p["place_v"] @ np.tanh(s[b, t] @ p["place_kernel"])))
                 inside = [j for j in range(length) if abs(j - centre) <= module.window]
                 each = {j: np.exp(s[b, t] @ p["kernel"] @ h[b, j]) for j in inside}
                 for j in range(SOURCE):
@@ -116,31 +130,33 @@ def test_a_wide_window_without_the_gaussian_is_global():
 def test_a_centre_learns_where_to_look():
     """The gradient in the centre, of half of the smallest window, against differences."""
     with jax.enable_x64(True):
-        scores, values = (jnp.asarray(np.asarray(x, np.float64)) for x in (draw(1, 1, SOURCE), draw(1, SOURCE, 1)))
-        read = lambda c: attend_locally(scores, values, jnp.full((1, 1), c), 3)[0].sum()
+        scores, values = draw(1, 1, SOURCE), draw(1, SOURCE, 1)
+        read = jax.jit(lambda c: attend_locally(scores, values, jnp.full((1, 1), c), 3)[0].sum())
         slope = (read(1.3 + 1e-5) - read(1.3 - 1e-5)) / 2e-5
-        np.testing.assert_allclose(jax.grad(read)(1.3), slope, rtol=1e-8)
+        np.testing.assert_allclose(jax.jit(jax.grad(read))(1.3), slope, rtol=1e-8)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=repr)
 def test_what_is_prepared_changes_nothing(module):
     """A decoder's loop reads query by query, with the keys' part of the scores computed before it."""
     s, h = draw(BATCH, TIME, WIDTH), draw(BATCH, SOURCE, WIDTH, seed=1)
-    variables = module.init(jax.random.key(0), s, h)
+    variables = initial(module, s, h)
 
     def run(module):
         read, prepared = module.reader(WIDTH, WIDTH), module.prepared(h, WIDTH)
         return jax.lax.scan(lambda _, q: (None, read(q[:, None], h, prepared)[0][:, 0]), None, s.swapaxes(0, 1))[1]
 
-    expected = module.apply(variables, s, h)[0]
-    np.testing.assert_allclose(module.apply(variables, method=run).swapaxes(0, 1), expected, rtol=1e-5, atol=1e-6)
+    expected = applied(module, variables, s, h)[0]
+    found = jax.jit(lambda variables: module.apply(variables, method=run))(variables)
+    np.testing.assert_allclose(np.asarray(found).swapaxes(0, 1), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("module", [*MODULES, *LOCAL], ids=repr)
 def test_nothing_visible_is_0_and_large_scores_are_finite(module):
     s, h = draw(BATCH, TIME, WIDTH), draw(BATCH, SOURCE, WIDTH, seed=1)
-    variables = module.init(jax.random.key(0), s, h)
+    variables = initial(module, s, h)
 
+    @jax.jit
     def run(s, h, mask):
         def loss(variables, s, h):
             context, _ = module.apply(variables, s, h, mask)
@@ -149,9 +165,9 @@ def test_nothing_visible_is_0_and_large_scores_are_finite(module):
         (_, context), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(variables, s, h)
         return context, gradients
 
-    for x in jax.tree.leaves(run(s, h, jnp.zeros((BATCH, SOURCE), bool))):
+    for x in jax.tree.leaves(run(s, h, np.zeros((BATCH, SOURCE), bool))):
         np.testing.assert_array_equal(x, 0)
-    for x in jax.tree.leaves(run(100 * s, 100 * h, jnp.asarray(MASK))):
+    for x in jax.tree.leaves(run(100 * s, 100 * h, MASK)):
         assert np.isfinite(x).all()
 
 

@@ -53,6 +53,12 @@ def outputs_and_gradients(form, arrays):
     return *outs, *gradients
 
 
+@functools.cache
+def dense(causal):
+    """Attention without a pattern, in float64."""
+    return jax.jit(functools.partial(attention_reference, causal=causal))(*inputs())
+
+
 def assert_exact(arrays, **settings):
     got, expected = (
         outputs_and_gradients(functools.partial(form, **settings), arrays)
@@ -64,28 +70,37 @@ def assert_exact(arrays, **settings):
     return got
 
 
-@pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    ("pattern", "causal"),
+    [
+        *((pattern, True) for pattern in PATTERNS[1:5]),
+        (PATTERNS[0], False),
+        pytest.param(PATTERNS[0], True, marks=pytest.mark.thorough),
+        pytest.param(PATTERNS[5], True, marks=pytest.mark.thorough),
+        *(pytest.param(pattern, False, marks=pytest.mark.thorough) for pattern in PATTERNS[1:]),
+    ],
+    ids=repr,
+)
 def test_patterns_are_exact(pattern, causal):
     with jax.enable_x64(True):
         out, *_ = assert_exact(inputs(), pattern=pattern, causal=causal)
-        assert jnp.abs(out - attention_reference(*inputs(), causal=causal)).max() > 1e-3
+        assert np.abs(np.asarray(out) - dense(causal)).max() > 1e-3
 
 
 @pytest.mark.parametrize(
     ("pattern", "shape"),
     [
-        (None, (1, HEADS, TIME, TIME)),
         (PATTERNS[1], (1, HEADS, TIME, TIME)),
-        (PATTERNS[3], (BATCH, 1, 1, TIME)),
-        (PATTERNS[4], (1, 1, TIME, 1)),
+        pytest.param(None, (1, HEADS, TIME, TIME), marks=pytest.mark.thorough),
+        pytest.param(PATTERNS[3], (BATCH, 1, 1, TIME), marks=pytest.mark.thorough),
+        pytest.param(PATTERNS[4], (1, 1, TIME, 1), marks=pytest.mark.thorough),
     ],
     ids=repr,
 )
 def test_everything_together_is_exact(pattern, shape):
     """Every term at once, with a bias of the shape, which has its gradient."""
     with jax.enable_x64(True):
-        mask = draw(BATCH, 1, 1, TIME, seed=5) > -1
+        mask = jnp.asarray(np.asarray(draw(BATCH, 1, 1, TIME, seed=5)) > -1)
         settings = {"causal": True, "window": 20, "segment_ids": jnp.asarray(IDS), "softcap": 2.0, "scale": 0.7}
         settings |= {"mask": mask, "alibi": jnp.asarray(SLOPES), "logsumexp": True, "pattern": pattern}
         with_bias = lambda form, q, k, v, bias: form(q, k, v, bias=bias, **settings)
@@ -109,7 +124,7 @@ def test_alibi_is_its_definition(implementation):
             expected = outputs_and_gradients(functools.partial(attention_reference, bias=bias, causal=causal), inputs())
             for a, b in zip(got, expected, strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
-        slope = jax.grad(lambda s: jnp.sum(form(*inputs(), alibi=s)))(jnp.asarray(SLOPES))
+        slope = jax.jit(jax.grad(lambda s: jnp.sum(form(*inputs(), alibi=s))))(SLOPES)
         np.testing.assert_array_equal(slope, 0)
 
 
@@ -117,40 +132,48 @@ def test_alibi_is_its_definition(implementation):
 @pytest.mark.parametrize("pattern", [None, Longformer(4, 1)], ids=repr)
 def test_logsumexp_is_that_of_the_scores(implementation, pattern):
     q, k, v = inputs()
-    ids = jnp.asarray(IDS)
-    form = functools.partial(attention, segment_ids=ids, pattern=pattern, implementation=implementation)
-    out, total = form(q, k, v, logsumexp=True)
-    scores = jnp.einsum("bthd,bshd->bhts", q, jnp.repeat(k, HEADS // KV, axis=2)) * DIM**-0.5
-    visible = (ids[:, :, None] == ids[:, None]) & (ids > 0)[:, :, None]
+    form = functools.partial(attention, segment_ids=jnp.asarray(IDS), pattern=pattern, implementation=implementation)
+    with_total = functools.partial(form, logsumexp=True)
+    out, total = jax.jit(with_total)(q, k, v)
+    scores = np.einsum("bthd,bshd->bhts", q, np.repeat(k, HEADS // KV, axis=2)) * DIM**-0.5
+    visible = (IDS[:, :, None] == IDS[:, None]) & (IDS > 0)[:, :, None]
     visible = visible if pattern is None else visible & pattern.mask(TIME, TIME)
-    expected = jax.nn.logsumexp(jnp.where(visible[:, None], scores, -jnp.inf), axis=-1)
+    expected = np.logaddexp.reduce(np.where(visible[:, None], scores, -np.inf), axis=-1)
     np.testing.assert_allclose(total, expected, rtol=1e-5, atol=1e-5)
     assert np.isneginf(total).any(axis=(1, 2)).any()
-    np.testing.assert_allclose(out, form(q, k, v), rtol=1e-5, atol=1e-6)
-    half = form(*(x.astype(jnp.bfloat16) for x in (q, k, v)), logsumexp=True)
+    np.testing.assert_allclose(out, jax.jit(form)(q, k, v), rtol=1e-5, atol=1e-6)
+    half = jax.eval_shape(with_total, *(jax.ShapeDtypeStruct(x.shape, jnp.bfloat16) for x in (q, k, v)))
     assert [x.dtype for x in half] == [jnp.bfloat16, jnp.float32]
 
 
 @pytest.mark.parametrize("implementation", implementations())
-@pytest.mark.parametrize("pattern", PATTERNS[1:5], ids=repr)
+@pytest.mark.parametrize(
+    "pattern", [PATTERNS[4], *(pytest.param(p, marks=pytest.mark.thorough) for p in PATTERNS[1:4])], ids=repr
+)
 def test_only_what_the_pattern_shows_has_influence(implementation, pattern):
     """The Jacobian is exactly 0 where a pair is hidden: by the pattern, by causality, or as of another segment."""
     q, k, v = inputs()
     ids = jnp.asarray(IDS)
     form = functools.partial(attention, q, pattern=pattern, causal=True, segment_ids=ids, implementation=implementation)
-    out, pull = jax.vjp(jax.jit(form), k, v)
-    rows = jnp.eye(TIME)[:, None, :, None, None] * draw(*out.shape)
+    rows = np.eye(TIME, dtype=np.float32)[:, None, :, None, None] * np.asarray(draw(BATCH, TIME, HEADS, VDIM))
     allowed = pattern.mask(TIME, TIME) & np.tril(np.ones((TIME, TIME), bool))
     allowed = allowed & (IDS[:, :, None] == IDS[:, None]) & (IDS > 0)[:, :, None]
-    d_key, d_value = jax.jit(jax.vmap(pull))(rows)
-    for of in (d_key, d_value):
-        seen = np.asarray(jnp.any(of != 0, axis=(3, 4))).swapaxes(0, 1)
+    for of in jax.jit(lambda k, v: jax.vmap(jax.vjp(form, k, v)[1])(rows))(k, v):  # in the keys, in the values
+        seen = np.any(np.asarray(of) != 0, axis=(3, 4)).swapaxes(0, 1)
         assert not seen[~allowed].any()
     assert seen[allowed].mean() > 0.95
 
 
 @pytest.mark.parametrize("implementation", implementations())
-@pytest.mark.parametrize("settings", [{"pattern": Strided(6)}, {"pattern": BigBird(4)}, {"logsumexp": True}], ids=repr)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pattern": BigBird(4)},
+        {"logsumexp": True},
+        pytest.param({"pattern": Strided(6)}, marks=pytest.mark.thorough),
+    ],
+    ids=repr,
+)
 def test_rows_that_see_nothing_and_large_logits(implementation, settings):
     form = functools.partial(attention, implementation=implementation, **settings)
     nothing = jnp.zeros((BATCH, TIME), jnp.int32)
@@ -165,9 +188,11 @@ def test_rows_that_see_nothing_and_large_logits(implementation, settings):
 
 def test_a_window_of_the_length_is_dense():
     q, k, v = inputs()
-    dense = attention_reference(q, k, v)
-    for pattern in (SlidingWindow(TIME), Longformer(2 * TIME, 0), Strided(TIME), BigBird(8, random_blocks=5)):
-        np.testing.assert_allclose(attention(q, k, v, pattern=pattern), dense, rtol=1e-5, atol=1e-6)
+    dense = jax.jit(attention_reference)(q, k, v)
+    patterns = SlidingWindow(TIME), Longformer(2 * TIME, 0), Strided(TIME), BigBird(8, random_blocks=5)
+    every = jax.jit(lambda q, k, v: [attention(q, k, v, pattern=pattern) for pattern in patterns])
+    for pattern, out in zip(patterns, every(q, k, v), strict=True):
+        np.testing.assert_allclose(out, dense, rtol=1e-5, atol=1e-6, err_msg=repr(pattern))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=repr)
@@ -237,7 +262,7 @@ def test_the_kernel_is_called_with_what_it_needs(monkeypatch, settings):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     arrays = tuple(x.astype(jnp.float32) for x in inputs())
     settings = {"causal": True, "alibi": jnp.asarray(SLOPES, jnp.float32), "softcap": 3.0, "scale": 0.4, **settings}
-    got, expected = (form(*arrays, **settings) for form in (attention, attention_reference))
+    got, expected = (jax.jit(functools.partial(form, **settings))(*arrays) for form in (attention, attention_reference))
     assert len(calls) == 1
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
@@ -255,16 +280,22 @@ def test_cudnn_is_called_with_what_it_knows(monkeypatch):
         return real(*arrays, implementation="xla", **settings)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    low = tuple(x.astype(jnp.bfloat16) for x in (draw(BATCH, TIME, n, 8, seed=n) for n in (HEADS, KV, KV)))
+    half = lambda x: jnp.asarray(np.asarray(x).astype(jnp.bfloat16))
+    low = tuple(half(draw(BATCH, TIME, n, 8, seed=n)) for n in (HEADS, KV, KV))
     for settings in (
         {"causal": True},
         {"window": 5},
         {"causal": True, "window": 5, "scale": 0.3},
         {"segment_ids": jnp.asarray(IDS), "causal": True},
-        {"mask": draw(1, 1, TIME, TIME) > 0, "bias": draw(1, HEADS, TIME, TIME).astype(jnp.bfloat16)},
+        {
+            "mask": jnp.asarray(np.asarray(draw(1, 1, TIME, TIME)) > 0),
+            "bias": half(draw(1, HEADS, TIME, TIME)),
+        },
     ):
-        got = attention(*low, implementation="cudnn", **settings).astype(jnp.float32)
-        expected = attention_reference(*(x.astype(jnp.float32) for x in low), **settings)
+        form = functools.partial(attention, implementation="cudnn", **settings)
+        got = np.asarray(jax.jit(form)(*low), np.float32)
+        oracle = functools.partial(attention_reference, **settings)
+        expected = jax.jit(oracle)(*(np.asarray(x, np.float32) for x in low))
         np.testing.assert_allclose(got, expected, atol=4e-2)
     assert calls == ["cudnn"] * 5
     for settings, missing in (({"softcap": 1.0}, "softcap"), ({"logsumexp": True}, "logsumexp")):

@@ -14,6 +14,7 @@ SCRIPT = Path(__file__).with_name("compile_for_tpu.py")
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_kernels_compile_for_v5e():
     try:
         variables = environment("v5litepod-8")

@@ -46,7 +46,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("platform", TARGETS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.thorough] * (n in ("one token", "strided", "fixed"))) for n in CASES]
+)
 def test_forward_and_backward_are_lowered(name, platform):
     assert kernels(platform, **CASES[name]) == 3  # out, dq, and dk with dv
 

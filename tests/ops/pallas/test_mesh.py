@@ -9,6 +9,7 @@ import pytest
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_mesh_gives_what_one_device_gives():
     script = Path(__file__).with_name("on_a_mesh.py")
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)

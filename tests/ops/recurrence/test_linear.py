@@ -32,8 +32,15 @@ def draw(time, dtype=np.float64, seed=0):
     return (a / np.maximum(np.abs(a), 1)).astype(dtype), b.astype(dtype), before.astype(dtype)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.complex128])
-@pytest.mark.parametrize(("time", "chunk"), [(0, 4), (1, 4), (13, 4), (7, 20)])
+@pytest.mark.parametrize(
+    ("time", "chunk", "dtype"),
+    [
+        *((time, chunk, np.float64) for time, chunk in ((0, 4), (1, 4), (7, 20))),
+        (13, 4, np.complex128),
+        pytest.param(13, 4, np.float64, marks=pytest.mark.thorough),
+        *(pytest.param(*case, np.complex128, marks=pytest.mark.thorough) for case in ((0, 4), (1, 4), (7, 20))),
+    ],
+)
 def test_all_forms_are_the_definition(dtype, time, chunk):
     with jax.enable_x64(True):
         a, b, before = draw(time, dtype)
@@ -46,7 +53,7 @@ def test_all_forms_are_the_definition(dtype, time, chunk):
             np.testing.assert_allclose(linear_recurrence(jnp.asarray(a), jnp.asarray(b))[:, 0], b[:, 0])
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.complex128])
+@pytest.mark.parametrize("dtype", [pytest.param(np.float64, marks=pytest.mark.thorough), np.complex128])
 def test_the_gradient_is_that_of_a_plain_loop(dtype):
     """Also of factors that all channels share, whose gradients are sums."""
     with jax.enable_x64(True):
@@ -92,7 +99,7 @@ def test_bad_input_is_named():
         scan_in_chunks(lambda c, x: (c, x), 0.0, jnp.ones(3), chunk=-1)
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 6, 50])
+@pytest.mark.parametrize("chunk", [4, 50, *(pytest.param(n, marks=pytest.mark.thorough) for n in (1, 6))])
 def test_a_scan_in_chunks_is_a_scan(chunk):
     with jax.enable_x64(True):
         xs = {"x": jnp.asarray(draw(11)[1].swapaxes(0, 1)), "n": jnp.arange(11)}

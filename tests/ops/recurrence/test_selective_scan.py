@@ -24,7 +24,7 @@ def inputs(dtype=np.float64, time=TIME):
     x, B, C = normal(BATCH, time, CHANNELS), normal(BATCH, time, STATE), normal(BATCH, time, STATE)
     delta = rng.uniform(0.01, 1.5, (BATCH, time, CHANNELS))
     A, D = -rng.uniform(0.1, 3, (CHANNELS, STATE)), normal(CHANNELS)
-    return tuple(jnp.asarray(array, dtype) for array in (x, delta, A, B, C, D))
+    return tuple(array.astype(dtype) for array in (x, delta, A, B, C, D))
 
 
 @functools.cache
@@ -33,8 +33,8 @@ def values_and_gradients(form, runs, chunk=4):
     weights = np.random.default_rng(9)
     run = jnp.asarray(RUNS) if runs else None
     with jax.enable_x64(True):
-        first = jnp.asarray(weights.normal(size=(BATCH, STATE, CHANNELS)))
-        to_y, to_h = (jnp.asarray(weights.normal(size=s)) for s in ((BATCH, TIME, CHANNELS), first.shape))
+        first = weights.normal(size=(BATCH, STATE, CHANNELS))
+        to_y, to_h = (weights.normal(size=s) for s in ((BATCH, TIME, CHANNELS), first.shape))
 
         def loss(first, *arrays):
             state = initial_state(BATCH, STATE, CHANNELS, jnp.float64)._replace(h=first)
@@ -59,7 +59,7 @@ def test_every_form_is_the_definition(form, runs):
         np.testing.assert_allclose(after.h.swapaxes(1, 2), states, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("runs", [False, True])
+@pytest.mark.parametrize("runs", [pytest.param(False, marks=pytest.mark.thorough), True])
 @pytest.mark.parametrize(("form", "chunk"), [("chunked", 4), ("associative", 4), ("associative", 100)])
 def test_gradients_are_those_of_automatic_differentiation(form, chunk, runs):
     got, expected = values_and_gradients(form, runs, chunk), values_and_gradients("recurrent", runs)
@@ -78,15 +78,16 @@ def test_a_state_goes_on_where_the_tokens_stopped(form):
         for start, stop in ((0, 1), (1, 9), (9, 9), (9, 17), (17, 21)):
             part = slice(start, stop)
             given = (x[:, part], delta[:, part], A, B[:, part], C[:, part], D)
-            out, state = scan(*given, run=jnp.asarray(RUNS[:, part]), state=state)
+            out, state = scan(*given, run=RUNS[:, part], state=state)
             outs.append(out)
-        np.testing.assert_allclose(jnp.concatenate(outs, axis=1), whole, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(np.concatenate(outs, axis=1), whole, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS[1:])
 def test_padding_and_the_future_have_no_influence(form):
-    scan = lambda x: selective_scan(x, *inputs(np.float32)[1:], run=jnp.asarray(RUNS), form=form, chunk=4)[0]
-    jacobian = jax.jit(jax.jacrev(lambda x: jnp.sum(scan(x), axis=2)))(inputs(np.float32)[0])
+    x, *others = map(jnp.asarray, inputs(np.float32))
+    scan = lambda x: selective_scan(x, *others, run=jnp.asarray(RUNS), form=form, chunk=4)[0]
+    jacobian = jax.jit(jax.jacrev(lambda x: jnp.sum(scan(x), axis=2)))(x)
     influence = np.abs(np.asarray(jacobian)).sum(axis=-1)  # "batch time batch time"
     for b in range(BATCH):
         seen = influence[b, :, b] > 0
@@ -98,7 +99,7 @@ def test_constant_steps_make_it_a_convolution():
     """Linear and time-invariant: K_l = sum_n C_n exp(l Delta A_n) Delta B_n."""
     with jax.enable_x64(True):
         x, delta, A, B, C, _ = inputs()
-        same = lambda array: jnp.broadcast_to(array[:1, :1], array.shape)
+        same = lambda array: np.broadcast_to(array[:1, :1], array.shape)
         y, _ = jax.jit(functools.partial(selective_scan, form="chunked", chunk=5))(x, same(delta), A, same(B), same(C))
         delta, B, C = delta[0, 0], B[0, 0], C[0, 0]
         powers = np.exp(np.arange(TIME)[:, None, None] * delta[:, None] * A)
@@ -112,15 +113,15 @@ def test_duality_with_the_matrix_recurrence():
     with jax.enable_x64(True):
         x, delta, A, B, C, _ = inputs()
         delta, A = delta[:, :, :1], A[:1, :1]
-        wide = jnp.broadcast_to(delta, x.shape), jnp.broadcast_to(A, (CHANNELS, STATE))
+        wide = np.broadcast_to(delta, x.shape), np.broadcast_to(A, (CHANNELS, STATE))
         scan = jax.jit(functools.partial(selective_scan, form="chunked", chunk=4))
         y, after = scan(x, *wide, B, C, run=jnp.asarray(RUNS))
         values = (x * delta)[:, :, None]
         for form in ("parallel", "chunked", "recurrent"):
             product = jax.jit(functools.partial(matrix_recurrence, form=form, chunk=8))
             dual, end = product(C[:, :, None], B[:, :, None], values, delta * A[0, 0], run=jnp.asarray(RUNS))
-            np.testing.assert_allclose(dual[:, :, 0], y, rtol=1e-10, atol=1e-12)
-            np.testing.assert_allclose(end.s[:, 0], after.h, rtol=1e-10, atol=1e-12)
+            np.testing.assert_allclose(np.asarray(dual)[:, :, 0], y, rtol=1e-10, atol=1e-12)
+            np.testing.assert_allclose(np.asarray(end.s)[:, 0], after.h, rtol=1e-10, atol=1e-12)
 
 
 def test_the_gradient_keeps_no_state_of_every_token():
@@ -144,12 +145,12 @@ def test_bfloat16_is_summed_in_float32():
     y, after = jax.jit(functools.partial(selective_scan, form="chunked", chunk=4))(*given)
     assert y.dtype == jnp.bfloat16
     assert after.h.dtype == jnp.float32
-    expected, _ = selective_scan_reference(*(array.astype(jnp.float32) for array in given))
-    np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=2**-8, atol=1e-5)  # y is rounded once
+    expected, _ = selective_scan_reference(*(array.astype(np.float32) for array in given))
+    np.testing.assert_allclose(np.asarray(y, np.float32), expected, rtol=2**-8, atol=1e-5)  # y is rounded once
 
 
 def test_mistakes_are_named():
-    given = inputs(np.float32)
+    given = tuple(map(jnp.asarray, inputs(np.float32)))
     cases = [
         ({"form": "chunks"}, "unknown form of a selective scan 'chunks'; the nearest is 'chunked'"),
         ({"chunk": 0}, "chunk of a selective scan is 0; expected at least 1 token"),
@@ -163,7 +164,7 @@ def test_mistakes_are_named():
 def test_mamba_is_its_block_around_s6():
     mamba = Mamba(state=4, step_rank=2)
     block = MambaBlock(inner=S6(state=4, step_rank=2, glu=False))
-    x = jax.random.normal(jax.random.key(0), (2, 9, 8))
+    x = np.random.default_rng(0).normal(size=(2, 9, 8)).astype(np.float32)
     params = jax.jit(mamba.init)(jax.random.key(1), x)["params"]
     around = {name: leaf for name, leaf in params.items() if name != "ssm"} | {"mixer": {"ssm": params["ssm"]}}
     ids = jnp.asarray(RUNS[:, 3:12])
@@ -223,15 +224,26 @@ def test_mistakes_with_the_layers_are_named():
 
 
 @pytest.mark.parametrize(
-    "mixer", [Mamba(), Mamba2(head_size=4), S4(), S4D(), S6(), MambaBlock()], ids=lambda mixer: type(mixer).__name__
+    "mixer",
+    [
+        Mamba(),
+        Mamba2(head_size=4),
+        S4(),
+        *(pytest.param(m, marks=pytest.mark.thorough) for m in (S4D(), S6(), MambaBlock())),
+    ],
+    ids=lambda mixer: type(mixer).__name__,
 )
 def test_short_sequences(mixer):
     """Of no token and of one: with a state and without they are the same."""
-    variables = jax.jit(mixer.init)(jax.random.key(0), jnp.ones((2, 1, 8)))
-    apply = jax.jit(mixer.apply)
-    for time in (0, 1):
-        x = jnp.ones((2, time, 8))
-        y, state = apply(variables, x, None, mixer.initial_state(2, 4, 8))
-        assert y.shape == x.shape
-        np.testing.assert_allclose(y, apply(variables, x)[0], atol=1e-5)
+
+    @jax.jit
+    def run(key):
+        variables = mixer.init(key, jnp.ones((2, 1, 8)))
+        rows = [jnp.ones((2, time, 8)) for time in (0, 1)]
+        with_state = [mixer.apply(variables, x, None, mixer.initial_state(2, 4, 8)) for x in rows]
+        return with_state, [mixer.apply(variables, x)[0] for x in rows]
+
+    for time, ((y, state), without) in enumerate(zip(*run(jax.random.key(0)))):
+        assert y.shape == (2, time, 8)
+        np.testing.assert_allclose(y, without, atol=1e-5)
         np.testing.assert_array_equal(state.last_position, time - 1)

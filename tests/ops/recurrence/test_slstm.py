@@ -46,6 +46,7 @@ def test_it_is_the_definition(packed):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.thorough
 def test_a_state_goes_on_where_the_tokens_stopped():
     """In values and in gradients, which pass through the state."""
     with jax.enable_x64(True):

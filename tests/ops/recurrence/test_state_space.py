@@ -73,25 +73,29 @@ def test_initial_frequencies():
 def test_discretization_is_that_of_scipy(method):
     with jax.enable_x64(True):
         A, _, B, _, delta = draws()
-        A_bar, B_bar = ops.discretize(jnp.asarray(A), jnp.asarray(B), jnp.asarray(delta), method)
+        compiled = jax.jit(ops.discretize, static_argnums=3)
+        A_bar, B_bar = map(np.asarray, compiled(A, B, delta, method))
         for c in range(CHANNELS):
             for n in range(PAIRS):
                 # A complex number as the matrix of its multiplication: scipy's are real.
                 matrix = lambda z: np.array([[z.real, -z.imag], [z.imag, z.real]])
                 system = (matrix(A[c, n]), matrix(B[c, n]), np.eye(2), np.zeros((2, 2)))
                 theirs = scipy.signal.cont2discrete(system, delta[c], method=method)
-                np.testing.assert_allclose(matrix(np.asarray(A_bar[c, n])), theirs[0], atol=1e-12)
-                np.testing.assert_allclose(matrix(np.asarray(B_bar[c, n])), theirs[1], atol=1e-12)
+                np.testing.assert_allclose(matrix(A_bar[c, n]), theirs[0], atol=1e-12)
+                np.testing.assert_allclose(matrix(B_bar[c, n]), theirs[1], atol=1e-12)
 
 
-@pytest.mark.parametrize("length", [1, 2, 7, 16, 21])
+@pytest.mark.parametrize("length", [1, 16, 21, *(pytest.param(n, marks=pytest.mark.thorough) for n in (2, 7))])
 def test_kernels_are_naive_powers(length):
     with jax.enable_x64(True):
         A, P, B, C, delta = draws()
-        given = [jnp.asarray(array) for array in (A, P, B, C, delta)]
-        found = jax.jit(ops.dplr_kernel, static_argnums=5)(*given, length)
-        A_bar, B_bar = ops.discretize(given[0], given[2], given[4], "bilinear")
-        diagonal = jax.jit(ops.diagonal_kernel, static_argnums=3)(A_bar, B_bar, given[3], length)
+
+        @jax.jit
+        def kernels(A, P, B, C, delta):
+            steps = ops.discretize(A, B, delta, "bilinear")
+            return ops.dplr_kernel(A, P, B, C, delta, length), ops.diagonal_kernel(*steps, C, length)
+
+        found, diagonal = kernels(A, P, B, C, delta)
         assert found.shape == diagonal.shape == (CHANNELS, length)
         for c in range(CHANNELS):
             full = np.diag(whole(A[c])) - np.outer(whole(P[c]), whole(P[c]).conj())
@@ -103,7 +107,7 @@ def test_kernels_are_naive_powers(length):
 
 def test_many_frequencies_are_done_in_blocks(monkeypatch):
     with jax.enable_x64(True):
-        given = [jnp.asarray(array) for array in draws()]
+        given = draws()
         kernel = lambda *arrays: ops.dplr_kernel(*arrays, 50)
         found = lambda: jax.jit(jax.value_and_grad(lambda *arrays: jnp.sum(kernel(*arrays) ** 2), range(5)))(*given)
         at_once = found()
@@ -129,9 +133,7 @@ def test_slow_states_keep_their_digits_in_float32():
 
 @functools.cache
 def arrays():
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(1)
-        return jnp.asarray(rng.normal(size=(BATCH, TIME, CHANNELS))), *(jnp.asarray(a) for a in draws())
+    return np.random.default_rng(1).normal(size=(BATCH, TIME, CHANNELS)), *draws()
 
 
 def forms(kind, length=TIME):
@@ -148,12 +150,12 @@ def forms(kind, length=TIME):
     )
 
 
-@pytest.mark.parametrize("kind", ["dplr", "zoh", "bilinear"])
+@pytest.mark.parametrize("kind", ["dplr", "zoh", pytest.param("bilinear", marks=pytest.mark.thorough)])
 def test_the_convolution_is_the_recurrence(kind):
     """Values and gradients to everything."""
     by_kernel, by_scan = forms(kind)
     with jax.enable_x64(True):
-        weights = jnp.asarray(np.random.default_rng(2).normal(size=(BATCH, TIME, CHANNELS)))
+        weights = np.random.default_rng(2).normal(size=(BATCH, TIME, CHANNELS))
 
         def both(form):
             loss = lambda *arrays: (jnp.sum(form(*arrays) * weights), form(*arrays))
@@ -167,7 +169,7 @@ def test_the_convolution_is_the_recurrence(kind):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["dplr", "zoh"])
+@pytest.mark.parametrize("kind", ["dplr", pytest.param("zoh", marks=pytest.mark.thorough)])
 def test_runs_and_states(kind):
     """Each run is what it is alone, padding is passed over, and a state goes on where the tokens stopped."""
     _, by_scan = forms(kind)
@@ -175,10 +177,11 @@ def test_runs_and_states(kind):
         u, *rest = arrays()
         real = RUNS > 0
         starts = np.array([[t == np.argmax(row == row[t]) for t in range(TIME)] for row in RUNS]) & real
-        settings = {"starts": jnp.asarray(starts), "real": jnp.asarray(real)}
+        settings = {"starts": starts, "real": real}
         scan = jax.jit(by_scan)
         y, last = scan(u, *rest, **settings)
-        assert not np.asarray(y)[~real].any()
+        y = np.asarray(y)
+        assert not y[~real].any()
         for row, number in ((0, 1), (0, 2), (0, 3), (1, 4)):
             place = np.flatnonzero(RUNS[row] == number)
             alone = jax.jit(forms(kind, len(place))[0])(u[row : row + 1, place], *rest)[0]
@@ -188,7 +191,7 @@ def test_runs_and_states(kind):
             part = slice(start, stop)
             out, x = scan(u[:, part], *rest, x, **{name: flag[:, part] for name, flag in settings.items()})
             outs.append(out)
-        np.testing.assert_allclose(jnp.concatenate(outs, axis=1), y, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(np.concatenate(outs, axis=1), y, rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(x, last, rtol=1e-10, atol=1e-12)
 
 

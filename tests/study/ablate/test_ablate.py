@@ -37,7 +37,7 @@ def toy():
 def finished(toy, tmp_path_factory):
     """All axes but the idle one, with 3 seeds."""
     experiment, available = toy
-    experiment = experiment.overridden({"steps": 200, "evaluate_every": 200})
+    experiment = experiment.overridden({"steps": 200, "evaluate_every": 200, "checkpoint_every": 200})
     chosen = variants(experiment, available, ["width", "rate", "activation", "broken"])
     with Study(tmp_path_factory.mktemp("ablation")) as study:
         return ablate(chosen, study, seeds=3)
@@ -75,28 +75,30 @@ def test_the_axes_of_every_experiment_can_be_made():
             assert len(set(labels(found))) == len(found)
 
 
-def test_what_a_variant_shares_with_the_baseline_begins_alike():
+@pytest.mark.parametrize(
+    "name", ["gcn_cora", *(pytest.param(x, marks=pytest.mark.thorough) for x in ("gpt", "lenet_digits"))]
+)
+def test_what_a_variant_shares_with_the_baseline_begins_alike(name):
     """Every parameter that both have in one shape is drawn alike; and something is drawn otherwise by another seed."""
-    for name in ("gpt", "lenet_digits", "gcn_cora"):
-        experiment, module = load(name)
-        small = {"model.depth": 2, "model.width": 24, "data.length": 16} if name == "gpt" else {}
-        experiment = experiment.overridden(small)
-        batch = {key: jax.ShapeDtypeStruct(*facts) for key, facts in experiment.data.load().shapes.items()}
-        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch)
-        draws = []
-        for one in variants(experiment, axes(module), [])[:4]:
-            state = jax.jit(lambda b, one=one: initial_state(one.experiment, b))(zeros)
-            leaves = jax.tree_util.tree_leaves_with_path(state.parameters)
-            draws.append({(jax.tree_util.keystr(path), leaf.shape): np.asarray(leaf) for path, leaf in leaves})
-        compared = 0
-        for other in draws[1:]:
-            shared = draws[0].keys() & other.keys()
-            assert all(np.array_equal(draws[0][key], other[key]) for key in shared)
-            compared += len(shared)
-        assert compared
-        again = jax.jit(lambda b, e=experiment: initial_state(e, b, 1))(zeros)
-        first = jax.tree.leaves(jax.jit(lambda b, e=experiment: initial_state(e, b, 0))(zeros).parameters)
-        assert any(not np.array_equal(a, b) for a, b in zip(first, jax.tree.leaves(again.parameters)))
+    experiment, module = load(name)
+    small = {"model.depth": 2, "model.width": 24, "data.length": 16} if name == "gpt" else {}
+    experiment = experiment.overridden(small)
+    batch = {key: jax.ShapeDtypeStruct(*facts) for key, facts in experiment.data.load().shapes.items()}
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch)
+    draws = []
+    for one in variants(experiment, axes(module), [])[:4]:
+        state = jax.jit(lambda b, one=one: initial_state(one.experiment, b))(zeros)
+        leaves = jax.tree_util.tree_leaves_with_path(state.parameters)
+        draws.append({(jax.tree_util.keystr(path), leaf.shape): np.asarray(leaf) for path, leaf in leaves})
+    compared = 0
+    for other in draws[1:]:
+        shared = draws[0].keys() & other.keys()
+        assert all(np.array_equal(draws[0][key], other[key]) for key in shared)
+        compared += len(shared)
+    assert compared
+    begun = jax.jit(lambda b, seed: initial_state(experiment, b, seed).parameters)
+    again, first = (jax.tree.leaves(begun(zeros, np.uint32(seed))) for seed in (1, 0))
+    assert any(not np.array_equal(a, b) for a, b in zip(first, again))
 
 
 def test_figures(finished):
@@ -197,6 +199,7 @@ def comparable(folder):
     return data
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_kills_leave_no_trace(tmp_path):
     """kill -9 at random twice: the table is that of a study that nobody disturbed."""

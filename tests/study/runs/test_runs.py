@@ -87,10 +87,10 @@ def test_what_differs_in_numbers_alone_is_compiled_once(toy, tmp_path, monkeypat
     real = Compiled.__init__
     monkeypatch.setattr(Compiled, "__init__", lambda self, *a, **k: made.append(1) or real(self, *a, **k))
     wanted = [
-        *cells_of(toy, "rate", optimizer__learning_rate=1e-3, steps=10),
-        *cells_of(toy, "clip", optimizer__clip=0.1, steps=10),
-        *cells_of(toy, "epsilon", optimizer__epsilon=1.0, steps=10),
-        *cells_of(toy, "base", steps=10),
+        *cells_of(toy, "rate", 1, optimizer__learning_rate=1e-3, steps=10),
+        *cells_of(toy, "clip", 1, optimizer__clip=0.1, steps=10),
+        *cells_of(toy, "epsilon", 1, optimizer__epsilon=1.0, steps=10),
+        *cells_of(toy, "base", 1, steps=10),
     ]
     with Study(tmp_path) as study:
         found = study.run(wanted)
@@ -167,9 +167,8 @@ def test_what_is_tuned_on_is_not_reported_on(toy, tmp_path):
     assert len({whole, tuning, report}) == 3
     assert np.isclose(whole, (tuning + report) / 2, rtol=1e-6)  # 2 of 4 batches each
     batches = [batch["y"].tobytes() for batch in toy.data.validation()]
-    halves = [
-        [batch["y"].tobytes() for batch in ValidationPart(toy.data, part).validation()] for part in ("tuning", "report")
-    ]
+    of_part = lambda part: [batch["y"].tobytes() for batch in ValidationPart(toy.data, part).validation()]
+    halves = [of_part(part) for part in ("tuning", "report")]
     assert halves == [batches[::2], batches[1::2]]
 
 

@@ -63,7 +63,9 @@ def same(one, other):
     return dataclasses.replace(one, **free) == dataclasses.replace(other, **free)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape", [pytest.param(shape, marks=[pytest.mark.thorough] * (shape != "gcn")) for shape in SHAPES]
+)
 def test_each_seed_is_the_run_made_alone(shape, tmp_path):
     changes = {"steps": STEPS, "evaluate_every": STEPS, "checkpoint_every": STEPS, "steps_per_dispatch": 7}
     experiment = SHAPES[shape]().overridden(changes | {"ema": 0.9})
@@ -93,7 +95,7 @@ def stopped_after(monkeypatch, saves):
     monkeypatch.setattr(together._Group, "_save", save)
 
 
-@pytest.mark.parametrize("saves", [1, 2])
+@pytest.mark.parametrize("saves", [1, pytest.param(2, marks=pytest.mark.thorough)])
 def test_a_group_goes_on_bit_for_bit(tmp_path, monkeypatch, saves):
     whole = run(tmp_path / "whole", toy(), 3, together=3)
     with monkeypatch.context() as patched:
@@ -134,12 +136,14 @@ def test_one_that_diverges_leaves_the_others_alone(tmp_path, monkeypatch):
     assert all(map(same, whole, again))
 
 
+@pytest.mark.thorough
 def test_all_diverge(tmp_path):
     wild = toy().overridden({"optimizer.learning_rate": 1e30, "optimizer.clip": None})
     results = run(tmp_path, wild, 2, together=2)
     assert [result.status for result in results] == ["diverged", "diverged"]
 
 
+@pytest.mark.thorough
 def test_what_does_not_fit_is_taken_in_groups(tmp_path, monkeypatch, capsys):
     sizes = []
     real = together.Seeds._compile
@@ -161,6 +165,7 @@ def test_what_does_not_fit_is_taken_in_groups(tmp_path, monkeypatch, capsys):
         np.testing.assert_allclose([x for _, x in one.curve], [x for _, x in other.curve], rtol=2e-5)
 
 
+@pytest.mark.thorough
 def test_a_stop(tmp_path, monkeypatch):
     """SIGTERM between two saves: what was reached is saved and gone on with."""
     import signal
@@ -181,6 +186,7 @@ def test_a_stop(tmp_path, monkeypatch):
     assert all(map(same, whole, run(tmp_path / "stopped", toy(), 2, together=2)))
 
 
+@pytest.mark.thorough
 def test_seeds_are_dealt_to_devices(tmp_path):
     """4 seeds on 8 CPU devices: four of them take one each, and the losses are those of one device."""
     program = (
@@ -200,7 +206,10 @@ def test_seeds_are_dealt_to_devices(tmp_path):
         "    found = study.run([Cell('it', one) for one in seeded(experiment, 4)])\n"
         "print(json.dumps([seen, [[x for _, x in result.curve] for result in found]]))\n"
     )
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8",
+    }
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]

@@ -22,9 +22,14 @@ def sigmoid(x):
 
 def noisy(mixer, seed=0):
     """Inputs, and parameters away from where they start: biases of 0 hide mistakes."""
-    x = jax.random.normal(jax.random.key(seed), (2, TIME, WIDTH))
-    params = mixer.init(jax.random.key(seed + 1), x)["params"]
-    return x, jax.tree.map(lambda p: p + 0.4 * jax.random.normal(jax.random.key(2), p.shape), params)
+
+    @jax.jit
+    def draw(key):
+        x = jax.random.normal(key, (2, TIME, WIDTH))
+        params = mixer.init(jax.random.key(seed + 1), x)["params"]
+        return x, jax.tree.map(lambda p: p + 0.4 * jax.random.normal(jax.random.key(2), p.shape), params)
+
+    return draw(jax.random.key(seed))
 
 
 def rnn_step(p, x, h, f=np.tanh):
@@ -56,8 +61,8 @@ CASES = {
 def test_equations(case):
     mixer, step = CASES[case]
     x, params = noisy(mixer)
-    y, _ = mixer.apply({"params": params}, x)
-    params = jax.tree.map(np.asarray, params)
+    y, _ = jax.jit(mixer.apply)({"params": params}, x)
+    y, params = jax.tree.map(np.asarray, (y, params))
     for row, out in zip(np.asarray(x), y):
         h, expected = np.zeros(mixer.hidden or WIDTH), []
         for x_t in row:
@@ -72,17 +77,17 @@ def test_peepholes():
     """Gers et al. 2002: input and forget gates see the old cells, the output gate the new ones."""
     mixer = LSTM(peepholes=True)
     x, params = noisy(mixer)
-    y, _ = mixer.apply({"params": params}, x)
-    p = jax.tree.map(np.asarray, params)
+    y, _ = jax.jit(mixer.apply)({"params": params}, x)
+    p, x, y = jax.tree.map(np.asarray, (params, x, y))
     h = c = np.zeros(WIDTH)
-    for x_t, out in zip(np.asarray(x[0]), y[0]):
+    for x_t, out in zip(x[0], y[0]):
         gates = np.split(x_t @ p["input"]["kernel"] + h @ p["recurrent"]["kernel"], 4)
         i, f, g, o = (gate + p[f"bias_{name}"] for name, gate in zip("ifgo", gates))
         c = sigmoid(f + p["peephole_f"] * c) * c + sigmoid(i + p["peephole_i"] * c) * np.tanh(g)
         h = sigmoid(o + p["peephole_o"] * c) * np.tanh(c)
         np.testing.assert_allclose(out, h, atol=1e-5)
-    start = mixer.init(jax.random.key(0), x)["params"]
-    assert not any(start[f"peephole_{gate}"].any() for gate in "ifo"), "it starts as the layer without them"
+    start = jax.jit(mixer.init)(jax.random.key(0), x)["params"]
+    assert not any(np.any(start[f"peephole_{gate}"]) for gate in "ifo"), "it starts as the layer without them"
 
 
 LOOPS = {
@@ -95,13 +100,20 @@ LOOPS = {
 }
 
 
-@pytest.mark.parametrize(("mixer", "packed"), LOOPS.values(), ids=LOOPS)
+#: In the quick suite each of the three loops once, with what the others leave out.
+QUICK = ("rnn, packed", "lstm, peepholes, packed", "gru, before")
+
+
+@pytest.mark.parametrize(
+    ("mixer", "packed"),
+    [pytest.param(*case, id=n, marks=[pytest.mark.thorough] * (n not in QUICK)) for n, case in LOOPS.items()],
+)
 def test_the_gradient_of_the_loop(mixer, packed, monkeypatch):
     """One product after the loop gives what automatic differentiation adds up step by step."""
     with jax.enable_x64(True):
         mixer = mixer.clone(dtype=jnp.float64, parameter_dtype=jnp.float64)
-        x = jax.random.normal(jax.random.key(0), (2, TIME, WIDTH), jnp.float64)
-        params = mixer.init(jax.random.key(1), x)
+        x = np.random.default_rng(0).normal(size=(2, TIME, WIDTH))
+        params = jax.jit(mixer.init)(jax.random.key(1), x)
         ids = IDS if packed else None
 
         def gradients():
@@ -116,7 +128,7 @@ def test_the_gradient_of_the_loop(mixer, packed, monkeypatch):
 def test_the_written_gradient_of_the_lstm(masked):
     """In everything that a loop is given, through the carry after it too, where steps are skipped and begin anew."""
     with jax.enable_x64(True):
-        draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape, jnp.float64)
+        draw = lambda i, *shape: jnp.asarray(np.random.default_rng(i).normal(size=shape))
         u, carry, added = draw(0, 3, 12), (draw(1, 2, 3), draw(2, 2, 3)), draw(3, 7, 2, 12)
         weights = (draw(4, 2, 3), draw(5, 2, 3)), draw(6, 7, 2, 3)
         starts, real = draw(7, 7, 2, 1) > 1, draw(8, 7, 2, 1) > -0.5
@@ -136,47 +148,50 @@ def test_the_state_has_a_gradient_too():
     mixer = GRU()
     x, params = noisy(mixer)
     state = mixer.initial_state(2, TIME, WIDTH)
-    loss = lambda h: jnp.sum(mixer.apply({"params": params}, x, None, state.replace(h=h))[0])
-    assert np.all(jax.grad(loss)(state.h) == 0), "a state before the first token is forgotten"
-    _, state = mixer.apply({"params": params}, x, None, state)
-    assert np.any(jax.grad(loss)(state.h) != 0)
+    loss = lambda state, h: jnp.sum(mixer.apply({"params": params}, x, None, state.replace(h=h))[0])
+    gradient = jax.jit(lambda state: jax.grad(lambda h: loss(state, h))(state.h))
+    assert not np.any(gradient(state)), "a state before the first token is forgotten"
+    _, state = jax.jit(mixer.apply)({"params": params}, x, None, state)
+    assert np.any(gradient(state))
 
 
 def test_identity_start_accumulates():
     """1504.00941: with relu, the identity and positive inputs, h is the sum of what was heard."""
     mixer = RNN(activation="relu", initial="identity")
-    x = jnp.abs(jax.random.normal(jax.random.key(0), (1, TIME, WIDTH)))
-    params = mixer.init(jax.random.key(1), x)["params"]
+    x = np.abs(np.random.default_rng(0).normal(size=(1, TIME, WIDTH))).astype(np.float32)
+    params = jax.jit(mixer.init)(jax.random.key(1), x)["params"]
     np.testing.assert_array_equal(params["recurrent"]["kernel"], np.eye(WIDTH))
-    params["input"]["kernel"] = jnp.eye(WIDTH)
-    np.testing.assert_allclose(mixer.apply({"params": params}, x)[0], jnp.cumsum(x, axis=1), rtol=1e-6)
-    start = RNN(scale=0.5).init(jax.random.key(1), x)["params"]["recurrent"]["kernel"]
+    params["input"]["kernel"] = np.eye(WIDTH, dtype=np.float32)
+    np.testing.assert_allclose(jax.jit(mixer.apply)({"params": params}, x)[0], np.cumsum(x, axis=1), rtol=1e-6)
+    start = np.asarray(jax.jit(RNN(scale=0.5).init)(jax.random.key(1), x)["params"]["recurrent"]["kernel"])
     np.testing.assert_allclose(start @ start.T, 0.25 * np.eye(WIDTH), atol=1e-6)
 
 
-@pytest.mark.parametrize("combine", ["concatenate", "sum"])
+@pytest.mark.parametrize("combine", ["concatenate", pytest.param("sum", marks=pytest.mark.thorough)])
 def test_two_directions(combine):
     """Bidirectional = the mixer, and reverse . mixer . reverse, for each packed segment on its own."""
     mixer = Bidirectional(mixer=GRU(hidden=4), combine=combine)
     x, params = noisy(mixer)
-    y, _ = mixer.apply({"params": params}, x, IDS)
-    inner = lambda name, x: GRU(hidden=4).apply({"params": params[name]}, x)[0]
+    y, _ = jax.jit(mixer.apply)({"params": params}, x, IDS)
+    x, y = map(np.asarray, (x, y))
+    apply = jax.jit(GRU(hidden=4).apply)
+    inner = lambda name, x: np.asarray(apply({"params": params[name]}, x)[0])
     for row, ids in enumerate(np.asarray(IDS)):
-        assert np.all(np.asarray(y)[row, ids == 0] == 0)
+        assert np.all(y[row, ids == 0] == 0)
         for number in set(ids) - {0}:
             here = ids == number
             alone = x[row : row + 1, here]
             parts = [inner("forward", alone), inner("backward", alone[:, ::-1])[:, ::-1]]
             together = parts[0] + parts[1]
             if combine == "concatenate":
-                together = jnp.concatenate(parts, axis=-1) @ params["output"]["kernel"]
+                together = np.concatenate(parts, axis=-1) @ np.asarray(params["output"]["kernel"])
             np.testing.assert_allclose(y[row : row + 1, here], together, atol=1e-6)
 
 
 def test_bad_input():
     x = jnp.zeros((2, TIME, WIDTH))
     lstm, gru = LSTM(), GRU()
-    params = lstm.init(jax.random.key(0), x)
+    params = jax.jit(lstm.init)(jax.random.key(0), x)
     with pytest.raises(UsageError, match="was given a RNNState as its state; expected a LSTMState"):
         lstm.apply(params, x, None, gru.initial_state(2, TIME, WIDTH))
     with pytest.raises(UsageError, match="has 3 rows; expected 2"):

@@ -1,0 +1,27 @@
+"""What the tests of training share."""
+
+from typing import Any
+
+import pytest
+
+from arch_jax.train import loop
+from arch_jax.train.compiled import Compiled, alike
+
+_compiled: dict[Any, Compiled] = {}
+
+
+def _shared(experiment: Any, batch: Any, full_batch: bool = False) -> Compiled:
+    kind = type(experiment.model)  # files that are loaded anew have classes of their own under the same names
+    key = kind, alike(experiment, batch, full_batch)
+    if key not in _compiled:
+        _compiled[key] = Compiled(experiment, batch, full_batch)
+    return _compiled[key]
+
+
+@pytest.fixture
+def compiled_once(monkeypatch):
+    """Runs of one experiment share what is compiled, as those of a study do: most of these tests run one many times.
+
+    That a process which begins anew gives the same bits is what the tests with processes show.
+    """
+    monkeypatch.setattr(loop, "Compiled", _shared)
