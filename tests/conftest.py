@@ -2,6 +2,8 @@
 
 import gc
 import os
+import re
+import resource
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -24,9 +26,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 TESTS = Path(__file__).parent
 #: Mappings of memory at which a process forgets what it has compiled. Beyond 65,530 the next program crashes it.
 MAPPINGS = 30_000
+#: Programs after which a process forgets them where tests of something else begin: gigabytes, if they all stayed.
+PROGRAMS = 300
+#: Files of which each parameter is something of its own, such as an architecture, at which each function looks.
+CONTRACTS = ("tests/contract/test_models.py", "tests/contract/test_mixers.py")
 #: Where programs are tiny and run a few times, so that nearly all of the time is the compiler's.
-TINY = {"contract", "interop", "layers", "models", "objectives", "ops", "test_beam_search.py", "test_decoding.py"}
-TINY |= {"data", "fuzz", "parity", "study", "train", "test_cli.py", "test_discovery.py", "test_readme.py"}
+TINY = {"contract", "data", "fuzz", "interop", "layers", "models", "objectives", "ops", "parity", "plan", "sampling"}
+TINY |= {"study", "test_cli.py", "test_discovery.py", "test_readme.py", "train"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,14 +56,28 @@ def compiled_quickly(request):
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+def group(nodeid: str) -> str:
+    """What shares compiled programs with others: the tests of one architecture or mixer, elsewhere those of a file."""
+    file, _, test = nodeid.partition("::")
+    bracket = re.search(r"\[(.+)\]$", test)
+    return f"{file}[{bracket[1]}]" if bracket and file in CONTRACTS else file
+
+
 @pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item):
-    """Lets compiled programs go before there are too many: each is some mappings of memory, and 65,530 are allowed."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists() or maps.read_bytes().count(b"\n") < MAPPINGS:
-        return
+def pytest_runtest_teardown(item, nextitem):
+    """Lets compiled programs go where few will be missed; and anywhere, before there are too many of them.
+
+    Each is some mappings of memory, and 65,530 are allowed.
+    """
+    programs = COSTS.compiled - COSTS.forgotten
+    among_others = nextitem is not None and group(nextitem.nodeid) == group(item.nodeid)
+    if among_others or programs < PROGRAMS:
+        maps = Path("/proc/self/maps")
+        if not maps.exists() or maps.read_bytes().count(b"\n") < MAPPINGS:
+            return
     import jax
 
+    COSTS.forgotten = COSTS.compiled
     jax.clear_caches()
     gc.collect()
 
@@ -70,9 +90,11 @@ class Costs:
 
     def __init__(self) -> None:
         self.compiled = 0
+        self.forgotten = 0  # of them, how many were let go
         self.listening = False
         self.by_file: dict[str, list[float]] = {}
         self.by_name: dict[str, float] = {}
+        self.peaks: dict[str, float] = {}
 
     def now(self) -> tuple[float, int]:
         """Seconds of processor time of this process and its finished children, and programs compiled so far."""
@@ -95,11 +117,15 @@ class Costs:
         if call.when == "teardown":
             seconds, programs = (now - begun for now, begun in zip(self.now(), item.stash[BEGUN]))
             item.user_properties.append(("cost", (round(seconds, 3), programs)))
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of KiB, in GiB
+            item.user_properties.append(("peak", (os.environ.get("PYTEST_XDIST_WORKER", "alone"), peak)))
 
     def pytest_runtest_logreport(self, report):
         if report.when != "teardown":
             return
         seconds, programs = dict(report.user_properties).get("cost", (0, 0))
+        worker, peak = dict(report.user_properties).get("peak", ("alone", 0))
+        self.peaks[worker] = max(peak, self.peaks.get(worker, 0))
         file = report.nodeid.split("::")[0]
         row = self.by_file.setdefault(file, [0, 0, 0])
         for i, value in enumerate((1, seconds, programs)):
@@ -116,18 +142,55 @@ class Costs:
         write(f"processor time {total[1]:.0f} s, {total[2]:.0f} programs compiled, {total[0]:.0f} tests; the dearest:")
         for file, (tests, seconds, programs) in shown:
             write(f"  {seconds:7.1f} s {programs:6.0f} programs {tests:5.0f} tests  {file}")
+        write("most memory held: " + ", ".join(f"{name} {size:.1f} GiB" for name, size in sorted(self.peaks.items())))
         names = sorted(self.by_name.items(), key=lambda row: -row[1])[:8]
         if names:
             write("contract by architecture: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in names))
 
 
 BEGUN = pytest.StashKey[tuple[float, int]]()
+COSTS = Costs()
 
 
 def pytest_configure(config):
-    config.pluginmanager.register(Costs(), "costs")
+    config.pluginmanager.register(COSTS, "costs")
 
 
 def pytest_collection_modifyitems(items):
-    """The slow ones first: begun last, one of them would keep a single worker busy while the others are done."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """The slow ones first: begun last, one of them would keep a single worker busy while the others are done.
+
+    Last come the contracts, of which each part takes seconds: workers that are given them end together. All tests of
+    one architecture stand next to each other.
+    """
+    first = {}
+    for i, item in enumerate(items):
+        first.setdefault(group(item.nodeid), i)
+
+    def place(item) -> tuple[bool, bool, int]:
+        contract = item.nodeid.split("::")[0] in CONTRACTS
+        return contract, item.get_closest_marker("slow") is None, first[group(item.nodeid)] if contract else 0
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Deals out groups, not tests: a worker that takes one test of an architecture compiles it all.
+
+    Where there are only a few, as with a single file, tests go to whoever is idle.
+    """
+    if config.getoption("dist") != "worksteal":  # a person has asked for something else
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def schedule(self) -> None:
+            groups = {group(nodeid) for nodeid in next(iter(self.registered_collections.values()))}
+            self.few = len(groups) < 4 * self.numnodes
+            super().schedule()
+
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if self.few else group(nodeid)
+
+    config.option.loadscopereorder = False  # the order is that of pytest_collection_modifyitems
+    return Groups(config, log)

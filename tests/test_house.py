@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
+import networkx
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -50,3 +53,12 @@ def test_every_public_function_says_what_it_does():
             if public and not ast.get_docstring(node):
                 bare.append(f"{path.name}:{node.name}")
     assert not bare
+
+
+def test_no_two_files_import_each_other():
+    """Also by way of others; the import contract can't say this of single files."""
+    graph = grimp.build_graph("arch_jax", cache_dir=None)
+    edges = [(file, other) for file in graph.modules for other in graph.find_modules_directly_imported_by(file)]
+    circles = [sorted(one) for one in networkx.strongly_connected_components(networkx.DiGraph(edges)) if len(one) > 1]
+    assert len(edges) > 1000
+    assert not circles

@@ -125,46 +125,81 @@ every_mixer = pytest.mark.parametrize(("name", "change"), CASES, ids=[f"{n}-{i}"
 
 #: Rows of segment ids: packed documents, padding in the middle and at the end, an id that comes again.
 PACKED = np.array([[1, 1, 1, 2, 2, 2, 2, 3, 3], [4, 4, 0, 0, 4, 7, 4, 0, 0]], np.int32)
-CHUNKS = [[9], [1] * 9, [4, 5], [1, 4, 4]]  # few lengths: each is compiled on its own
+#: Few lengths, since each is compiled on its own: one token, and more than one chunk of the forms that have chunks.
+CHUNKS = [[1] * 9, [1, 1, 1, 1, 5], [5, 1, 1, 1, 1]]
+MORE_CHUNKS = [[9], [4, 5], [1, 4, 4]]
 
 
 class Case:
-    """A mixer with parameters and inputs."""
+    """A mixer with parameters and inputs, on the host. Each of its programs is compiled once, for all tests."""
 
-    def __init__(self, name, change, dtype=jnp.float32):
+    def __init__(self, name, change):
         mixer = fields.override(fields.components("mixer")[name](), change)
-        self.mixer = adapted(mixer, dtype=dtype, parameter_dtype=dtype)
-        self.x = jax.random.normal(jax.random.key(0), (BATCH, TIME, WIDTH), dtype)
-        self.variables = self.mixer.init(jax.random.key(1), self.x)
+        self.mixer = adapted(mixer, dtype=jnp.float32, parameter_dtype=jnp.float32)
+        self.causal = getattr(self.mixer, "causal", True)
+        rng = np.random.default_rng(0)
+        self.x = rng.normal(size=(BATCH, TIME, WIDTH)).astype(np.float32)
         # Away from the initial point: biases of 0 would hide what padding does.
-        self.variables = jax.tree.map(
-            lambda p: p + 0.3 * jax.random.normal(jax.random.key(2), p.shape, dtype), self.variables
-        )
+        noisy = lambda p: (p + 0.3 * rng.normal(size=p.shape)).astype(p.dtype)
+        self.variables = jax.tree.map(noisy, jax.device_get(jax.jit(self.mixer.init)(jax.random.key(1), self.x)))
         self.apply = jax.jit(self.mixer.apply)
+        self.program = jax.jit(self._program)
 
-    def whole(self, x=None, segment_ids=None):
-        return self.apply(self.variables, self.x if x is None else x, segment_ids)[0]
+    def _program(self, variables, x, ids):
+        """Of a batch: outputs, state, and the Jacobian, "row time width, row time width" of outputs and inputs."""
+        y, pull_back, state = jax.vjp(lambda x: self.mixer.apply(variables, x, ids), x, has_aux=True)
+        # Row by row: in one batch of 144, some of a CPU's products are wrong (jaxlib 0.10.2).
+        (jacobian,) = jax.lax.map(jax.vmap(pull_back), jnp.eye(y.size).reshape(BATCH, -1, *y.shape))
+        return {"y": y, "state": state, "jacobian": jacobian.reshape(*y.shape, *x.shape)}
+
+    @functools.cached_property
+    def plain(self):
+        """`_program` without segment ids."""
+        return jax.device_get(self.program(self.variables, self.x, None))
+
+    @functools.cached_property
+    def packed(self):
+        """`_program` with the segment ids PACKED."""
+        return jax.device_get(self.program(self.variables, self.x, PACKED))
+
+    def alone(self, *rows):
+        """The outputs of sequences shorter than TIME, up to BATCH of equal or different length, each by itself."""
+        if not self.causal:
+            return [np.asarray(self.apply(self.variables, row[None])[0])[0] for row in rows]
+        # What stands behind has no influence, as test_future_has_no_influence holds: no length is compiled anew.
+        x = self.x.copy()
+        for filled, row in zip(x, rows, strict=False):
+            filled[: len(row)] = row
+        y = jax.device_get(self.program(self.variables, x, None))["y"]
+        return [y[i, : len(row)] for i, row in enumerate(rows)]
+
+    def step(self, x, ids, state):
+        return jax.device_get(self.apply(self.variables, x, ids, state))
+
+    @functools.cached_property
+    def initial_state(self):
+        return jax.device_get(jax.jit(lambda: self.mixer.initial_state(BATCH, TIME, WIDTH, jnp.float32))())
 
     def chunked(self, lengths, segment_ids=None):
-        state = self.mixer.initial_state(BATCH, TIME, WIDTH, self.x.dtype)
+        state = self.initial_state
         start, out = 0, []
         for length in lengths:
             part = slice(start, start + length)
             ids = None if segment_ids is None else segment_ids[:, part]
-            y, state = self.apply(self.variables, self.x[:, part], ids, state)
+            y, state = self.step(self.x[:, part], ids, state)
             out.append(y)
             start += length
-        return jnp.concatenate(out, axis=1), state
+        return np.concatenate(out, axis=1), state
 
 
-@functools.cache
+@functools.lru_cache(1)  # the tests of one case stand next to each other (conftest.py)
 def _case(key, name):
     return Case(name, dict(CASES[key][1]))
 
 
 def only_causal(it):
     """Skips what holds for causal mixers alone: the others have no state."""
-    if not getattr(it.mixer, "causal", True):
+    if not it.causal:
         with pytest.raises(UsageError, match="causal"):
             it.mixer.initial_state(BATCH, TIME, WIDTH, jnp.float32)
         pytest.skip("not causal")
@@ -177,9 +212,8 @@ def case(name, change):
 @every_mixer
 def test_no_state_in_none_out(name, change):
     it = case(name, change)
-    y, state = it.mixer.apply(it.variables, it.x)
-    assert state is None
-    chex.assert_shape(y, (BATCH, TIME, WIDTH))
+    assert it.plain["state"] is None
+    chex.assert_shape(it.plain["y"], (BATCH, TIME, WIDTH))
 
 
 @every_mixer
@@ -187,22 +221,26 @@ def test_future_has_no_influence(name, change):
     """The Jacobian of y_t with respect to later x is exactly 0, and that with respect to x_t is not."""
     it = case(name, change)
     only_causal(it)
-    jacobian = jax.jit(jax.jacobian(lambda x: it.mixer.apply(it.variables, x[None])[0][0]))(it.x[0])
-    influence = jnp.abs(jacobian).sum(axis=(1, 3))  # "time of y, time of x"
-    assert jnp.all(jnp.triu(influence, 1) == 0)
-    assert jnp.all(jnp.diag(influence) > 0)
-    assert jnp.all(jnp.diag(influence, -1) > 0), "a mixer that mixes nothing"
+    influence = np.abs(it.plain["jacobian"]).sum(axis=(2, 5))  # "row of y, time of y, row of x, time of x"
+    for row in range(BATCH):
+        assert np.all(np.triu(influence[row, :, row], 1) == 0)
+        assert np.all(np.diag(influence[row, :, row]) > 0)
+        assert np.all(np.diag(influence[row, :, row], -1) > 0), "a mixer that mixes nothing"
 
 
 @every_mixer
-@pytest.mark.parametrize("packed", [False, True])
-def test_any_chunks_give_the_whole(name, change, packed):
+def test_rows_have_no_influence_on_each_other(name, change):
     it = case(name, change)
+    for jacobian in (it.plain["jacobian"], it.packed["jacobian"]):
+        influence = np.abs(jacobian).sum(axis=(1, 2, 4, 5))
+        assert np.all(influence[~np.eye(BATCH, dtype=bool)] == 0)
+
+
+def chunks_give_the_whole(it, chunks, ids):
     only_causal(it)
-    ids = jnp.asarray(PACKED) if packed else None
-    whole = it.whole(segment_ids=ids)
+    whole = (it.plain if ids is None else it.packed)["y"]
     states = []
-    for lengths in CHUNKS:
+    for lengths in chunks:
         y, state = it.chunked(lengths, ids)
         chex.assert_trees_all_close(y, whole, atol=3e-6, rtol=1e-5)
         states.append(state)
@@ -211,16 +249,31 @@ def test_any_chunks_give_the_whole(name, change, packed):
 
 
 @every_mixer
+def test_single_tokens_give_the_whole(name, change):
+    chunks_give_the_whole(case(name, change), CHUNKS[:1], None)
+
+
+@every_mixer
+def test_any_packed_chunks_give_the_whole(name, change):
+    chunks_give_the_whole(case(name, change), CHUNKS, PACKED)
+
+
+@every_mixer
+@pytest.mark.thorough  # other lengths on the same paths
+def test_more_chunks_give_the_whole(name, change):
+    for ids in (None, PACKED):
+        chunks_give_the_whole(case(name, change), CHUNKS + MORE_CHUNKS, ids)
+
+
+@every_mixer
 def test_packed_segments_do_not_see_each_other(name, change):
     """Each run of a packed row gives what it gives alone, and its Jacobian across runs is exactly 0."""
     it = case(name, change)
-    ids = jnp.asarray(PACKED[:1, :])
-    whole = it.whole(it.x[:1], ids)
-    for start, stop in ((0, 3), (3, 7), (7, 9)):
-        alone = it.whole(it.x[:1, start:stop])
-        chex.assert_trees_all_close(whole[:, start:stop], alone, atol=3e-6, rtol=1e-5)
-    jacobian = jax.jit(jax.jacobian(lambda x: it.mixer.apply(it.variables, x[None], ids)[0][0]))(it.x[0])
-    influence = np.asarray(jnp.abs(jacobian).sum(axis=(1, 3)))
+    runs = [slice(0, 3), slice(3, 7), slice(7, 9)]
+    found = it.alone(*(it.x[0, run] for run in runs[:2])) + it.alone(it.x[0, runs[2]])
+    for run, alone in zip(runs, found, strict=True):
+        chex.assert_trees_all_close(it.packed["y"][0, run], alone, atol=3e-6, rtol=1e-5)
+    influence = np.abs(it.packed["jacobian"]).sum(axis=(2, 5))[0, :, 0]
     other = PACKED[0][:, None] != PACKED[0][None, :]
     assert np.all(influence[other] == 0)
 
@@ -228,15 +281,14 @@ def test_packed_segments_do_not_see_each_other(name, change):
 @every_mixer
 def test_padding_gives_zero_and_leaves_the_state(name, change):
     it = case(name, change)
-    ids = jnp.asarray(PACKED)
-    assert jnp.all(it.whole(segment_ids=ids)[1, PACKED[1] == 0] == 0)
-    gradient = jax.grad(lambda x: jnp.sum(it.mixer.apply(it.variables, x, ids)[0] ** 2))(it.x)
-    assert jnp.all(gradient[1, PACKED[1] == 0] == 0)
-    chex.assert_tree_all_finite(gradient)
+    assert np.all(it.packed["y"][1, PACKED[1] == 0] == 0)
+    jacobian = it.packed["jacobian"]
+    assert np.all(np.isfinite(jacobian))
+    assert np.all(jacobian[:, :, :, 1, PACKED[1] == 0] == 0), "of anything with respect to padding"
     only_causal(it)
-    _, state = it.chunked([4, 5], ids)
-    y, after = it.apply(it.variables, it.x[:, :3], jnp.zeros((BATCH, 3), jnp.int32), state)
-    assert jnp.all(y == 0)
+    _, state = it.chunked(CHUNKS[1], PACKED)
+    y, after = it.step(it.x[:, :5], np.zeros((BATCH, 5), np.int32), state)
+    assert np.all(y == 0)
     chex.assert_trees_all_equal(after, state)
 
 
@@ -245,45 +297,50 @@ def test_prompts_of_different_lengths(name, change):
     """Rows padded on the right, then decoded together, give what each gives alone."""
     it = case(name, change)
     only_causal(it)
-    lengths = np.array([3, 5])
-    ids = jnp.asarray((np.arange(5)[None] < lengths[:, None]).astype(np.int32))
-    state = it.mixer.initial_state(BATCH, TIME, WIDTH, it.x.dtype)
-    _, state = it.apply(it.variables, it.x[:, :5], ids, state)
-    y, _ = it.apply(it.variables, it.x[:, 5:7], None, state)
+    lengths = [3, 5]
+    ids = (np.arange(5)[None] < np.array(lengths)[:, None]).astype(np.int32)
+    _, state = it.step(it.x[:, :5], ids, it.initial_state)
+    found = []
+    for t in (5, 6):
+        y, state = it.step(it.x[:, t : t + 1], None, state)
+        found.append(y)
+    expected = it.alone(*(np.concatenate([row[:n], row[5:7]]) for row, n in zip(it.x, lengths, strict=True)))
     for row, length in enumerate(lengths):
-        alone = jnp.concatenate([it.x[row : row + 1, :length], it.x[row : row + 1, 5:7]], axis=1)
-        chex.assert_trees_all_close(y[row], it.whole(alone)[0, length:], atol=3e-6, rtol=1e-5)
+        both = np.concatenate([y[row] for y in found])
+        chex.assert_trees_all_close(both, expected[row][length:], atol=3e-6, rtol=1e-5)
 
 
 @every_mixer
+@pytest.mark.thorough  # each operation has its own test against an oracle, in values and gradients
 def test_forms_agree_in_float64(name, change):
     """Parallel and step by step, in values and gradients."""
+    single = case(name, change)
+    only_causal(single)
     with jax.enable_x64(True):
-        it = Case(name, change, jnp.float64)
-        only_causal(it)
-        ids = jnp.asarray(PACKED)
+        mixer = adapted(single.mixer, dtype=jnp.float64, parameter_dtype=jnp.float64)
+        wide = lambda leaf: leaf.astype(np.float64) if leaf.dtype == np.float32 else leaf
+        x, variables = wide(single.x), jax.tree.map(wide, single.variables)
+        target = np.random.default_rng(5).normal(size=x.shape)
 
-        def parallel(x):
-            return it.mixer.apply(it.variables, x, ids)[0]
+        def parallel(variables, x):
+            return mixer.apply(variables, x, jnp.asarray(PACKED))[0]
 
-        def stepwise(x):
+        def stepwise(variables, x):
             def step(state, token):
-                y, state = it.mixer.apply(it.variables, token[0][:, None], token[1][:, None], state)
+                y, state = mixer.apply(variables, token[0][:, None], token[1][:, None], state)
                 return state, y[:, 0]
 
             # A loop, so that one step is compiled and not nine; it also holds that no step changes a state's dtypes.
-            begin = it.mixer.initial_state(BATCH, TIME, WIDTH, x.dtype)
-            return jax.lax.scan(step, begin, (x.swapaxes(0, 1), ids.T))[1].swapaxes(0, 1)
-
-        target = jax.random.normal(jax.random.key(5), it.x.shape, it.x.dtype)
+            begin = mixer.initial_state(BATCH, TIME, WIDTH, x.dtype)
+            return jax.lax.scan(step, begin, (x.swapaxes(0, 1), jnp.asarray(PACKED.T)))[1].swapaxes(0, 1)
 
         def values_and_gradient(form):
-            def total(x):
-                y = form(x)
+            def total(x, variables):
+                y = form(variables, x)
                 return jnp.sum(y * target), y
 
-            return jax.jit(jax.value_and_grad(total, has_aux=True))(it.x)
+            return jax.device_get(jax.jit(jax.value_and_grad(total, has_aux=True))(x, variables))
 
         found, expected = values_and_gradient(parallel), values_and_gradient(stepwise)
-        assert found[0][1].dtype == jnp.float64
+        assert found[0][1].dtype == np.float64
         chex.assert_trees_all_close(found, expected, atol=1e-10, rtol=1e-10)

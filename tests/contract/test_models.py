@@ -5,13 +5,20 @@ Published sizes are checked abstractly, by name; each architecture is run once f
 
 import dataclasses
 import functools
+import json
+import os
+import pickle
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from arch_jax import describe, fields, registry
@@ -21,53 +28,122 @@ from arch_jax.objectives import objective
 from arch_jax.optimizer import Optimizer
 from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.state import initial_state
-from arch_jax.train.step import make_program, make_step
+from arch_jax.train.step import make_program
 
 import_components()
 import_asked_for()
 ENTRIES = dict(registry.models())
 ARCHITECTURES = {entry.architecture: entry for entry in reversed(ENTRIES.values())}
+SCRIPT = Path(__file__).with_name("on_two_devices.py")
 every_name = pytest.mark.parametrize("name", ENTRIES)
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
+#: Rows of a batch: as many on each of two devices.
+ROWS = 4
+#: Of two initialisations side by side; the first is the one that is trained.
+SEEDS = np.array([0, 9], np.uint32)
+STEPS = 6
+
+
+#: Architectures of layers that are not scanned: to trace one at its full size takes seconds.
+UNROLLED = ("convnext", "densenet", "efficientnet", "resnet-bottleneck", "resnet-cifar", "rwkv7", "t5", "xlstm")
+
+
+def when(name: str) -> list:
+    """The quick suite counts each architecture once at a published size, and all sizes where that is quick."""
+    further = ENTRIES[name].architecture in UNROLLED and ARCHITECTURES[ENTRIES[name].architecture].name != name
+    return [pytest.mark.thorough] if further else []
+
+
 class Tiny:
-    """One architecture at its tiny size, with everything that several tests look at computed once."""
+    """One architecture at its tiny size: each of its programs is compiled once, for all tests.
+
+    Those are five: `begin`, `forward`, `steps`, and in a test of their own the forward pass under `vmap` and in
+    bfloat16. What they give lies on the host, where arithmetic compiles nothing.
+    """
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self.entry = ARCHITECTURES[name]
         self.module = self.entry.tiny()
         self.inputs = self.entry.inputs.resized(self.module)
-        self.batch = self.inputs.batch(self.module, 3, jax.random.key(0))
-        self.arguments = self.entry.arguments(self.batch)
-        self.variables = jax.jit(self.module.init)(jax.random.key(1), *self.arguments)
-        self.apply = jax.jit(self.module.apply)
         self.task = objective(self.entry.objective).with_model(self.module)
+        optimizer = Optimizer("adamw", learning_rate=3e-3, schedule="constant")
+        #: A run of this architecture; the data is not read.
+        self.experiment = Experiment(self.module, objective(self.entry.objective), None, optimizer, steps=STEPS)
+        self.batch, self.permuted, self.order, self.begun = on_host(jax.jit(self._begin)(SEEDS))
+        self.arguments = self.entry.arguments(self.batch)
+        self.variables = self.state(0).variables
+        self.forward = jax.jit(self._forward)
+
+    def _begin(self, seeds):
+        """A batch, the same in another order, and the states before the first step, by seed."""
+        batch = self.inputs.batch(self.module, ROWS, jax.random.key(0))
+        states = jax.vmap(lambda seed: with_key_data(initial_state(self.experiment, batch, seed)))(seeds)
+        return batch, *self.inputs.permuted(batch, jax.random.key(5)), states
+
+    def _forward(self, variables, batch):
+        """The model's outputs, and the metrics of a validation batch: a compiler sees what the two have in common."""
+        return self.module.apply(variables, *self.entry.arguments(batch)), self.task.evaluate(variables, batch)
+
+    def state(self, i: int):
+        """The state before the first step from one of `SEEDS`."""
+        return jax.tree.map(lambda x: x[i], self.begun)
 
     @functools.cached_property
     def outputs(self):
-        return self.apply(self.variables, *self.arguments)
+        """What the model gives for the batch; and the validation's metrics, of which every draw is fixed."""
+        return on_host(self.forward(self.variables, self.batch))
 
     @functools.cached_property
-    def experiment(self) -> Experiment:
-        """A run of this architecture; the data is not read."""
-        optimizer = Optimizer("adamw", learning_rate=3e-3, schedule="constant")
-        return Experiment(self.module, objective(self.entry.objective), data=None, optimizer=optimizer, steps=3)
+    def traced(self):
+        """The train program for `STEPS` batches, as `arch-jax train` makes it."""
+        program = jax.jit(make_program(self.experiment), donate_argnums=0)
+        return program.trace(with_key(self.state(0)), self._batches, np.int32(1))
 
-    def gradients(self, variables):
-        """The gradient of the sum of all players' losses."""
+    @functools.cached_property
+    def compiled(self):
+        return self.traced.lower().compile()
 
-        def loss(params):
-            parts = [
-                self.task.loss(player.name, "main", {**variables, "params": params}, self.batch, jax.random.key(2), 0)
-                for player in self.task.players
-            ]
-            return sum(value / weight for (value, weight), _ in parts)
+    @property
+    def _batches(self):
+        return jax.tree.map(lambda x: np.stack([x] * STEPS), self.batch)
 
-        return jax.jit(jax.value_and_grad(loss))(variables["params"])
+    def steps(self, state, count: int):
+        """The state after some steps on the one batch, and their metrics, one a step."""
+        state, metrics = self.compiled(with_key(state), self._batches, np.int32(count))
+        return on_host(with_key_data(state)), jax.tree.map(lambda x: np.asarray(x)[:count], metrics)
+
+    @functools.cached_property
+    def first(self):
+        """The state after one step, and its metrics."""
+        return self.steps(self.state(0), 1)
 
 
-@functools.cache
+def on_host(tree):
+    """The tree with numpy's arrays."""
+    return jax.tree.map(np.asarray, jax.device_get(tree))
+
+
+def with_key_data(state):
+    """The state with its random key as numbers, which can lie on the host."""
+    return state.replace(key=jax.random.key_data(state.key))
+
+
+def with_key(state):
+    """The state with a random key, as training has it."""
+    return state.replace(key=jax.random.wrap_key_data(state.key))
+
+
+def gradients(state):
+    """The gradient that each player's first step followed, as path -> array: the last of Adam's moments after it."""
+    moments = optax.tree_utils.tree_get_all_with_path(state.optimizer, "mu")
+    found = [paths(tree) for _, tree in moments]
+    return {path: leaf for tree in found for path, leaf in tree.items()}
+
+
+@functools.lru_cache(1)  # the tests of one architecture stand next to each other (conftest.py)
 def tiny(name: str) -> Tiny:
     return Tiny(name)
 
@@ -78,7 +154,7 @@ def paths(tree):
     return {"/".join(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in flat}
 
 
-@every_name
+@pytest.mark.parametrize("name", [pytest.param(name, marks=when(name)) for name in ENTRIES])
 def test_parameter_count_is_the_published_one(name):
     entry = ENTRIES[name]
     if entry.parameters is None:
@@ -109,21 +185,27 @@ def test_module_is_its_fields(name):
 
 @every_architecture
 def test_outputs_and_gradients_are_finite(name):
-    chex.assert_tree_all_finite(tiny(name).outputs)
-    loss, gradients = tiny(name).gradients(tiny(name).variables)
-    assert np.isfinite(loss)
-    chex.assert_tree_all_finite(gradients)
+    assert_finite(tiny(name).outputs)
+    state, metrics = tiny(name).first
+    assert_finite(metrics)
+    assert_finite(gradients(state))
+
+
+def assert_finite(tree):
+    for path, leaf in paths(tree).items():
+        assert np.all(np.isfinite(leaf)), path
 
 
 @every_architecture
 def test_every_parameter_has_a_gradient(name):
     """Away from the initial point, whose zeros may hide a path. Exceptions are mathematics, declared with a reason."""
     it = tiny(name)
-    leaves, structure = jax.tree.flatten(it.variables["params"])
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    noisy = [leaf + 0.3 * jax.random.normal(key, leaf.shape, leaf.dtype) for leaf, key in zip(leaves, keys)]
-    _, gradients = it.gradients({**it.variables, "params": jax.tree.unflatten(structure, noisy)})
-    largest = {path: float(jnp.max(jnp.abs(leaf))) for path, leaf in paths(gradients).items()}
+    rng = np.random.default_rng(3)
+    noise = lambda leaf: (leaf + 0.3 * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+    state = it.state(0)
+    found = gradients(it.steps(state.replace(parameters=jax.tree.map(noise, state.parameters)), 1)[0])
+    assert set(found) == set(paths(it.variables["params"]))
+    largest = {path: float(np.max(np.abs(leaf))) for path, leaf in found.items()}
     without = {path for path in largest if any(re.search(p, path) for p in it.entry.no_gradient)}
     for pattern in it.entry.no_gradient:
         assert any(re.search(pattern, path) for path in largest), f"{pattern} matches no parameter"
@@ -137,7 +219,7 @@ def test_layers_differ_at_initialisation(name):
     """Equal keys for every block would start all layers the same."""
     leaves = paths(tiny(name).variables["params"])
     # What no key decides (HiPPO's matrix, S4D-Real) starts alike in all layers: so the papers have it.
-    others = paths(jax.jit(tiny(name).module.init)(jax.random.key(9), *tiny(name).arguments)["params"])
+    others = paths(tiny(name).state(1).variables["params"])
     leaves = {path: leaf for path, leaf in leaves.items() if not np.array_equal(leaf, others[path])}
     layers = {p: np.asarray(leaf) for p, leaf in leaves.items() if "/layers/" in f"/{p}/"}  # scanned: on one axis
     for path in [p for p in leaves if "/layer_0/" in f"/{p}/"]:  # unrolled: beside one another
@@ -166,19 +248,22 @@ def test_depth_adds_parameters(name):
 
 
 @every_architecture
+@pytest.mark.thorough  # a program for each of its operations
 def test_jit_equals_eager(name):
+    """Python that looks at values, or remembers them from call to call, is found out."""
     it = tiny(name)
-    chex.assert_trees_all_close(it.outputs, it.module.apply(it.variables, *it.arguments), atol=2e-6, rtol=2e-5)
+    eager = it.module.apply(*jax.device_put((it.variables, *it.arguments)))
+    chex.assert_trees_all_close(it.outputs[0], on_host(eager), atol=2e-6, rtol=2e-5)
 
 
 @every_architecture
 def test_vmap_over_seeds(name):
     it = tiny(name)
-    keys = jax.random.split(jax.random.key(4), 2)
-    stacked = jax.vmap(lambda key: it.module.init(key, *it.arguments))(keys)
-    together = jax.jit(jax.vmap(lambda v: it.module.apply(v, *it.arguments)))(stacked)
+    one_batch = [None] * len(it.arguments)
+    applied = jax.jit(jax.vmap(it.module.apply, (0, *one_batch)))
+    together = on_host(applied(it.begun.variables, *it.arguments))
     for i in range(2):
-        alone = it.apply(jax.tree.map(lambda x, i=i: x[i], stacked), *it.arguments)
+        alone, _ = on_host(it.forward(it.state(i).variables, it.batch))
         chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], together), alone, atol=2e-6, rtol=2e-5)
 
 
@@ -188,42 +273,87 @@ def test_batch_permutation(name):
     it = tiny(name)
     if it.entry.couples_examples:
         pytest.skip("the paper couples the examples of a batch")
-    batch, order = it.inputs.permuted(it.batch, jax.random.key(5))
-    permuted = it.apply(it.variables, *it.entry.arguments(batch))
-    chex.assert_trees_all_close(permuted, jax.tree.map(lambda x: x[order], it.outputs), atol=2e-6, rtol=2e-5)
+    permuted, _ = on_host(it.forward(it.variables, it.permuted))
+    expected = jax.tree.map(lambda x: x[it.order], it.outputs[0])
+    chex.assert_trees_all_close(permuted, expected, atol=2e-6, rtol=2e-5)
 
 
 @every_architecture
 def test_bfloat16_stays_near_float32(name):
     it = tiny(name)
     half = it.module.clone(dtype=jnp.bfloat16)
-    outputs = jax.jit(half.apply)(it.variables, *it.arguments)
-    for exact, rough in zip(jax.tree.leaves(it.outputs), jax.tree.leaves(outputs)):
+    outputs = on_host(jax.jit(half.apply)(it.variables, *it.arguments))
+    for exact, rough in zip(jax.tree.leaves(it.outputs[0]), jax.tree.leaves(outputs), strict=True):
         assert rough.dtype == jnp.bfloat16
         # bfloat16 has 8 bits: half a percent a step, over the few steps of a tiny model.
-        error = jnp.linalg.norm(rough.astype(jnp.float32) - exact) / jnp.linalg.norm(exact)
+        error = np.linalg.norm(rough.astype(np.float32) - exact) / np.linalg.norm(exact)
         assert error < 0.03, error
 
 
 @every_architecture
 def test_train_step(name):
-    """The named objective's step runs, changes every player's parameters, and its loss falls on one batch."""
+    """The named objective's step runs, changes every player's parameters, and what validation measures falls."""
     it = tiny(name)
-    state = jax.jit(lambda b: initial_state(it.experiment, b))(it.batch)
-    step = jax.jit(make_step(it.experiment))
-    before, losses = state, []
-    for _ in range(6):
-        state, metrics = step(state, it.batch)
-        chex.assert_tree_all_finite(metrics)
-        losses.append(sum(float(s / w) for n, (s, w) in metrics.items() if n.endswith("loss") and w))
-    assert int(state.step) == 6
-    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before.parameters, state.parameters)
-    for player, tree in changed.items():
-        flags = paths(tree)
-        still = [p for p, c in flags.items() if not c and not any(re.search(x, p) for x in it.entry.no_gradient)]
+    state, metrics = it.steps(it.first[0], STEPS - 1)
+    assert_finite(metrics)
+    assert int(state.step) == STEPS
+    for player, tree in state.parameters.items():
+        before = paths(it.begun.parameters[player])
+        still = [path for path, leaf in paths(tree).items() if np.array_equal(leaf, before[path][0])]
+        still = [path for path in still if not any(re.search(x, path) for x in it.entry.no_gradient)]
         assert not still, (player, still)
-    if len(it.task.players) == 1:
-        assert losses[-1] < losses[0]
+    before, after = it.outputs[1], on_host(it.forward(state.variables, it.batch))[1]
+    assert_finite(after)
+    if len(it.task.players) == 1:  # a game has no loss that both bring down
+        loss = lambda metrics: metrics["loss"][0] / metrics["loss"][1]
+        assert loss(after) < loss(before)
+
+
+@pytest.fixture(scope="module")
+def two_devices(tmp_path_factory):
+    """A process that takes steps on two devices (on_two_devices.py), for one architecture after another."""
+    own = {
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(SCRIPT.parents[2]), os.environ.get("PYTHONPATH")])),
+    }
+    pipe, problems = subprocess.PIPE, tmp_path_factory.mktemp("two_devices") / "problems"
+    with problems.open("w") as written:
+        process = subprocess.Popen(
+            [sys.executable, str(SCRIPT)], env=os.environ | own, stdin=pipe, stdout=pipe, stderr=written, text=True
+        )
+
+    def ask(question: dict) -> None:
+        print(json.dumps(question), file=process.stdin, flush=True)
+        assert process.stdout.readline(), problems.read_text()[-3000:]
+
+    with process:
+        yield ask
+        process.stdin.close()
+
+
+@every_architecture
+@pytest.mark.thorough  # a second compilation of the train step
+def test_steps_on_two_devices(name, two_devices, tmp_path):
+    """Under `pmap` both devices stay alike; and where nothing is drawn, a step is what it is on one device."""
+    it = tiny(name)
+    count, given, found = 3, tmp_path / "given", tmp_path / "found"
+    given.write_bytes(pickle.dumps((it.state(0), it.batch)))
+    optimizer = dataclasses.asdict(it.experiment.optimizer)
+    two_devices({"name": name, "given": str(given), "found": str(found), "steps": count, "optimizer": optimizer})
+    state, metrics = pickle.loads(found.read_bytes())
+    assert_finite(metrics)
+    assert_finite(state.variables)
+    for path, leaf in paths(state).items():
+        assert len(leaf) == 2
+        np.testing.assert_array_equal(leaf[0], leaf[1], err_msg=path)
+    assert int(state.step[0]) == count
+    alone = it.first[1]
+    drawn = it.steps(it.state(0).replace(key=it.state(1).key), 1)[1]
+    nothing_is_drawn = all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(alone), jax.tree.leaves(drawn)))
+    if nothing_is_drawn and not it.entry.couples_examples:
+        together = jax.tree.map(lambda x: x[:1], metrics)
+        chex.assert_trees_all_close(together, alone, rtol=1e-5, atol=1e-6)
 
 
 @every_architecture
@@ -239,12 +369,7 @@ def test_variables_survive_save_and_restore(name, tmp_path):
 @every_architecture
 def test_train_step_lowers_for_a_tpu(name):
     """Catches what a TPU can't take (block shapes of kernels, unsupported primitives) without one."""
-    it = tiny(name)
-    state = jax.eval_shape(lambda b: initial_state(it.experiment, b), it.batch)
-    batches = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), it.batch)
-    count = jax.ShapeDtypeStruct((), "int32")
-    traced = jax.jit(make_program(it.experiment), donate_argnums=0).trace(state, batches, count)
-    assert "stablehlo" in traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "stablehlo" in tiny(name).traced.lower(lowering_platforms=("tpu",)).as_text()
 
 
 @every_architecture

@@ -28,10 +28,8 @@ def value_and_gradients(form, x, senders, receivers, weights):
 @pytest.mark.parametrize("seed", range(3))
 def test_propagation_is_the_product_with_the_matrix(seed):
     with jax.enable_x64(True):
-        fast, slow = (
-            value_and_gradients(f, *example(seed))
-            for f in (message_passing.propagate, message_passing.propagate_reference)
-        )
+        both = (message_passing.propagate, message_passing.propagate_reference)
+        fast, slow = (value_and_gradients(f, *example(seed)) for f in both)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), fast, slow)
 
 
