@@ -7,6 +7,7 @@ import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 #: A line that names something: `@component("gru", kind="mixer")`, `component("fixed", ...)(Fixed)`, `@register(`.
 _REGISTERS = re.compile(rb"^\s*@?(fields\.|registry\.)?(component|register)\(", re.MULTILINE)
@@ -17,6 +18,15 @@ def import_package(package: str) -> None:
     """Imports every file under a package, `"arch_jax.models"`."""
     for found in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
         importlib.import_module(found.name)
+
+
+def values_in(package: str, kind: type) -> dict[str, Any]:
+    """Name -> value of everything of a kind that stands in a file of a package, in the order of the files."""
+    found = {}
+    for file in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+        module = importlib.import_module(file.name)
+        found |= {name: value for name, value in vars(module).items() if isinstance(value, kind)}
+    return found
 
 
 @functools.cache

@@ -16,9 +16,9 @@ import numpy as np
 
 from arch_jax import fields
 from arch_jax.errors import RunError, UsageError, nearest
+from arch_jax.interop import image_weights
 from arch_jax.interop.configurations import configuration_of, module_of
-from arch_jax.interop.pictures import weights as picture_weights
-from arch_jax.interop.pictures.configurations import picture_configuration_of, picture_module_of
+from arch_jax.interop.image_configurations import picture_configuration_of, picture_module_of
 from arch_jax.interop.safetensors import FILES, SINGLE, Files, open_checkpoint, plain_file, write_tensors
 from arch_jax.interop.strict_json import read_object
 from arch_jax.interop.weights import fitted, tensors_of, variables_of
@@ -70,7 +70,7 @@ def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **chan
     if (found := picture_module_of(configuration, lambda: opened("transformers"))) is not None:
         picture_type, module = found
         module = fields.override(module, settings)
-        return module, picture_weights.variables_of(picture_type, opened(picture_type.library), module)
+        return module, image_weights.variables_of(picture_type, opened(picture_type.library), module)
     kind, module = module_of(configuration)
     module, tensors = fitted(kind, opened("transformers"), module)
     module = fields.override(module, settings)
@@ -105,7 +105,7 @@ def save_pretrained(
     if (written := picture_configuration_of(module)) is not None:
         picture_type, configuration = written
         library = picture_type.library
-        tensors = list(picture_weights.tensors_of(picture_type, module, variables))
+        tensors = list(image_weights.tensors_of(picture_type, module, variables))
     else:
         kind, configuration = configuration_of(module)
         tensors = list(tensors_of(kind, module, variables))

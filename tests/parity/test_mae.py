@@ -10,8 +10,8 @@ from flax.traverse_util import flatten_dict
 
 import arch_jax
 from arch_jax.errors import UsageError
+from arch_jax.interop.image_weights import tensors_of, variables_of
 from arch_jax.interop.pictures import PICTURE_TYPES
-from arch_jax.interop.pictures.weights import tensors_of, variables_of
 from arch_jax.ops.attention.positions import sinusoidal_grid
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")

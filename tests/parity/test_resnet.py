@@ -9,8 +9,8 @@ import pytest
 
 import arch_jax
 from arch_jax.errors import UsageError
+from arch_jax.interop.image_weights import tensors_of
 from arch_jax.interop.pictures import PICTURE_TYPES
-from arch_jax.interop.pictures.weights import tensors_of
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install arch-jax[parity]")

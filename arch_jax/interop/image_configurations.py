@@ -8,9 +8,9 @@ import flax.linen as nn
 from arch_jax import fields, registry
 from arch_jax.errors import UsageError, nearest
 from arch_jax.interop.configuration_fields import whole
+from arch_jax.interop.image_weights import naming_of
 from arch_jax.interop.pictures import DIFFUSERS_TYPES, PICTURE_TYPES
 from arch_jax.interop.pictures.picture_type import PictureType
-from arch_jax.interop.pictures.weights import naming_of
 from arch_jax.interop.strict_json import shown
 
 #: Settings of ours that change nothing in the outputs of given weights.
