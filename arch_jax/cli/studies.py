@@ -354,7 +354,7 @@ def _compare(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(data, indent=1))
         return
-    headers, rows = presentation.table(comparison)
+    headers, rows = presentation.comparison_table(comparison)
     grid = table(*(name if name == "model" else f">{name}" for name in headers))
     for row in rows:
         grid.add_row(*row)

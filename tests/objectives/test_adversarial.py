@@ -16,7 +16,8 @@ from arch_jax.models.gan.gan import GAN, Generator
 
 def loss_of(it, *given):
     """The loss, compiled whole: op by op, every small operation would be compiled on its own."""
-    return jax.jit(it.loss, static_argnums=0)(*given)
+    player, *rest = given
+    return jax.jit(it.loss, static_argnums=(0, 1))(player, "main", *rest, 0)
 
 
 def evaluated(it, *given):
@@ -88,7 +89,7 @@ def test_losses_are_those_of_the_paper():
     }
     for (player, saturating), number in expected.items():
         of = game(model, saturating=saturating).loss
-        pair, _ = jax.jit(of, static_argnums=0)(player, variables, batch, key)
+        pair, _ = jax.jit(of, static_argnums=(0, 1))(player, "main", variables, batch, key, 0)
         assert value(pair) == pytest.approx(float(number), rel=1e-5), (player, saturating)
 
 

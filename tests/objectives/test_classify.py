@@ -13,7 +13,8 @@ from arch_jax.ops.losses import cross_entropy
 
 def loss_of(it, *given):
     """The loss, compiled whole: op by op, every small operation would be compiled on its own."""
-    return jax.jit(it.loss, static_argnums=0)(*given)
+    player, *rest = given
+    return jax.jit(it.loss, static_argnums=(0, 1))(player, "main", *rest, 0)
 
 
 def evaluated(it, *given):

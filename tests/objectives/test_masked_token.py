@@ -13,7 +13,8 @@ from arch_jax.objectives.masked_token import choose_tokens, corrupt_tokens
 
 def loss_of(it, *given):
     """The loss, compiled whole: op by op, every small operation would be compiled on its own."""
-    return jax.jit(it.loss, static_argnums=0)(*given)
+    player, *rest = given
+    return jax.jit(it.loss, static_argnums=(0, 1))(player, "main", *rest, 0)
 
 
 def evaluated(it, *given):

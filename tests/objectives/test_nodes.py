@@ -10,7 +10,8 @@ import arch_jax
 
 def loss_of(it, *given):
     """The loss, compiled whole: op by op, every small operation would be compiled on its own."""
-    return jax.jit(it.loss, static_argnums=0)(*given)
+    player, *rest = given
+    return jax.jit(it.loss, static_argnums=(0, 1))(player, "main", *rest, 0)
 
 
 def karate():

@@ -16,7 +16,8 @@ from arch_jax.layers.seq2seq.sequence_reader import SequenceReader
 
 def loss_of(it, *given):
     """The loss, compiled whole: op by op, every small operation would be compiled on its own."""
-    return jax.jit(it.loss, static_argnums=0)(*given)
+    player, *rest = given
+    return jax.jit(it.loss, static_argnums=(0, 1))(player, "main", *rest, 0)
 
 
 def evaluated(it, *given):

@@ -22,7 +22,8 @@ from arch_jax.ops.losses import coverage_loss
 
 def loss_of(it, *given):
     """The loss, compiled whole: op by op, every small operation would be compiled on its own."""
-    return jax.jit(it.loss, static_argnums=0)(*given)
+    player, *rest = given
+    return jax.jit(it.loss, static_argnums=(0, 1))(player, "main", *rest, 0)
 
 
 def evaluated(it, *given):
@@ -276,10 +277,10 @@ def test_updates_are_counted_in_training():
     module, _, batch = recurrent()
     it = task(module, decay="linear", decay_rate=0.25)
     variables = jax.jit(it.init)(jax.random.key(0), batch)
-    loss = jax.jit(functools.partial(it.loss, "model"))
+    loss = jax.jit(functools.partial(it.total_loss, "model", "main"))
     shares = []
     for i in range(3):
-        _, (metrics, updates) = loss(variables, batch, jax.random.key(i))
+        _, (metrics, updates) = loss(variables, batch, jax.random.key(i), 0)
         variables |= updates
         shares.append(float(metrics["share"][0]))
     assert shares == [1.0, 0.75, 0.5]

@@ -34,6 +34,7 @@ def trained(folder):
         return train_family(experiment, study, SIZES[::-1], TOKENS, seeds=2, bootstrap=20)
 
 
+@pytest.mark.thorough
 def test_the_runs(trained):
     assert len(trained.members) == 18
     for place, member in enumerate(trained.members):
@@ -49,6 +50,7 @@ def test_the_runs(trained):
         assert 0.5 < member.flops / (6 * member.parameters * member.tokens) <= 1
 
 
+@pytest.mark.thorough
 def test_the_law_is_of_the_runs(trained):
     points = trained.points
     assert np.array_equal(points.loss, [member.result.validation["loss"] for member in trained.members])
@@ -70,6 +72,7 @@ def test_errors(tmp_path):
                 train_family(experiment, study, sizes, tokens)
 
 
+@pytest.mark.thorough
 def test_the_commands_for_scaling(trained, folder, tmp_path, capsys):
     run = ["scaling", "run", TOY, "--sizes", "700,1500,3000", "--tokens", "320,640,1280", "--bootstrap", "0"]
     assert main([*run, "--seeds", "2", "--workdir", str(folder), "--budget", "1e7"]) == 0

@@ -72,7 +72,14 @@ def compiled():
     jax.monitoring.unregister_event_duration_listener(heard)
 
 
-@pytest.mark.parametrize("name", [*RUNS, *(pytest.param(name, marks=pytest.mark.thorough) for name in OTHERS)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "language",
+        "points",
+        *(pytest.param(name, marks=pytest.mark.thorough) for name in ("pictures", "nodes", *OTHERS)),
+    ],
+)
 def test_the_second_time_nothing_is_compiled(name, compiled, tmp_path, monkeypatch):
     make, sample = RUNS.get(name, (lambda folder: published(name), None))
     dispatched, evaluated = [], []

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("devices.py")
 #: What is compared with one device. Not pmap, where something is drawn at random or there is one batch; not tensor,
 #: where nobody laid anything down.
-QUICK = ("gpt:tensor", "toy:both", "toy:pmap", "toy-one-batch:both")
+QUICK = ("toy:both", "toy:pmap", "toy-one-batch:both")
 THOROUGH = (
     *("gpt:data", "gpt:fsdp", "gpt:both", "gpt:pmap", "gpt-dropout:both"),
     *("lenet5-bn:data", "lenet5-bn:fsdp", "lenet5-bn:both", "lenet5-bn:pmap"),

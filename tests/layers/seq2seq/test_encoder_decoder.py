@@ -39,7 +39,7 @@ def made(name):
 @functools.cache
 def apply(name):
     """Compiled once for all tests: (variables, source, target, mask) -> (logits, what was sown)."""
-    return jax.jit(functools.partial(made(name)[0].apply, mutable=["intermediates"]))
+    return jax.jit(functools.partial(made(name)[0].apply, mutable=["outputs"]))
 
 
 @functools.cache
@@ -123,7 +123,7 @@ def test_weights_over_the_source(name):
     assert not np.asarray(weights)[np.broadcast_to(~np.asarray(mask)[:, None], weights.shape)].any()
     assert np.asarray(weights)[0].std() > 1e-3, "even weights would tell nothing"
     _, sown = apply(name)(*made(name)[1:])
-    np.testing.assert_allclose(sown["intermediates"]["weights"][0], weights, atol=1e-6)
+    np.testing.assert_allclose(sown["outputs"]["weights"], weights, atol=1e-6)
 
 
 def test_without_attention_there_are_none():

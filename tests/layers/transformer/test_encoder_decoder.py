@@ -131,7 +131,7 @@ def test_where_norms_stand(placement):
             return 3 * x, None
 
     class Square(nn.Module):
-        def __call__(self, x):
+        def __call__(self, x, segment_ids=None, train=False):
             return x**2
 
     x = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)

@@ -246,4 +246,4 @@ def test_short_sequences(mixer):
     for time, ((y, state), without) in enumerate(zip(*run(jax.random.key(0)))):
         assert y.shape == (2, time, 8)
         np.testing.assert_allclose(y, without, atol=1e-5)
-        np.testing.assert_array_equal(state.last_position, time - 1)
+        np.testing.assert_array_equal(state.at.last_position, time - 1)
