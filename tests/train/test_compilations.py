@@ -58,6 +58,10 @@ def published(name):
     return it.overridden({"data.batch": 8})
 
 
+def thorough(name):
+    return pytest.param(name, marks=pytest.mark.thorough)
+
+
 @pytest.fixture(scope="module")
 def compiled():
     """The names of the programs that were compiled so far; `chex.assert_max_traces` sees one function's alone."""

@@ -33,7 +33,7 @@ SCRIPT = Path(__file__).with_name("devices.py")
 #: where nobody laid anything down.
 QUICK = ("toy:both", "toy:pmap", "toy-one-batch:both")
 THOROUGH = (
-    *("gpt:data", "gpt:fsdp", "gpt:both", "gpt:pmap", "gpt-dropout:both"),
+    *("gpt:data", "gpt:fsdp", "gpt:both", "gpt:tensor", "gpt:pmap", "gpt-dropout:both"),
     *("lenet5-bn:data", "lenet5-bn:fsdp", "lenet5-bn:both", "lenet5-bn:pmap"),
     *("gan:data", "gan:fsdp", "gan:both", "gcn:data", "gcn:fsdp", "gcn:both"),
 )
@@ -142,11 +142,12 @@ SHARDED = {
 }
 
 
+@thorough
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [pytest.param(x, marks=[thorough] * (x != "tensor")) for x in SHARDED])
+@pytest.mark.parametrize("layout", SHARDED)
 def test_a_sharded_state_is_in_pieces(layout):
     """Parameters and what mirrors them are cut as the family lays down, and each device holds its part only."""
-    found = layouts("quick" if layout == "tensor" else "layouts")["gpt"]
+    found = layouts("layouts")["gpt"]
     paths = "stack/layers/block_0/mixer/query/kernel", "embedding/embedding", "final_norm/scale"
     pieces = found[layout]["pieces"]
     for path, shape in zip(paths, SHARDED[layout]):
