@@ -1,6 +1,7 @@
 """What registers itself is found: every part named in the source is known to a process that has imported nothing."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,9 +21,10 @@ SOURCES = [path.read_text(encoding="utf-8") for path in (ROOT / "arch_jax").rglo
 
 
 def fresh(code: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Runs Python in a process that has imported nothing of ours."""
+    """Runs Python in a process that has imported nothing of ours, and compiles tiny programs hastily, as this one."""
+    own = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=os.environ | own)
 
 
 def parts(value):

@@ -117,8 +117,9 @@ def test_auxiliary_classifiers_count_in_training_alone():
     it = arch_jax.objective("classify", auxiliary_weight=0.5).with_model(model)
     variables = jax.jit(it.init)(jax.random.key(1), pictures)
     (total, weight), _ = jax.jit(lambda v: it.loss("model", "main", v, pictures, jax.random.key(2), 0))(variables)
-    options = {"train": True, "mutable": ["batch_stats"], "method": "all_logits"}
-    said, _ = jax.jit(functools.partial(model.apply, **options))(variables, pictures["images"])
+    options = {"train": True, "mutable": ["batch_stats", "outputs"]}
+    logits, kept = jax.jit(functools.partial(model.apply, **options))(variables, pictures["images"])
+    said = [logits, *jax.tree.leaves(kept["outputs"])]
     main, first, second = (float(cross_entropy(logits, pictures["labels"]).sum()) for logits in said)
     np.testing.assert_allclose(total, main + 0.5 * (first + second), rtol=1e-5)
     assert weight == 2

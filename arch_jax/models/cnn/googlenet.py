@@ -57,7 +57,7 @@ class GoogLeNet(nn.Module):
       classes: how many there are.
       width: how many times as many channels as published each convolution has.
       modules: how many modules of each of table 1's stages, 3, 4 and 5, there are; from the first on.
-      auxiliary: whether there are auxiliary classifiers; what they say is `all_logits`.
+      auxiliary: whether there are auxiliary classifiers; their logits are sown as outputs.
       largest: pixels of the largest kernels on a side: 5 in the paper, 3 in the reference.
       dropout: share of the averaged channels that is dropped in training.
       auxiliary_dropout: the same in the auxiliary classifiers.
