@@ -165,9 +165,10 @@ def families() -> list[str]:
 
 
 def models() -> Mapping[str, Entry]:
-    """Every registered model: name -> `Entry`. Imports the families' files on first use."""
+    """Every registered model: name -> `Entry`, file by file. Imports the families' files on first use."""
     import_models()
-    return types.MappingProxyType(_ENTRIES)
+    # Not in the order in which the files happened to be imported.
+    return types.MappingProxyType(dict(sorted(_ENTRIES.items(), key=lambda item: item[1].build.__module__)))
 
 
 def import_models() -> None:

@@ -77,6 +77,7 @@ def test_mutated_checkpoints(counts, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes
 
 
+@pytest.mark.thorough
 @mutated_so_often
 def test_mutated_configurations(counts, tmp_path):
     """Mutations of a run's config.json: half of its bytes, half of what it says."""

@@ -93,6 +93,7 @@ def test_the_logarithm_of_the_variance_is_kept_in_range(kl):
     assert (float(log_variance.min()), float(log_variance.max())) == (-30, 20)
 
 
+@pytest.mark.thorough
 def test_the_likelihood_is_normal_and_the_divergence_counts_every_place(kl):
     module, variables = kl
     x, noise = pictures(), np.random.default_rng(2).normal(size=(5, 2, 4, 4, 3)).astype(np.float32)
@@ -125,6 +126,7 @@ def test_what_is_shown_of_codes_that_are_pictures(kl):
     assert set(shown) == {"reconstructions", "samples", "interpolations"}
 
 
+@pytest.mark.thorough
 def test_codes_say_everything_that_is_decoded(vq):
     module, variables = vq
     x = pictures(6, 10)

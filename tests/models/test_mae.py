@@ -51,6 +51,7 @@ def noisy(module, x):
     return jax.tree.map(added, variables)
 
 
+@pytest.mark.thorough
 def test_masked_pixels_have_no_influence():
     """The Jacobian of encoder and decoder in them is exactly 0; in each visible patch it is not."""
     module, x = MAE(**SETTINGS), pictures()

@@ -246,6 +246,7 @@ def test_a_share_of_true_tokens_is_drawn_for_each():
     assert (np.asarray(sampled) != np.asarray(own)).any()
 
 
+@pytest.mark.thorough
 def test_no_gradient_passes_through_a_chosen_token():
     """With the tokens that it chose given as true ones, loss and gradient are the same."""
     module, variables, batch = recurrent()

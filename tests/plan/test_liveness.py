@@ -114,7 +114,7 @@ def test_rematerialisation_shows():
 @pytest.mark.parametrize(
     ("name", "rows", "length", "changes"),
     [
-        ("lenet5", 32, None, {}),
+        pytest.param("lenet5", 32, None, {}, marks=pytest.mark.thorough),
         pytest.param("gpt", 4, 128, {"depth": 2}, marks=pytest.mark.thorough),
         ("gpt2", 4, 128, SMALL),
     ],

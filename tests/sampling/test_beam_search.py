@@ -52,6 +52,7 @@ def every_target():
     return padded, lengths, np.stack(found)
 
 
+@pytest.mark.thorough
 def test_a_wide_beam_finds_the_best_of_all():
     """As many beams as there are tokens miss nothing here: the answer is the exhaustive search's."""
     module, variables, source = made()
@@ -127,6 +128,7 @@ def test_one_beam_is_greedy():
         np.testing.assert_allclose(log_p, total, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_sources_of_different_lengths():
     module, variables, source = made()
     rows = [row[:n].tolist() for row, n in zip(source[:3], (2, 5, 2))]

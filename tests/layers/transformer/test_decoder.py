@@ -138,7 +138,8 @@ def test_scanned_and_unrolled_are_the_same():
     assert flat.unrolled(apart)[0] is flat
 
 
-@pytest.mark.parametrize("depth", [4, pytest.param(3, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("depth", [4, 3])
 def test_hybrid_takes_mixers_in_turn(depth):
     """Layer i takes mixer i modulo their number, scanned by turns where the depth is whole turns."""
     mixers = (Attention(heads=4, rope=RoPE()), Attention(heads=2, window=2))

@@ -51,9 +51,7 @@ def whole(name):
 
 
 #: The Transformer's own steps are held against the whole by beam search's tests.
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.thorough] * (name != "t5-v1.1-small")) for name in NAMES]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.thorough) for name in NAMES])
 def test_decoding_in_any_chunks_is_the_whole(name):
     module, variables, source, target, mask = made(name)
     memory = applied(module, variables, source, mask, method="encode")

@@ -123,6 +123,7 @@ def test_what_does_nothing_and_what_harms(finished):
     assert harm.low > 0
 
 
+@pytest.mark.thorough
 def test_what_diverged_is_said(finished):
     row = finished.rows[-1]
     assert len(row.diverged) == 3
@@ -133,6 +134,7 @@ def test_what_diverged_is_said(finished):
     assert json.loads(json.dumps(data)) == data
 
 
+@pytest.mark.thorough
 def test_two_seeds_have_no_interval(toy, tmp_path):
     experiment, available = toy
     with Study(tmp_path) as study:

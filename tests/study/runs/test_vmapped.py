@@ -109,6 +109,7 @@ def test_a_group_goes_on_bit_for_bit(tmp_path, monkeypatch, saves):
     assert not list((tmp_path / "killed").glob("groups/*/checkpoints"))
 
 
+@pytest.mark.thorough
 def test_one_that_diverges_leaves_the_others_alone(tmp_path, monkeypatch):
     """Seed 1's data turns bad: seeds 0 and 2 give what they give without it, also when the group is stopped later."""
     real = type(toy().data).numbers
