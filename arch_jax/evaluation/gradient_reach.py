@@ -24,7 +24,9 @@ def gradient_by_distance(function: Callable[[Array], Array], x: Float[Array, "ba
     answers, pull = jax.vjp(function, x)
     # Rows don't see each other, so that one cotangent for each answer gives it for all rows.
     ones = jnp.broadcast_to(jnp.eye(answers.shape[1], dtype=answers.dtype)[:, None], (answers.shape[1], *answers.shape))
-    (jacobian,) = jax.vmap(pull)(ones)
+    # One after another: of a norm pulled back for all at once, some numbers are wrong on a CPU beyond 32,768 elements
+    # (jaxlib 0.10.2, its fused reductions).
+    (jacobian,) = jax.lax.map(pull, ones)
     # The largest is taken out: the squares of small numbers would be 0 sooner than the numbers.
     largest = jnp.max(jnp.abs(jacobian), axis=(0, 3), keepdims=True)
     scaled = jacobian / jnp.where(largest > 0, largest, 1)

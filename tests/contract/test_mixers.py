@@ -148,7 +148,8 @@ class Case:
     def _program(self, variables, x, ids):
         """Of a batch: outputs, state, and the Jacobian, "row time width, row time width" of outputs and inputs."""
         y, pull_back, state = jax.vjp(lambda x: self.mixer.apply(variables, x, ids), x, has_aux=True)
-        # Row by row: of 144 cotangents at once, retention and Mamba-2 gave wrong numbers on a CPU (jaxlib 0.10.2).
+        # Row by row: of a norm pulled back for 144 cotangents at once, some numbers are wrong on a CPU (the fused
+        # reductions of jaxlib 0.10.2, beyond 32,768 elements; with XLA's ynn fusion of reductions off they are right).
         (jacobian,) = jax.lax.map(jax.vmap(pull_back), jnp.eye(y.size).reshape(BATCH, -1, *y.shape))
         return {"y": y, "state": state, "jacobian": jacobian.reshape(*y.shape, *x.shape)}
 
