@@ -1,4 +1,4 @@
-"""The linear layer: x W + b over the last axis, whatever stands before it; several at once; the table as output layer."""
+"""The linear layer: x W + b over the last axis, whatever stands before it; several at once; the table as output."""
 
 import jax
 import jax.numpy as jnp
