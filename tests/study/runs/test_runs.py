@@ -82,15 +82,16 @@ def test_a_damaged_result_is_run_again(toy, tmp_path, capsys):
             assert again.curve == first.curve
 
 
-def test_what_differs_in_numbers_alone_is_compiled_once(toy, tmp_path, monkeypatch):
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.thorough)])
+def test_what_differs_in_numbers_alone_is_compiled_once(toy, tmp_path, monkeypatch, seeds):
     made = []
     real = Compiled.__init__
     monkeypatch.setattr(Compiled, "__init__", lambda self, *a, **k: made.append(1) or real(self, *a, **k))
     wanted = [
-        *cells_of(toy, "rate", 1, optimizer__learning_rate=1e-3, steps=10),
-        *cells_of(toy, "clip", 1, optimizer__clip=0.1, steps=10),
-        *cells_of(toy, "epsilon", 1, optimizer__epsilon=1.0, steps=10),
-        *cells_of(toy, "base", 1, steps=10),
+        *cells_of(toy, "rate", seeds, optimizer__learning_rate=1e-3, steps=10),
+        *cells_of(toy, "clip", seeds, optimizer__clip=0.1, steps=10),
+        *cells_of(toy, "epsilon", seeds, optimizer__epsilon=1.0, steps=10),
+        *cells_of(toy, "base", seeds, steps=10),
     ]
     with Study(tmp_path) as study:
         found = study.run(wanted)
