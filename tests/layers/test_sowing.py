@@ -82,7 +82,7 @@ def test_scanned_rematerialised_and_unrolled_layers_report_the_same(batch, varia
         for name in told:
             np.testing.assert_allclose(metrics[name], told[name], rtol=1e-5)
         total = lambda tree: sum(float(jnp.sum(jnp.square(leaf))) for leaf in jax.tree.leaves(tree))
-        np.testing.assert_allclose(total(gradient), total(slope), rtol=1e-4)
+        np.testing.assert_allclose(total(gradient), total(slope), rtol=1e-5)
         assert updates == {}
 
 
