@@ -20,12 +20,19 @@ from typing import Annotated, Any, Literal
 from arch_jax import fields, registry
 from arch_jax.discovery import import_components
 from arch_jax.errors import ArchJaxError, UsageError, unknown
+from arch_jax.evaluation.base import Measure
+from arch_jax.figures.base import Figure
 from arch_jax.objectives import objective as named_objective
 from arch_jax.objectives.base import Objective
 from arch_jax.optimizer import Optimizer
+from arch_jax.sampling.base import Sampler
 
 Model = Annotated[Any, fields.Kind("model")]
 Data = Annotated[Any, fields.Kind("data")]
+SamplerField = Annotated[Any, fields.Kind("sampler")]
+MeasureField = Annotated[Any, fields.Kind("measure")]
+FigureField = Annotated[Any, fields.Kind("figure")]
+StartField = Annotated[Any, fields.Kind("start")]
 
 
 @fields.component("mesh", kind="mesh")
@@ -119,6 +126,10 @@ class Published:
         return f"{side}{self.value:g} {self.unit} ({self.source}); {held}, {self.seeds} seeds"
 
 
+#: Fields that the objective gives where the experiment does not.
+_DEFAULTED = ("sampler", "measures", "figures")
+
+
 @fields.component("experiment", kind="experiment")
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -142,6 +153,10 @@ class Experiment:
       parallel: "jit" places arrays on a mesh of all devices; "pmap" replicates the parameters.
       mesh: how many devices each axis of that mesh has.
       tensorboard: whether TensorBoard events are written as well.
+      sampler: what `arch-jax sample` and the figures draw with; None takes the objective's.
+      measures: numbers that no sum over batches gives, such as BLEU; None takes the objective's.
+      figures: what is drawn into `samples/` at each evaluation; None takes the objective's.
+      start: weights to begin with, such as a run's folder; None initialises them afresh.
     """
 
     model: Model
@@ -161,6 +176,10 @@ class Experiment:
     parallel: Literal["jit", "pmap"] = "jit"
     mesh: Mesh = Mesh()
     tensorboard: bool = False
+    sampler: SamplerField | None = None
+    measures: tuple[MeasureField, ...] | None = None
+    figures: tuple[FigureField, ...] | None = None
+    start: StartField | None = None
 
     def __post_init__(self) -> None:
         positive = ("steps", "evaluate_every", "checkpoint_every", "log_every", "steps_per_dispatch", "accumulate")
@@ -188,6 +207,36 @@ class Experiment:
     def task(self) -> Any:
         """The objective with its model."""
         return self.objective.with_model(self.model)
+
+    @property
+    def used_sampler(self) -> Sampler:
+        """The sampler: the experiment's, or the objective's."""
+        return self.task.sampler if self.sampler is None else self.sampler
+
+    @property
+    def used_measures(self) -> tuple[Measure, ...]:
+        """The measures: the experiment's, or the objective's."""
+        return self.task.measures if self.measures is None else self.measures
+
+    @property
+    def used_figures(self) -> tuple[Figure, ...]:
+        """The figures: the experiment's, or the objective's."""
+        return self.task.figures if self.figures is None else self.figures
+
+    def check(self, data: Any) -> None:
+        """Refuses data that the model, the sampler or a measure can't take.
+
+        Args:
+          data: the corpus.
+
+        Raises:
+          UsageError: with the field to change.
+        """
+        task = self.task
+        task.check(data)
+        self.used_sampler.check(task, data)
+        for measure in self.used_measures:
+            measure.check(task, self.used_sampler, data)
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:
@@ -223,7 +272,12 @@ class Experiment:
             changes["model"] = registry.create(model)
         if isinstance(task, str) and task.isidentifier():
             changes["objective"] = named_objective(task)
-        return fields.override(self, changes)
+        late = {path: value for path, value in changes.items() if path.partition(".")[0] in _DEFAULTED}
+        changed = fields.override(self, {path: value for path, value in changes.items() if path not in late})
+        for name in {path.partition(".")[0] for path in late if "." in path and path.partition(".")[0] not in late}:
+            # A part of what the objective gives is set: the rest of it stays as it gives it.
+            changed = dataclasses.replace(changed, **{name: getattr(changed, f"used_{name}")})
+        return fields.override(changed, late)
 
     def to_json(self) -> dict[str, Any]:
         """Everything that makes the run, as JSON data."""

@@ -32,21 +32,26 @@ DType = typing.Annotated[Any, Kind("dtype")]
 
 _COMPONENTS: dict[str, tuple[type, str]] = {}
 _NAMES: dict[type, str] = {}
+#: Kind -> (component, field): what text stands for that names no component of the kind.
+_TEXT: dict[str, tuple[str, str]] = {}
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
-def component(name: str, kind: str) -> Callable[[type], type]:
+def component(name: str, kind: str, text: str | None = None) -> Callable[[type], type]:
     """Class decorator: gives a dataclass or Linen module its name in JSON and on the command line.
 
     Args:
       name: unique over all kinds, e.g. "attention".
       kind: what it can stand for, e.g. "mixer", "norm", "model", "objective", "data".
+      text: the field that text stands for where it names no component of the kind: `teacher=runs/gpt-1`.
     """
 
     def register(cls: type) -> type:
         if name in _COMPONENTS and _COMPONENTS[name][0].__qualname__ != cls.__qualname__:
             raise UsageError(f"the component name {name!r} is already taken by {_COMPONENTS[name][0].__qualname__}")
         _COMPONENTS[name] = (cls, kind)
+        if text is not None:
+            _TEXT[kind] = (name, text)
         _NAMES[cls] = name
         return cls
 
@@ -253,7 +258,13 @@ def _component(value: Any, kind: str | None, path: str, expected: type | None = 
             parsed = json.loads(value)
         except ValueError:
             parsed = None
-        value = parsed if isinstance(parsed, dict) else {"module": value}
+        if isinstance(parsed, dict):
+            value = parsed
+        elif kind in _TEXT and value not in components(kind):
+            of, field = _TEXT[kind]
+            value = {"module": of, field: value}
+        else:
+            value = {"module": value}
     if not isinstance(value, Mapping):
         raise UsageError(f'{where} is {value!r}; expected a name or {{"module": name, field: value ...}}')
     data = dict(value)

@@ -412,10 +412,10 @@ def test_sample(says, run):
     ("arguments", "sentence"),
     [
         (["--temperature", "-1"], "temperature is -1.0; expected a finite number of at least 0"),
-        (["--temperature", "nan"], "temperature is nan; expected a finite number of at least 0"),
+        (["--temperature", "nan"], "sampler.temperature is 'nan'; expected a number"),
         (
             ["--temperature", "warm"],
-            "argument --temperature: invalid float value: 'warm'; see `arch-jax sample --help`",
+            "sampler.temperature is 'warm'; expected a number",
         ),
         (["--top-k", "0"], "top_k is 0; expected an integer of at least 1"),
         (["--top-p", "0"], "top_p is 0.0; expected a number in (0, 1]"),

@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--import", **imports, help="a Python file that registers models or parts of your own")
     one.add_argument("--json", action="store_true", help="as JSON")
 
-    one = command("train", _train, "train an experiment, or go on with it")
+    one = command("train", _train, "train an experiment, or resume a run")
     one.add_argument("experiment", nargs="?", help="a name, or a Python file such as ./mine.py (default: gpt)")
     one.add_argument("--set", **changes, help="a field, such as model.depth=4 or steps=100")
     one.add_argument("--workdir", type=Path, help="the run's folder (default: runs/NAME-1, -2, ...)")
@@ -106,7 +106,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
     one.add_argument("--distributed", action="store_true", help="several processes, as the cluster says (TPU, SLURM)")
     one.add_argument(
-        "--heartbeat", type=int, default=30, metavar="S", help="seconds without a sign of life: a process is gone"
+        "--heartbeat",
+        type=int,
+        default=30,
+        metavar="S",
+        help="seconds without a heartbeat before a process is declared dead",
     )
     one.add_argument("--import", **imports, help="a Python file that holds parts of the model")
 
@@ -120,15 +124,14 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--import", **imports, help="a Python file that holds parts of the model")
     one.add_argument("--json", action="store_true", help="as JSON")
 
-    one = command("sample", _sample, "samples of a run")
+    one = command("sample", _sample, "sample from a run: text is printed, and everything is written to files")
     one.add_argument("workdir", type=Path)
-    one.add_argument("--prompt", help="what to continue")
     one.add_argument("--count", type=int, default=1, help="how many samples")
-    one.add_argument("--length", type=int, help="tokens to add to each")
-    one.add_argument("--temperature", type=float, help="0 takes the likeliest token each time")
-    one.add_argument("--top-k", type=int, help="draw among the k likeliest")
-    one.add_argument("--top-p", type=float, help="draw among the likeliest that together reach p")
     one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--set", **changes, help="a setting of the sampler, such as sampler.temperature=0.5")
+    one.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the run's samples/)")
+    for flag, text in _SAMPLER_FLAGS.items():
+        one.add_argument(flag, metavar="VALUE", help=f"the same as --set sampler.{_setting(flag)}=VALUE: {text}")
     one.add_argument("--best", action="store_true", help="the best checkpoint instead of the newest")
     one.add_argument("--import", **imports, help="a Python file that holds parts of the model")
 
@@ -137,6 +140,20 @@ def _parser() -> argparse.ArgumentParser:
     studies.add(command)
     parser.epilog = "Every command takes --debug, which shows where an error arose."
     return parser
+
+
+#: Flags that stand for settings of the samplers of text, by the settings' names.
+_SAMPLER_FLAGS = {
+    "--prompt": "the text to continue, to translate, or to fill in at [MASK]",
+    "--length": "tokens to add",
+    "--temperature": "0 takes the likeliest token each time",
+    "--top-k": "draw among the k likeliest tokens",
+    "--top-p": "draw among the likeliest tokens that together reach probability p",
+}
+
+
+def _setting(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
 
 
 def _version() -> str:
@@ -274,7 +291,7 @@ def _train_here(options: argparse.Namespace) -> None:
         import_file(Path(file))
     name, module = options.experiment, None
     if name is None and options.workdir is not None and (options.workdir / "config.json").exists():
-        from arch_jax.train.restore import stored_experiment
+        from arch_jax.train.given import stored_experiment
 
         experiment = stored_experiment(options.workdir)
     else:
@@ -330,9 +347,30 @@ def _sample(options: argparse.Namespace) -> None:
     from arch_jax.train.restore import open_run
 
     run = open_run(options.workdir, options.imports, best=options.best)
-    keys = ("prompt", "count", "length", "temperature", "top_k", "top_p")
-    for i, text in enumerate(run.sample(options.seed, **{key: getattr(options, key) for key in keys})):
-        print(f"--- sample {i + 1} ---\n{text}" if options.count > 1 else text)
+    settings = {_setting(flag): getattr(options, _setting(flag)) for flag in _SAMPLER_FLAGS}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    for path, value in changes_of(options).items():
+        owner, _, name = path.partition(".")
+        if owner != "sampler" or not name:
+            raise UsageError(f"--set {path} is no setting of a sampler; expected such as sampler.temperature=0.5")
+        if settings.setdefault(name, value) != value:
+            raise UsageError(f"sampler.{name} is set twice, to {settings[name]!r} and {value!r}; expected one value")
+    made = run.sample(options.seed, options.count, settings)
+    texts = {name: thing for name, thing in made.items() if isinstance(thing, str)}
+    for name, text in texts.items():
+        print(f"--- {name.replace('_', ' ')} ---\n{text}" if len(texts) > 1 else text)
+    from arch_jax.train.report import save_shown
+
+    folder = options.out or options.workdir / "samples"
+    try:
+        written = save_shown(folder, f"seed_{options.seed}", made)
+    except OSError as problem:
+        if len(texts) < len(made):
+            raise
+        print(f"not written to {folder}: {problem.strerror or problem}", file=sys.stderr)
+        return
+    for path in written:
+        print(f"wrote {path}", file=sys.stderr)
 
 
 def _experiments(options: argparse.Namespace) -> None:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import numbers
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,6 +15,90 @@ if TYPE_CHECKING:
 
 # Batches until an iterator ends. Grain's own endless repeat overflows in batches of one.
 ENDLESS = 2**53
+
+
+class Corpus:
+    """Base of what `load()` of a data component gives: data that is ready to be drawn from.
+
+    A corpus of one's own has `shapes`, `facts`, `train` and `validation`, and sets what else it has in place of the
+    defaults below. What objectives, samplers and figures ask for has a name here, so that none of them probes for it.
+
+    Attributes:
+      shapes: name -> (shape, dtype name) of each array of a training batch, known before there is one.
+      facts: what a run records of it, as JSON values; "source" and "sha256" among them.
+      unit: what a batch is counted in: "examples", "tokens", "images" ...
+      full_batch: whether every batch is the same one, of all the data.
+      tokenizer: of text, with `encode`, `decode`, `vocabulary`, `name`; None where there is no text.
+      decode: token ids -> text, for people, where tokens mean more than the tokenizer knows, or there is none.
+      encode: text -> token ids of a source sequence, where a source can be given as text.
+      mask_token: id of [MASK], where the data has one.
+      classes: how many labels there are; None where there are none.
+      class_names: their names; None where the source does not say.
+      low, high: values of the darkest and the brightest pixel.
+      elsewhere: name -> a further corpus that the finished model is measured on, such as longer sequences.
+      references: the test targets as text, where translations are scored as text.
+      lowercase: whether that text is compared without regard to case.
+      training_sample: (count) -> batches of at most so many training examples without augmentation; None where there
+        is no such sample.
+      ideal: (tokens, share, masked, random) -> log-probabilities "batch time symbols" of the best predictor of masked
+        tokens, where the source is known.
+    """
+
+    shapes: dict[str, tuple[tuple[int, ...], str]]
+    facts: dict[str, Any]
+    unit = "examples"
+    full_batch = False
+    tokenizer: Any = None
+    decode: Any = None
+    encode: Any = None
+    mask_token: int | None = None
+    classes: int | None = None
+    class_names: Any = None
+    low = 0.0
+    high = 1.0
+    elsewhere: Mapping[str, Any] = MappingProxyType({})
+    references: tuple[str, ...] | None = None
+    lowercase = False
+    training_sample: Any = None
+    ideal: Any = None
+
+    @property
+    def units_per_batch(self) -> int:
+        """How many units a training batch has; by default as many as it has rows."""
+        return next(iter(self.shapes.values()))[0][0]
+
+    def train(self, seed: int, shard: tuple[int, int] = (0, 1)) -> Any:
+        """Endless training batches, determined by `seed` alone, as a Grain iterator (see `stream`)."""
+        raise TypeError(f"{type(self).__name__} must say how training batches are drawn")
+
+    def validation(self) -> Any:
+        """The validation batches, iterable any number of times; rows that fill up the last have weight 0."""
+        raise TypeError(f"{type(self).__name__} must say what its validation batches are")
+
+    def unit_range(self, pixels: Any) -> np.ndarray:
+        """Pixels scaled so that the darkest is 0 and the brightest 1, as figures take them."""
+        return (np.asarray(pixels) - self.low) / (self.high - self.low)
+
+
+def load(data: Any) -> Any:
+    """The corpus of a data component, with the defaults of `Corpus` where its own class does not inherit them."""
+    return with_defaults(data.load())
+
+
+def with_defaults(corpus: Any) -> Any:
+    """A corpus with the defaults of `Corpus` where its class does not inherit them."""
+    return corpus if isinstance(corpus, Corpus) else _Adopted(corpus)
+
+
+class _Adopted(Corpus):
+    """A corpus of a class that does not inherit the defaults: its own attributes first, the defaults for the others."""
+
+    def __init__(self, corpus: Any) -> None:
+        self._corpus = corpus
+
+    def __getattribute__(self, name: str) -> Any:
+        own = object.__getattribute__(self, "__dict__").get("_corpus")
+        return getattr(own, name) if not name.startswith("_") and hasattr(own, name) else super().__getattribute__(name)
 
 
 @runtime_checkable

@@ -1,10 +1,16 @@
-"""How far back in a sequence an answer's gradient reaches: the vanishing gradient, measured."""
+"""How far back in a sequence an output's gradient reaches: the vanishing gradient, measured."""
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from arch_jax.layers.dense import Embedding
+from arch_jax.ops.losses import cross_entropy
 
 
 def gradient_by_distance(function: Callable[[Array], Array], x: Float[Array, "batch time features"]) -> Array:
@@ -32,3 +38,33 @@ def gradient_by_distance(function: Callable[[Array], Array], x: Float[Array, "ba
     scaled = jacobian / jnp.where(largest > 0, largest, 1)
     norms = jnp.sqrt(jnp.sum(jnp.square(scaled), axis=(0, 3))) * largest[0, :, :, 0]
     return jnp.mean(norms, axis=0)[::-1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def of_tokens(model: nn.Module, variables: Any, tokens: Any, last: Any) -> jax.Array:
+    """`gradient_by_distance` of the nats of each row's last target, in the embedded tokens of a language model.
+
+    Args:
+      model: a decoder that embeds by `Embedding`.
+      variables: of it.
+      tokens: "batch time".
+      last: the last targets, "batch".
+    """
+
+    def nats(added: jax.Array) -> jax.Array:
+        def add(call: Any, arguments: Any, options: Any, context: Any) -> Any:
+            out = call(*arguments, **options)
+            embeds = isinstance(context.module, Embedding) and context.method_name == "__call__"
+            return out + added if embeds else out
+
+        with nn.intercept_methods(add):
+            logits = model.apply(variables, tokens)
+        return cross_entropy(logits[:, -1], last)[:, None]
+
+    return gradient_by_distance(nats, jnp.zeros((*tokens.shape, model.width)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def of_sequences(model: nn.Module, variables: Any, x: Any) -> jax.Array:
+    """`gradient_by_distance` of a regression's outputs in its inputs x, "batch time features"."""
+    return gradient_by_distance(lambda x: model.apply(variables, x), x)

@@ -1,10 +1,54 @@
-"""Where a model looks while it writes, drawn as in Bahdanau et al. 2014 (1409.0473, figure 3)."""
+"""Attention over the source for each target token, drawn as in Bahdanau et al. 2014 (1409.0473, figure 3)."""
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+
+from arch_jax.errors import UsageError
+from arch_jax.fields import component
+from arch_jax.figures.base import Figure
+
+
+@component("attention_map", kind="figure")
+@dataclasses.dataclass(frozen=True)
+class AttentionMap(Figure):
+    """Attention weights over the source of validation pairs, under teacher forcing; nothing of models without them.
+
+    Attributes:
+      count: pairs.
+    """
+
+    count: int = 4
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UsageError(f"count is {self.count}; expected at least 1")
+
+    def __call__(self, task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        if not task.attends:
+            return {}
+        few = {name: jnp.asarray(array[: self.count]) for name, array in next(iter(data.validation())).items()}
+        weights = np.asarray(_attention(task.model, variables, *task.arguments(few)))
+        word = lambda token: "end" if token == data.stop else data.decode(np.asarray([token])).strip() or "_"
+        maps, sources, targets = [], [], []
+        for i, matrix in enumerate(weights):
+            real, here = np.asarray(few["source_mask"][i]), np.asarray(few["weights"][i]) > 0
+            if here.any():
+                maps.append(matrix[here][:, real])
+                sources.append([word(token) for token in np.asarray(few["source"][i])[real]])
+                targets.append([word(token) for token in np.asarray(few["labels"][i])[here]])
+        return {"alignment": alignment_figure(maps, sources, targets)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _attention(model: Any, variables: Any, source: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
+    return model.apply(variables, source, target, mask, method="attention")
 
 
 def alignment_figure(

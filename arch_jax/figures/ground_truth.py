@@ -1,5 +1,6 @@
 """Figures of an autoencoder beside how its data was made: the score of a mixture, the atoms of a dictionary."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,35 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from arch_jax.evaluation.ground_truth import NEAR
+from arch_jax.fields import component
+from arch_jax.figures.base import Figure
 from arch_jax.ops.gaussian_mixture import mixture_log_density, mixture_score
+
+
+@component("score_field", kind="figure")
+@dataclasses.dataclass(frozen=True)
+class ScoreField(Figure):
+    """The score that a denoising autoencoder implies beside that of the mixture; nothing of other data."""
+
+    def __call__(self, task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        batch = next(iter(data.validation()))
+        if "centres" not in batch or not task.noise or np.shape(batch["x"])[-1] != 2:
+            return {}
+        estimate = lambda x: (task.outputs(variables, x) - x) / task.noise**2
+        return {"score": score_figure(estimate, batch["centres"], batch["std"], task.noise)}
+
+
+@component("dictionary_atoms", kind="figure")
+@dataclasses.dataclass(frozen=True)
+class DictionaryAtoms(Figure):
+    """The decoder's rows beside the atoms of the dictionary that made the data; nothing of other data."""
+
+    def __call__(self, task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        batch = next(iter(data.validation()))
+        if "atoms" not in batch:
+            return {}
+        return {"atoms": atoms_figure(task.model.apply(variables, method="atoms"), batch["atoms"], NEAR)}
 
 
 def score_figure(

@@ -1,8 +1,46 @@
 """Generated points over the density of real ones."""
 
+import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from arch_jax.errors import UsageError
+from arch_jax.evaluation.mode_coverage import modes
+from arch_jax.fields import component
+from arch_jax.figures.base import Figure
+
+
+@component("generated_points", kind="figure")
+@dataclasses.dataclass(frozen=True)
+class GeneratedPoints(Figure):
+    """Generated points over the real density, where points are in the plane; nothing of other data.
+
+    All evaluations draw with one key: in the film it is the generator that moves, not the noise.
+
+    Attributes:
+      count: generated points, at most those of a validation batch.
+    """
+
+    count: int = 2500
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UsageError(f"count is {self.count}; expected at least 1")
+
+    def __call__(self, task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        batch = next(iter(data.validation()))
+        real = np.asarray(batch.get("x", 0))
+        if real.ndim != 2 or real.shape[1] != 2:
+            return {}
+        made = sampler(task, variables, data, jax.random.key(0), min(self.count, len(real)))["coordinates"]
+        if "centres" not in batch:
+            return {"points": points_figure(real, made)}
+        covered, (near, count) = modes(*map(jnp.asarray, (made, batch["centres"], batch["std"])))
+        share = float(near / count)
+        return {"points": points_figure(real, made, np.asarray(batch["centres"]), np.asarray(covered), share)}
 
 
 def points_figure(
@@ -37,7 +75,7 @@ def points_figure(
         axes.scatter(*centres.T, s=90, facecolors="none", edgecolors=["C2" if one else "C0" for one in covered])
         title = f"{int(covered.sum())} of {len(centres)} modes, {100 * near:.1f} % of points near one"
     if not inside.all():
-        title += f"\n{(~inside).sum()} outside the picture"
+        title += f"\n{(~inside).sum()} outside the axes"
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     axes.set_title(title, size=9)
     return figure

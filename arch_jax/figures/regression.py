@@ -1,12 +1,45 @@
-"""Answers of a regression over their targets."""
+"""Predictions of a regression over their targets."""
 
+import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
+
+from arch_jax.errors import UsageError
+from arch_jax.fields import component
+from arch_jax.figures.base import Figure
+
+
+@component("regression", kind="figure")
+@dataclasses.dataclass(frozen=True)
+class Regression(Figure):
+    """Predictions over targets.
+
+    Attributes:
+      count: validation rows.
+    """
+
+    count: int = 500
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UsageError(f"count is {self.count}; expected at least 1")
+
+    def __call__(self, task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        answers, targets = [], []
+        for batch in data.validation():
+            real = np.asarray(batch["weights"]) > 0
+            answers.append(np.asarray(task.outputs(variables, *task.arguments(batch)), np.float32)[real])
+            targets.append(np.asarray(batch["targets"], np.float32)[real].reshape(answers[-1].shape))
+            if sum(map(len, answers)) >= self.count:
+                break
+        answers, targets = (np.concatenate(rows)[: self.count] for rows in (answers, targets))
+        return {"answers": regression_figure(answers, targets)}
 
 
 def regression_figure(answers: np.ndarray, targets: np.ndarray) -> Any:
-    """A figure of answers over targets."""
+    """A figure of predictions over targets, both "rows outputs"."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, 4.6), layout="constrained")
@@ -19,5 +52,5 @@ def regression_figure(answers: np.ndarray, targets: np.ndarray) -> Any:
     axes.set_title(
         f"{len(answers)} validation rows: mean squared error {error:.3g}, variance {targets.var():.3g}", size=9
     )
-    axes.set(xlabel="target", ylabel="answer")
+    axes.set(xlabel="target", ylabel="prediction")
     return figure

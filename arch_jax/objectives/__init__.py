@@ -5,9 +5,9 @@ from typing import Any
 from arch_jax.discovery import import_package
 from arch_jax.errors import unknown
 from arch_jax.fields import components, override
-from arch_jax.objectives.base import ObjectiveBase, Player
+from arch_jax.objectives.base import ObjectiveBase, Phase, Player
 
-__all__ = ["ObjectiveBase", "Player", "objective"]
+__all__ = ["ObjectiveBase", "Phase", "Player", "objective"]
 
 
 def objective(name: str, **changes: Any) -> ObjectiveBase:

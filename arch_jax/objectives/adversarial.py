@@ -5,13 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from arch_jax.errors import UsageError
 from arch_jax.evaluation.mode_coverage import modes
 from arch_jax.fields import component
-from arch_jax.figures.points import points_figure
+from arch_jax.figures.base import Figure
+from arch_jax.figures.points import GeneratedPoints
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair, Player
+from arch_jax.sampling.generator import Generator
 
 
 @component("adversarial", kind="objective")
@@ -27,7 +28,7 @@ class Adversarial(ObjectiveBase):
       discriminator_steps: k of algorithm 1: the generator is updated in every k-th step.
       saturating: whether G minimises log(1 - D(G(z))), the game of equation 1, which hardly moves G while D is sure of
         itself (section 3).
-      show_points: how many generated points `show` draws and `evaluate` counts, at most those of a validation batch.
+      show_points: generated points in the default figure, at most those of a validation batch.
     """
 
     discriminator_steps: int = 1
@@ -37,6 +38,16 @@ class Adversarial(ObjectiveBase):
     def __post_init__(self) -> None:
         if self.discriminator_steps < 1:
             raise UsageError(f"discriminator_steps is {self.discriminator_steps}; expected at least 1")
+
+    @property
+    def sampler(self) -> Generator:
+        """What the generator makes of latents."""
+        return Generator()
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """Generated points over the real density, where points are in the plane."""
+        return (GeneratedPoints(self.show_points),)
 
     @property
     def players(self) -> tuple[Player, ...]:
@@ -107,34 +118,6 @@ class Adversarial(ObjectiveBase):
                 f"model.generator.features is {features}, but the data's points have {given} coordinates; "
                 f"set model.generator.features={given}"
             )
-
-    def sample(self, variables: Any, data: Any, key: jax.Array, *, count: int = 1, **options: Any) -> list[str]:
-        """`count` generated points, as lines of numbers.
-
-        Raises:
-          UsageError: an option that only text has, or a count below 1.
-        """
-        given = next((name for name, value in options.items() if value is not None), None)
-        if given is not None:
-            raise UsageError(f"--{given.replace('_', '-')} is for text; a generator takes --count and --seed")
-        if count < 1:
-            raise UsageError(f"count is {count}; expected at least 1")
-        made = jax.device_get(self._make(variables, count, key))
-        return [" ".join(f"{number:.6g}" for number in np.ravel(row)) for row in made]
-
-    def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
-        """The generated points over the real density, where points are in the plane."""
-        batch = next(iter(data.validation()))
-        real = np.asarray(self.real(batch))
-        if real.ndim != 2 or real.shape[1] != 2:
-            return {}
-        # Of one key throughout: from picture to picture of the film it is the generator that moves, not the noise.
-        made = np.asarray(self._make(variables, min(self.show_points, len(real)), jax.random.key(0)))
-        if "centres" not in batch:
-            return {"points": points_figure(real, made)}
-        covered, (near, count) = modes(*map(jnp.asarray, (made, batch["centres"], batch["std"])))
-        share = float(near / count)
-        return {"points": points_figure(real, made, np.asarray(batch["centres"]), np.asarray(covered), share)}
 
 
 def _pair(each: jax.Array) -> Pair:

@@ -9,15 +9,17 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from arch_jax.errors import UsageError
-from arch_jax.evaluation.ground_truth import NEAR, recovered, score_error
+from arch_jax.evaluation.ground_truth import recovered, score_error
 from arch_jax.fields import component
-from arch_jax.figures.ground_truth import atoms_figure, score_figure
-from arch_jax.figures.image_grid import picture_grid, validation_pictures
+from arch_jax.figures.base import Figure
+from arch_jax.figures.ground_truth import DictionaryAtoms, ScoreField
+from arch_jax.figures.reconstructions import Reconstructions
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.latents import bernoulli_log_likelihood, bernoulli_sparsity
+from arch_jax.protocols import check_example
+from arch_jax.sampling.reconstruct import Reconstruct
 
 
 def check_images(data: Any, model: Any, name: str) -> None:
@@ -31,8 +33,7 @@ def check_images(data: Any, model: Any, name: str) -> None:
             f"the objective {name!r} takes pictures, and the data has {', '.join(data.shapes)}; "
             "expected images, such as arch_jax.Images()"
         )
-    if hasattr(model, "check"):
-        model.check(data.shapes["images"][0][1:])
+    check_example(model, data.shapes["images"][0][1:])
 
 
 @component("autoencode", kind="objective")
@@ -50,7 +51,7 @@ class Autoencode(ObjectiveBase):
         none for no price.
       sparsity_weight: price of the divergence from it, in training.
       activity_weight: price of the sum of the code's absolute values, in training.
-      show_pictures: how many of the validation pictures `show` draws.
+      show_pictures: validation images in the default figure.
 
     With `centres` and `std` in a validation batch, and noise, "score_error" says how far (r(x) - x) / noise^2 is from
     the score of the noisy mixture (`planted.score_error`); with `atoms`, "recovered" is the share of them that is a
@@ -72,6 +73,19 @@ class Autoencode(ObjectiveBase):
             raise UsageError(f"noise is {self.noise}; expected a standard deviation of at least 0")
         if not 0 <= self.masked < 1:
             raise UsageError(f"masked is {self.masked}; expected a share from 0 to below 1, such as 0.25")
+
+    #: Above the figure of reconstructions.
+    reconstruction_title: ClassVar[str] = ""
+
+    @property
+    def sampler(self) -> Reconstruct:
+        """Reconstructions of validation examples."""
+        return Reconstruct()
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """Reconstructions of images; of data that says how it was made, what the model found of it."""
+        return Reconstructions(self.show_pictures), ScoreField(), DictionaryAtoms()
 
     def arguments(self, batch: Batch) -> tuple:
         return (self.examples(batch),)
@@ -151,28 +165,13 @@ class Autoencode(ObjectiveBase):
         if self.likelihood == "bernoulli":
             raise UsageError("likelihood is 'bernoulli', which is for pixels from 0 to 1; expected 'gaussian'")
 
-    def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
-        """Validation pictures, what is given to the model, and what it makes of it; of planted data, what was found."""
-        if "x" in data.shapes:
-            return self._show_planted(variables, next(iter(data.validation())))
-        pictures, _ = validation_pictures(data, self.show_pictures)
-        given = self.corrupted(jnp.asarray(pictures), key)
+    def reconstructions(self, variables: Any, examples: Any, labels: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        """Examples, the corrupted ones that the model is given, and their reconstructions."""
+        given = self.corrupted(jnp.asarray(examples), key)
         made = self.outputs(variables, given)
         made = jax.nn.sigmoid(made) if self.likelihood == "bernoulli" else made
-        scaled = lambda x: (np.asarray(x) - data.low) / (data.high - data.low)
-        rows = {"pictures": scaled(pictures)}
-        if self.noise or self.masked:
-            rows["given"] = scaled(given)
-        return {"reconstructions": picture_grid(rows | {"made of them": scaled(made)})}
-
-    def _show_planted(self, variables: Any, batch: Batch) -> dict[str, Any]:
-        shown = {}
-        if "centres" in batch and self.noise and batch["x"].shape[-1] == 2:
-            estimate = lambda x: (self.outputs(variables, x) - x) / self.noise**2
-            shown["score"] = score_figure(estimate, batch["centres"], batch["std"], self.noise)
-        if "atoms" in batch:
-            shown["atoms"] = atoms_figure(self.model.apply(variables, method="atoms"), batch["atoms"], NEAR)
-        return shown
+        corrupted = {"corrupted": given} if self.noise or self.masked else {}
+        return {"original": examples, **corrupted, "reconstruction": made}
 
 
 def _weights(batch: Batch) -> Any:

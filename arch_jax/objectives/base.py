@@ -1,4 +1,4 @@
-"""What an objective is: a training shape that owns how variables are made, what is minimised, and what to show.
+"""The contract of an objective: a training shape that owns how variables are made, what is minimised and evaluated.
 
 Losses and metrics are (sum, weight) pairs, summed over everything that a step sees (devices, micro-batches, the batches
 of a validation set) and divided once at the end: a mean of means would be wrong for packed or uneven batches.
@@ -12,10 +12,15 @@ from typing import Annotated, Any, ClassVar
 import flax.linen as nn
 import jax
 
+from arch_jax.data.base import with_defaults
 from arch_jax.errors import UsageError
+from arch_jax.evaluation.base import Measure, measured
 from arch_jax.fields import Kind
+from arch_jax.figures.base import Figure, drawn
 from arch_jax.layers import sowing
 from arch_jax.ops.losses import Pair
+from arch_jax.sampling.base import Sampler
+from arch_jax.sampling.predict import Predict
 
 Batch = Mapping[str, Any]
 Objective = Annotated[Any, Kind("objective")]
@@ -60,22 +65,13 @@ class Player:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def compiled(owner: Any, method: str, *arguments: Any) -> Any:
-    """`owner.method(*arguments)`, compiled once for equal owners.
-
-    `jax.jit(owner.method)` at each call would be another function each time, and compiled each time.
-    """
-    return getattr(owner, method)(*arguments)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _outputs(model: nn.Module, method: str | None, variables: Any, *arguments: Any) -> Any:
     return model.apply(variables, *arguments, method=method)
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveBase:
-    """The parts that every objective has; a new one overrides `loss`, `evaluate` and `show`.
+    """The parts that every objective has; a new one overrides `arguments`, `loss` and `evaluate`.
 
     Attributes:
       model: the module it trains; filled in by the experiment.
@@ -91,16 +87,37 @@ class ObjectiveBase:
         """Who minimises what; one for most."""
         return (Player(),)
 
+    @property
+    def sampler(self) -> Sampler:
+        """The sampler of a run that names no other: by default the model's outputs on validation examples."""
+        return Predict()
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """The measures of a run that names no others."""
+        return ()
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """The figures of a run that names no others."""
+        return ()
+
     def with_model(self, model: nn.Module) -> "ObjectiveBase":
         """The same objective for `model`."""
         return dataclasses.replace(self, model=model)
 
     def arguments(self, batch: Batch) -> tuple:
-        """What of a batch the model is called with."""
+        """The arguments that the model is called with, taken from a batch."""
         raise TypeError(f"{type(self).__name__} must say what of a batch its model is called with")
 
-    def init(self, key: jax.Array, batch: Batch) -> dict[str, Any]:
-        """Fresh variables: {"params": ..., other collections}."""
+    def init(self, key: jax.Array, batch: Batch, held: Any = None) -> dict[str, Any]:
+        """Fresh variables: {"params": ..., other collections}.
+
+        Args:
+          key: of the draw.
+          batch: for its shapes.
+          held: {"frozen": ...} where the objective has frozen parts, for those that need them to know a shape.
+        """
         return dict(self.model.init(key, *self.arguments(batch)))
 
     def loss(
@@ -150,22 +167,20 @@ class ObjectiveBase:
         """Metrics of one validation batch as (sum, weight) pairs; "loss" among them."""
         raise TypeError(f"{type(self).__name__} must say how it is evaluated")
 
-    def score(self, variables: Any, data: Any) -> dict[str, float]:
-        """Metrics of a finished run that no sum over batches gives, such as BLEU; nothing for most.
+    def measure(self, variables: Any, data: Any, key: jax.Array | None = None) -> dict[str, float]:
+        """What the default measures find on a corpus, outside of a run."""
+        key = jax.random.key(0) if key is None else key
+        return measured(self.measures, self, variables, self.sampler, with_defaults(data), key)
 
-        Called once, after the last step; they stand beside the validation metrics.
-        """
-        return {}
+    def draw(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        """What the default figures show of a corpus, outside of a run: name -> text or matplotlib figure."""
+        return drawn(self.figures, self, variables, self.sampler, with_defaults(data), key)
 
     def check(self, data: Any) -> None:
         """Refuses data that the model can't take, with one sentence."""
 
-    def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
-        """Things for a person to look at: name -> text or matplotlib figure."""
-        return {}
-
     def outputs(self, variables: Any, *arguments: Any, method: str | None = None) -> Any:
-        """What the model says outside of training; compiled once, however often something is shown."""
+        """The model's outputs outside of training; compiled once, however often they are asked for."""
         return _outputs(self.model, method, variables, *arguments)
 
     def apply(self, variables: Any, *arguments: Any, key: jax.Array, **options: Any) -> tuple[Any, dict]:
@@ -174,6 +189,6 @@ class ObjectiveBase:
         Returns:
           (what the model gives, updated collections; the sown ones among them, which `loss` hands on to `total_loss`).
         """
-        others = [kind for kind in variables if kind != "params"]
+        others = [kind for kind in variables if kind not in ("params", "frozen")]
         options = {"train": True, "rngs": {"dropout": key}, "mutable": [*others, *sowing.COLLECTIONS]} | options
         return self.model.apply(variables, *arguments, **options)

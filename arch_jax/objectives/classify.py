@@ -5,14 +5,15 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import component
-from arch_jax.figures.predictions import predictions
+from arch_jax.figures.base import Figure
+from arch_jax.figures.predictions import Predictions
 from arch_jax.layers.sowing import outputs_of
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.losses import cross_entropy, perceptron
+from arch_jax.protocols import check_example
 
 
 @component("classify", kind="objective")
@@ -30,7 +31,7 @@ class Classify(ObjectiveBase):
         gradient descent, one picture a step, is Rosenblatt's rule (`ops.losses.perceptron`).
       auxiliary_weight: what the losses of a model's auxiliary classifiers, where it has them, count in training
         (Szegedy et al. 2015, 1409.4842, section 5).
-      show_pictures: how many of the validation pictures `show` draws.
+      show_pictures: validation images in the default figure.
     """
 
     label_smoothing: float = 0.0
@@ -53,6 +54,11 @@ class Classify(ObjectiveBase):
                 f"criterion 'perceptron' has no probabilities, but label_smoothing is {self.label_smoothing} and "
                 f"rubbish is {self.rubbish}; expected 0 and none"
             )
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """Validation images under their predicted classes."""
+        return (Predictions(self.show_pictures),)
 
     def arguments(self, batch: Batch) -> tuple:
         return (batch["images"],)
@@ -99,7 +105,7 @@ class Classify(ObjectiveBase):
 
     def check(self, data: Any) -> None:
         """The labels must be among the model's classes, and the pictures of the size that it takes."""
-        classes = getattr(data, "classes", None)
+        classes = data.classes
         if classes is None or "images" not in data.shapes:
             raise UsageError(
                 f"the objective 'classify' takes labelled pictures, and the data has {', '.join(data.shapes)}; "
@@ -111,18 +117,4 @@ class Classify(ObjectiveBase):
                 f"model.{field} is {self.model.classes}, but the labels go up to {classes - 1}; "
                 f"set model.{field}={classes}"
             )
-        if hasattr(self.model, "check"):
-            self.model.check(data.shapes["images"][0][1:])
-
-    def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
-        """A grid of validation pictures, each under the class that the model takes it for; wrong ones in red."""
-        pictures, labels, guesses = [], [], []
-        for batch in data.validation():
-            real = np.flatnonzero(batch["weights"])
-            guesses.extend(np.argmax(self.outputs(variables, batch["images"]), axis=-1)[real])
-            pictures.extend(batch["images"][real])
-            labels.extend(batch["labels"][real])
-            if len(labels) >= 8 * self.show_pictures:
-                break
-        names = getattr(data, "class_names", None) or [str(i) for i in range(self.model.classes)]
-        return {"predictions": predictions(pictures, labels, guesses, names, self.show_pictures)}
+        check_example(self.model, data.shapes["images"][0][1:])

@@ -5,15 +5,17 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from arch_jax.errors import UsageError
-from arch_jax.evaluation.linear_probe import probe_accuracy
+from arch_jax.evaluation.base import Measure
+from arch_jax.evaluation.linear_probe import LinearProbe
 from arch_jax.fields import component
-from arch_jax.figures.image_grid import picture_grid, validation_pictures
+from arch_jax.figures.base import Figure
+from arch_jax.figures.reconstructions import Reconstructions
 from arch_jax.objectives.autoencode import check_images
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.convolution.patches import normalised, patch_statistics, patches, picture_of
+from arch_jax.sampling.reconstruct import Reconstruct
 
 
 @component("masked_patches", kind="objective")
@@ -29,9 +31,8 @@ class MaskedPatches(ObjectiveBase):
 
     Attributes:
       model: the masked autoencoder; filled in by the experiment.
-      probe_pictures: how many training pictures the probe is fitted on, at most; none for no probe.
-      probe_features: what it sees: the class "token", as in the paper, or the "mean" over the patches.
-      show_pictures: how many of the validation pictures `show` draws.
+      probe_pictures, probe_features: defaults of the linear probe's images and features; None for no probe.
+      show_pictures: validation images in the default figure.
     """
 
     probe_pictures: int | None = 10_000
@@ -43,6 +44,23 @@ class MaskedPatches(ObjectiveBase):
     def __post_init__(self) -> None:
         if self.probe_pictures is not None and self.probe_pictures < 2:
             raise UsageError(f"probe_pictures is {self.probe_pictures}; expected at least 2, or none for no probe")
+
+    @property
+    def sampler(self) -> Reconstruct:
+        """Reconstructions of validation images."""
+        return Reconstruct()
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """A linear probe, unless `probe_pictures` is None."""
+        if self.probe_pictures is None:
+            return ()
+        return (LinearProbe(images=self.probe_pictures, features=self.probe_features),)
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """Images, what is visible of them, and the reconstructions."""
+        return (Reconstructions(self.show_pictures),)
 
     def arguments(self, batch: Batch) -> tuple:
         return (batch["images"],)
@@ -78,34 +96,18 @@ class MaskedPatches(ObjectiveBase):
         """The pictures must be of the shape that the model takes."""
         check_images(data, self.model, "masked_patches")
 
-    def score(self, variables: Any, data: Any) -> dict[str, float]:
-        """The probe's accuracy ("probe_accuracy"), that on the same network before training, its parameters drawn with
-        another key ("probe_untrained"), and the difference ("probe_gain"); nothing where data can't be drawn from."""
-        if self.probe_pictures is None or not hasattr(data, "training_sample"):
-            return {}
-        batches = lambda: data.training_sample(self.probe_pictures)
-        first = next(iter(batches()))
-        untrained = jax.jit(self.init)(jax.random.key(0), first)
-        features = jax.jit(self.features)
-        trained, before = (
-            probe_accuracy(lambda images, v=v: features(v, images), batches(), data.validation())
-            for v in (variables, untrained)
-        )
-        return {"probe_accuracy": trained, "probe_untrained": before, "probe_gain": trained - before}
+    @property
+    def reconstruction_title(self) -> str:
+        """Above the figure of reconstructions."""
+        return f"{self.model.masking_ratio:.0%} of the patches are masked"
 
-    def features(self, variables: Any, images: jax.Array) -> jax.Array:
-        """What the probe sees of whole pictures, "batch width"."""
-        tokens = self.model.apply(variables, images, method="encode")
-        return tokens[:, 0] if self.probe_features == "token" else tokens[:, 1:].mean(1)
+    def reconstructions(self, variables: Any, examples: Any, labels: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        """Images, their visible patches, the predictions, and those with the visible patches pasted in.
 
-    def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
-        """Validation pictures, what is left of them, what is made of it, and that with the visible patches pasted in.
-
-        Predictions of normalised pixels are drawn with the true mean and variance of each patch, which the model does
-        not know.
+        The masks are the same at every call. Predictions of normalised pixels get the true mean and variance of each
+        patch, which the model does not know.
         """
-        pictures, _ = validation_pictures(data, self.show_pictures)
-        images = jnp.asarray(pictures)
+        images = jnp.asarray(examples)
         predicted, masking = self.outputs(variables, images, self.noise(images, jax.random.key(0)), method="masked")
         real, hidden = patches(images, self.model.patch), masking.mask[..., None]
         if self.model.normalised_pixels:
@@ -113,12 +115,10 @@ class MaskedPatches(ObjectiveBase):
             predicted = predicted * deviation + mean
         grey = (data.low + data.high) / 2
         rows = {
-            "pictures": real,
+            "original": real,
             "visible": jnp.where(hidden, grey, real),
             "predicted": predicted,
             "pasted": jnp.where(hidden, predicted, real),
         }
-        scaled = lambda x: (np.asarray(x) - data.low) / (data.high - data.low)
         whole = lambda x: picture_of(x.astype(images.dtype), self.model.patch, *images.shape[1:3])
-        title = f"{self.model.masking_ratio:.0%} of the patches are masked"
-        return {"reconstructions": picture_grid({name: scaled(whole(x)) for name, x in rows.items()}, title)}
+        return {name: whole(x) for name, x in rows.items()}

@@ -1,7 +1,6 @@
 """Masked-token prediction, and next-sentence prediction where the data has it: BERT's pre-training (1810.04805)."""
 
 import dataclasses
-import itertools
 from typing import Any, Literal
 
 import jax
@@ -10,9 +9,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from arch_jax.errors import UsageError
+from arch_jax.evaluation.base import Measure
+from arch_jax.evaluation.known_source import KnownSource
 from arch_jax.fields import component
+from arch_jax.figures.base import Figure
+from arch_jax.figures.samples import Samples
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.losses import cross_entropy
+from arch_jax.protocols import check_length
+from arch_jax.sampling.fill_mask import FillMask
 
 
 def choose_tokens(
@@ -85,7 +90,7 @@ class MaskedToken(ObjectiveBase):
       mask_token: the id of [MASK]; negative counts from the end of the model's vocabulary.
       special: ids that are never chosen and never put in a token's place, beside `mask_token`; negative as above.
         (BERT's own code does put them in.)
-      show_rows: how many validation rows `show` writes.
+      show_rows: validation rows in the default figure.
 
     Raises:
       UsageError: a share out of range.
@@ -111,8 +116,28 @@ class MaskedToken(ObjectiveBase):
                 "and 0.1"
             )
 
+    @property
+    def sampler(self) -> FillMask:
+        """The likeliest tokens at masked places."""
+        return FillMask()
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """The distance from the best predictor, where the source is known."""
+        return (KnownSource(),)
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """Validation rows with what is predicted at each chosen token."""
+        return (Samples(self.show_rows),)
+
     def arguments(self, batch: Batch) -> tuple:
-        return batch["tokens"], batch.get("types"), self._real(batch)
+        return batch["tokens"], batch.get("types"), self.real(batch)
+
+    @property
+    def mask_id(self) -> int:
+        """The id of [MASK], counted from 0."""
+        return self._special[0]
 
     @property
     def _special(self) -> tuple[int, ...]:
@@ -121,7 +146,7 @@ class MaskedToken(ObjectiveBase):
         return tuple(token % size if token < 0 else token for token in (self.mask_token, *self.special))
 
     @staticmethod
-    def _real(batch: Batch) -> Any:
+    def real(batch: Batch) -> Any:
         """Which tokens are no padding; none where all are."""
         if "mask" in batch:
             return batch["mask"]
@@ -129,7 +154,7 @@ class MaskedToken(ObjectiveBase):
 
     def corrupted(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(tokens as the model sees them, which of them are to be predicted), both "batch time"."""
-        tokens, real = jnp.asarray(batch["tokens"]), self._real(batch)
+        tokens, real = jnp.asarray(batch["tokens"]), self.real(batch)
         real = jnp.ones(tokens.shape, bool) if real is None else jnp.asarray(real)
         weights = jnp.asarray(batch["weights"])
         real = real & ((weights if weights.ndim == 2 else weights[:, None]) > 0)
@@ -153,12 +178,12 @@ class MaskedToken(ObjectiveBase):
 
     def evaluate(self, variables: Any, batch: Batch) -> dict[str, Pair]:
         """Nats ("loss"), the share of chosen tokens predicted right ("accuracy"), and each task where there are two."""
-        tokens, chosen = self.corrupted(batch, self._fixed_key(batch))
+        tokens, chosen = self.corrupted(batch, self.fixed_key(batch))
         out = self.model.apply(variables, *self.arguments({**batch, "tokens": tokens}))
         return self._metrics(out, batch, chosen)
 
     @staticmethod
-    def _fixed_key(batch: Batch) -> jax.Array:
+    def fixed_key(batch: Batch) -> jax.Array:
         """The same for the same batch at each evaluation, and another for another batch."""
         return jax.random.fold_in(jax.random.key(0), jnp.sum(jnp.asarray(batch["tokens"]).astype(jnp.uint32)))
 
@@ -195,7 +220,7 @@ class MaskedToken(ObjectiveBase):
                 f"the objective 'masked_token' takes token sequences, and the data has {', '.join(data.shapes)}; "
                 "expected tokens, such as arch_jax.Text()"
             )
-        own = getattr(data, "tokenizer", None)
+        own = data.tokenizer
         # A corpus with a vocabulary of its own has counted [MASK] and the other special tokens in.
         needed = own.vocabulary + 1 if own is not None else data.vocabulary
         if needed > self.model.vocabulary:
@@ -209,7 +234,7 @@ class MaskedToken(ObjectiveBase):
                 f"the special token {outside[0]} is outside the model's vocabulary of {self.model.vocabulary}; "
                 f"expected 0 to {self.model.vocabulary - 1}, or a negative number that counts from the end"
             )
-        mask = getattr(data, "mask_token", None)
+        mask = data.mask_token
         if mask is not None and self._special[0] != mask:
             raise UsageError(
                 f"objective.mask_token is {self.mask_token}, which is token {self._special[0]}, and the data's [MASK] "
@@ -220,68 +245,4 @@ class MaskedToken(ObjectiveBase):
                 f"objective.mask_token is {self._special[0]}, which the tokenizer uses; expected at least "
                 f"{own.vocabulary}, or -1 for the last of the model's vocabulary"
             )
-        position = getattr(self.model, "position", None)
-        if hasattr(position, "check"):
-            position.check(data.length)
-
-    def score(self, variables: Any, data: Any) -> dict[str, float]:
-        """Against a source whose entropy is known (`arch_jax.Markov`), where each token is chosen alone; else nothing.
-
-        Returns:
-          "ideal_loss": nats a chosen token of the predictor that knows the source and the corruption, on the very
-          tokens that `evaluate` takes; "excess": how far the model's loss is above it, as a share; "last_loss": nats of
-          each row's last token, the only one masked, whose least expectation is the source's entropy rate;
-          "last_excess": how far that is above -log P(x_t | x_{t-1}) of the same tokens, as a share.
-        """
-        if not hasattr(data, "ideal") or self.selection != "independent":
-            return {}
-        predict = jax.jit(lambda batch, seen: self.model.apply(variables, *self.arguments({**batch, "tokens": seen})))
-        found: dict[str, list] = {name: [] for name in ("model", "ideal", "last", "known")}
-        for batch in data.validation():
-            tokens, rows = np.asarray(batch["tokens"]), np.asarray(batch["weights"]) > 0
-            seen, chosen = map(np.asarray, self.corrupted(batch, self._fixed_key(batch)))
-            chosen = chosen & rows[:, None]
-            found["model"].append(_nats(predict(batch, seen)["logits"], tokens)[chosen])
-            ideal = data.ideal(seen, self.share, self.masked, self.random)
-            found["ideal"].append(-np.take_along_axis(ideal, tokens[..., None], -1)[chosen])
-            last = tokens.copy()
-            last[:, -1] = self._special[0]
-            found["last"].append(_nats(predict(batch, last)["logits"], tokens)[rows, -1])
-            # No share is chosen, and what is seen is true: the law of a token of which all before it are known.
-            known = data.ideal(last, 0.0, 1.0, 0.0)
-            found["known"].append(-np.take_along_axis(known, tokens[..., None], -1)[rows, -1])
-        mean = {name: float(np.concatenate([np.ravel(part) for part in parts]).mean()) for name, parts in found.items()}
-        return {
-            "ideal_loss": mean["ideal"],
-            "excess": mean["model"] / mean["ideal"] - 1,
-            "last_loss": mean["last"],
-            "last_excess": mean["last"] / mean["known"] - 1,
-        }
-
-    def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
-        """Some validation rows as the model sees them, and what it says of each chosen token beside what is true."""
-        batch = next(iter(data.validation()))
-        decode = getattr(data, "decode", None) or (lambda ids: self._decoded(data.tokenizer, ids))
-        seen, chosen = self.corrupted(batch, self._fixed_key(batch))
-        out = self.outputs(variables, *self.arguments({**batch, "tokens": seen}))
-        guesses = np.asarray(jnp.argmax(out["logits"], axis=-1))
-        seen, chosen, tokens = map(np.asarray, (seen, chosen, batch["tokens"]))
-        real = self._real(batch)
-        lines = []
-        for i in range(min(self.show_rows, len(tokens))):
-            row = seen[i] if real is None else seen[i][np.asarray(real)[i]]
-            lines.append(decode(row))
-            for t in np.flatnonzero(chosen[i]):
-                guess, truth = decode(guesses[i, t : t + 1]), decode(tokens[i, t : t + 1])
-                lines.append(f"  {t}: {guess!r}" + ("" if guess == truth else f" (is {truth!r})"))
-        return {"text": "\n".join(lines) + "\n"}
-
-    def _decoded(self, tokenizer: Any, ids: Any) -> str:
-        """Text with [MASK] where the tokenizer knows no such token."""
-        ids = np.asarray(ids)
-        borders = [-1, *np.flatnonzero(ids >= tokenizer.vocabulary), len(ids)]
-        return "[MASK]".join(tokenizer.decode(ids[a + 1 : b]) for a, b in itertools.pairwise(borders))
-
-
-def _nats(logits: jax.Array, tokens: np.ndarray) -> np.ndarray:
-    return np.asarray(cross_entropy(logits, jnp.asarray(tokens)), np.float64)
+        check_length(self.model, data.length)

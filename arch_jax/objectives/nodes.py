@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
-from arch_jax.figures.graph_embedding import embedding_figure
+from arch_jax.figures.base import Figure
+from arch_jax.figures.graph_embedding import NodeEmbedding
 from arch_jax.graph import Graph
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.losses import cross_entropy
@@ -37,6 +37,11 @@ class NodeClasses(ObjectiveBase):
             re.compile(self.l2_on)
         except re.error as problem:
             raise UsageError(f"l2_on is {self.l2_on!r}, which is not a pattern: {problem}") from None
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """The nodes in the plane, by their logits."""
+        return (NodeEmbedding(),)
 
     def arguments(self, batch: Batch) -> tuple:
         return (Graph(batch["nodes"], batch["senders"], batch["receivers"], batch.get("edges"), batch["sizes"]),)
@@ -78,7 +83,7 @@ class NodeClasses(ObjectiveBase):
 
     def check(self, data: Any) -> None:
         """The labels must be among the model's classes."""
-        if "senders" not in data.shapes or getattr(data, "classes", None) is None:
+        if "senders" not in data.shapes or data.classes is None:
             raise UsageError(
                 f"the objective 'nodes' takes a graph with labelled nodes, and the data has {', '.join(data.shapes)}; "
                 "expected nodes, senders, receivers and labels, such as arch_jax.Nodes()"
@@ -88,14 +93,3 @@ class NodeClasses(ObjectiveBase):
                 f"model.classes is {self.model.classes}, but the labels go up to {data.classes - 1}; "
                 f"set model.classes={data.classes}"
             )
-
-    def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
-        """The nodes in two dimensions: the principal components of the directions of their logits."""
-        batch = next(iter(data.validation()))
-        logits = np.asarray(self.outputs(variables, *self.arguments(batch)), np.float64)
-        real = int(np.asarray(batch["sizes"])[:, 0].sum())
-        labels = np.asarray(batch["labels"])[:real]
-        counted = np.asarray(batch["weights"] > 0) | np.asarray(batch.get("test_weights", 0) > 0)
-        ends = np.stack([batch["senders"], batch["receivers"]])
-        ends = ends[:, : int(np.asarray(batch["sizes"])[:, 1].sum())]
-        return {"embeddings": embedding_figure(logits[:real], labels, counted[:real], ends, data)}

@@ -1,4 +1,4 @@
-"""Regression: numbers read off a sequence, by least squares; and how far back the answer's gradient reaches."""
+"""Regression: numbers read off a sequence, by least squares."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from arch_jax.errors import UsageError
-from arch_jax.evaluation.gradient_reach import gradient_by_distance
 from arch_jax.fields import component
-from arch_jax.figures.gradient_reach import reach_figure
-from arch_jax.figures.regression import regression_figure
-from arch_jax.objectives.base import Batch, ObjectiveBase, Pair, compiled
+from arch_jax.figures.base import Figure
+from arch_jax.figures.gradient_reach import GradientReach
+from arch_jax.figures.regression import Regression
+from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
+from arch_jax.protocols import check_example
 
 
 @component("regress", kind="objective")
@@ -24,7 +25,7 @@ class Regress(ObjectiveBase):
       model: what answers; filled in by the experiment.
       tolerance: an answer counts as right if it is no farther than this from its target (Hochreiter & Schmidhuber 1997,
         experiment 4: 0.04).
-      show_rows: how many validation rows `show` draws, and averages gradients over at most 64 of.
+      show_rows: validation rows in the default figures; gradients are averaged over at most 64 of them.
     """
 
     unit: ClassVar[str] = "of squared error"
@@ -37,6 +38,11 @@ class Regress(ObjectiveBase):
             raise UsageError(f"tolerance is {self.tolerance}; expected a number of at least 0, such as 0.04")
         if self.show_rows < 1:
             raise UsageError(f"show_rows is {self.show_rows}; expected at least 1")
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """Predictions over targets; and, of whole sequences, how far back their gradient reaches."""
+        return Regression(self.show_rows), GradientReach(min(64, self.show_rows))
 
     def arguments(self, batch: Batch) -> tuple:
         return (batch["x"], batch["segment_ids"]) if "segment_ids" in batch else (batch["x"],)
@@ -79,30 +85,4 @@ class Regress(ObjectiveBase):
                 f"model.outputs is {self.model.outputs}, but the data has {asked} targets a row; "
                 f"set model.outputs={asked}"
             )
-        if hasattr(self.model, "check"):
-            self.model.check(data.shapes["x"][0][1:])
-
-    def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
-        """Answers against targets; and, of whole sequences, the gradient's norm against distance, now and at first."""
-        answers, targets, first = [], [], None
-        for batch in data.validation():
-            real = np.asarray(batch["weights"]) > 0
-            given = self.arguments(batch)
-            answers.append(np.asarray(self.outputs(variables, *given), np.float32)[real])
-            targets.append(np.asarray(batch["targets"], np.float32)[real].reshape(answers[-1].shape))
-            first = batch if first is None else first
-            if sum(map(len, answers)) >= self.show_rows:
-                break
-        answers, targets = (np.concatenate(rows)[: self.show_rows] for rows in (answers, targets))
-        shown = {"answers": regression_figure(answers, targets)}
-        x = first["x"][np.asarray(first["weights"]) > 0][: min(64, self.show_rows)]
-        if x.ndim == 3 and "segment_ids" not in first:
-            # Of one key throughout: from picture to picture of the film it is the trained model that moves.
-            fresh = compiled(self, "init", jax.random.key(0), first)
-            trained, at_first = (compiled(self, "_reach", v, x) for v in (variables, fresh))
-            shown["gradient"] = reach_figure({"trained": trained, "freshly drawn": at_first})
-        return shown
-
-    def _reach(self, variables: Any, x: jax.Array) -> jax.Array:
-        """`gradient_by_distance` of each row's answer."""
-        return gradient_by_distance(lambda x: self.model.apply(variables, x), x)
+        check_example(self.model, data.shapes["x"][0][1:])

@@ -1,30 +1,29 @@
 """Sequence to sequence: the target's next tokens, given the source (Sutskever et al. 2014; Vaswani et al. 2017)."""
 
 import dataclasses
-import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from arch_jax import sampling
 from arch_jax.errors import UsageError, unknown
-from arch_jax.evaluation.bleu import bleu, sacrebleu
+from arch_jax.evaluation.base import Measure
+from arch_jax.evaluation.bleu import Translation
 from arch_jax.fields import component
-from arch_jax.figures.attention_map import alignment_figure
+from arch_jax.figures.attention_map import AttentionMap
+from arch_jax.figures.base import Figure
+from arch_jax.figures.samples import Samples
 from arch_jax.layers import collections
 from arch_jax.layers.seq2seq.encoder_decoder import RecurrentEncoderDecoder
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.objectives.scheduled_sampling import DECAYS, truth_share, written_with_own_words
 from arch_jax.ops.losses import coverage_loss, cross_entropy
+from arch_jax.protocols import attends, check_length
+from arch_jax.sampling.beam_search import BeamSearch
 
 #: The collection that counts updates, for a share of true tokens that changes with them.
 _COUNT = "teacher_forcing"
 collections.declare(_COUNT, devices="replicate")
-#: How many pairs are drawn with what the model looks at.
-_MAPS = 4
 
 
 @component("sequence_to_sequence", kind="objective")
@@ -35,11 +34,8 @@ class SequenceToSequence(ObjectiveBase):
     Attributes:
       model: the encoder-decoder; filled in by the experiment.
       label_smoothing: share of each target spread evenly over the vocabulary, in training (1706.03762, section 5.4).
-      beams: hypotheses that beam search keeps, in `score` and `show`; 1 is greedy.
-      length_penalty: alpha of ((5 + length) / 6)^alpha, by which a hypothesis's log-probability is divided (1609.08144,
-        equation 14).
-      longest: tokens that `score` and `show` write at most, as a multiple of the longest target there.
-      show_pairs: how many pairs `show` writes.
+      beams, length_penalty, longest: defaults of the sampler, which is beam search.
+      show_pairs: validation pairs in the default figure.
       teacher_forcing: share of the decoder's inputs in training that are the true tokens; the others are what it wrote
         itself before them (scheduled sampling, 1506.03099). With less than 1 the decoder goes token by token.
       decay: how that share falls from update to update: "constant", "linear", "exponential" or "inverse_sigmoid"; see
@@ -69,12 +65,7 @@ class SequenceToSequence(ObjectiveBase):
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing <= 1:
             raise UsageError(f"label_smoothing is {self.label_smoothing}; expected a number from 0 to 1, such as 0.1")
-        if self.beams < 1:
-            raise UsageError(f"beams is {self.beams}; expected at least 1, which is greedy")
-        if not self.length_penalty >= 0:
-            raise UsageError(f"length_penalty is {self.length_penalty}; expected at least 0, such as 0.6")
-        if not self.longest >= 1:
-            raise UsageError(f"longest is {self.longest}; expected at least 1")
+        BeamSearch(beams=self.beams, length_penalty=self.length_penalty, longest=self.longest)  # refuses early
         for name in ("teacher_forcing", "least_forcing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected a share from 0 to 1")
@@ -93,8 +84,23 @@ class SequenceToSequence(ObjectiveBase):
         if not self.coverage >= 0:
             raise UsageError(f"coverage is {self.coverage}; expected at least 0, such as 1")
 
-    def init(self, key: jax.Array, batch: Batch) -> dict[str, Any]:
-        variables = super().init(key, batch)
+    @property
+    def sampler(self) -> BeamSearch:
+        """Beam search."""
+        return BeamSearch(beams=self.beams, length_penalty=self.length_penalty, longest=self.longest)
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Exact sequences, and BLEU where the data has references."""
+        return (Translation(),)
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """Validation pairs beside what beam search finds; and attention over the source, if the model has it."""
+        return Samples(self.show_pairs), AttentionMap()
+
+    def init(self, key: jax.Array, batch: Batch, held: Any = None) -> dict[str, Any]:
+        variables = super().init(key, batch, held)
         # A float, since collections are averaged over devices.
         return variables | {_COUNT: {"updates": jnp.zeros((), jnp.float32)}} if self.decays else variables
 
@@ -185,103 +191,16 @@ class SequenceToSequence(ObjectiveBase):
                 f"coverage is {self.coverage}, but {name} gives no weights over the source; expected 0, or a model "
                 "such as 'pointer-generator'"
             )
-        position = getattr(self.model, "position", None)
-        if hasattr(position, "check"):
-            position.check(data.length)
-        if getattr(data, "references", None) is not None:
-            sacrebleu()  # that it is missing is told before the training, not after
-
-    def translate(self, variables: Any, data: Any, batches: Any) -> Iterator[tuple[np.ndarray, Batch]]:
-        """What beam search makes of each batch: (tokens "batch length", the batch), compiled once for each shape."""
-
-        def search(variables: Any, source: jax.Array, mask: jax.Array, length: int) -> jax.Array:
-            options = {"start": data.start, "stop": data.stop, "beams": self.beams}
-            tokens, _ = sampling.beam_search(
-                self.model, variables, source, length, source_mask=mask, length_penalty=self.length_penalty, **options
-            )
-            return tokens
-
-        for batch in batches:
-            length = max(1, round(self.longest * batch["labels"].shape[1]))
-            room = getattr(getattr(self.model, "position", None), "length", None)
-            length = length if room is None else min(length, room)
-            source, mask = jnp.asarray(batch["source"]), jnp.asarray(batch["source_mask"])
-            yield np.asarray(search(variables, source, mask, length)), batch
-
-    def score(self, variables: Any, data: Any) -> dict[str, float]:
-        """What beam search makes of the whole test part.
-
-        Returns:
-          "exact_beam": the share of sequences without a mistake; where the data has reference texts, "bleu": the
-          corpus's BLEU by sacrebleu, 0 to 100, on text that is not tokenized (its own tokenizer "13a").
-
-        Source of BLEU: M. Post, "A Call for Clarity in Reporting BLEU Scores", 2018, arXiv 1804.08771.
-        """
-        exact, said = [], []
-        for tokens, batch in self.translate(variables, data, data.test()):
-            for row, labels, weights in zip(tokens, batch["labels"], batch["weights"]):
-                if weights.any():
-                    said.append(_until(row, data.stop))
-                    exact.append(np.array_equal(said[-1], _until(labels, data.stop)))
-        found = {"exact_beam": float(np.mean(exact))}
-        if data.references is not None:
-            texts = [data.decode(tokens).strip() for tokens in said]
-            found["bleu"] = bleu(texts, data.references, lowercase=data.lowercase)
-        return found
-
-    def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
-        """Some validation pairs, each with what the model makes of its source; and where it looks, if it attends."""
-        batch = next(iter(data.validation()))
-        few = {name: array[: self.show_pairs] for name, array in batch.items()}
-        ((tokens, _),) = self.translate(variables, data, [few])
-        lines = []
-        for i, row in enumerate(tokens):
-            if few["weights"][i].any():
-                source = few["source"][i][np.asarray(few["source_mask"][i])]
-                truth = _until(few["labels"][i], data.stop)
-                said = _until(row, data.stop)
-                lines += [
-                    f"source    {data.decode(_until(source, data.stop))}",
-                    f"reference {data.decode(truth)}",
-                    f"model     {data.decode(said)}" + ("" if np.array_equal(said, truth) else "  [differs]"),
-                    "",
-                ]
-        shown = {"text": "\n".join(lines)}
-        return shown | ({"alignment": self._alignment(variables, data, batch)} if self._attends else {})
+        check_length(self.model, data.length)
 
     @property
-    def _attends(self) -> bool:
-        return getattr(self.model, "attends", False)
-
-    def _alignment(self, variables: Any, data: Any, batch: Batch) -> Any:
-        """Heat maps of four pairs, the decoder being fed the true tokens."""
-        few = {name: jnp.asarray(array[:_MAPS]) for name, array in batch.items()}
-        weights = np.asarray(_attention(self.model, variables, *self.arguments(few)))
-        word = lambda token: "end" if token == data.stop else data.decode(np.asarray([token])).strip() or "_"
-        maps, sources, targets = [], [], []
-        for i, matrix in enumerate(weights):
-            real, here = np.asarray(few["source_mask"][i]), np.asarray(few["weights"][i]) > 0
-            if here.any():
-                maps.append(matrix[here][:, real])
-                sources.append([word(token) for token in np.asarray(few["source"][i])[real]])
-                targets.append([word(token) for token in np.asarray(few["labels"][i])[here]])
-        return alignment_figure(maps, sources, targets)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _attention(model: Any, variables: Any, source: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
-    return model.apply(variables, source, target, mask, method="attention")
+    def attends(self) -> bool:
+        """Whether the model gives weights over the source."""
+        return attends(self.model)
 
 
 def _array(value: Any) -> Any:
     return None if value is None else jnp.asarray(value)
-
-
-def _until(tokens: np.ndarray, stop: int) -> np.ndarray:
-    """The tokens before the first `stop`; all where there is none."""
-    tokens = np.asarray(tokens)
-    ends = np.flatnonzero(tokens == stop)
-    return tokens[: ends[0]] if len(ends) else tokens
 
 
 def _weighted(each: jax.Array, batch: Batch) -> Pair:

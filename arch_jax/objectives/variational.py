@@ -1,24 +1,22 @@
 """The evidence lower bound of a variational autoencoder, and the importance-weighted one."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
-from arch_jax.figures.image_grid import picture_grid, validation_pictures
+from arch_jax.figures.base import Figure
+from arch_jax.figures.latent_space import Interpolations, LatentMap
+from arch_jax.figures.reconstructions import Reconstructions
+from arch_jax.figures.samples import Samples
 from arch_jax.objectives.autoencode import check_images
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
-from arch_jax.ops.latents import (
-    gaussian_kl,
-    gaussian_log_density,
-    importance_bound,
-    linear_interpolation,
-    spherical_interpolation,
-)
+from arch_jax.ops.latents import gaussian_kl, gaussian_log_density, importance_bound
+from arch_jax.protocols import class_count
+from arch_jax.sampling.latent_prior import LatentPrior
 
 
 @component("variational", kind="objective")
@@ -40,7 +38,7 @@ class Variational(ObjectiveBase):
         in validation once (Salakhutdinov & Murray 2008; 1509.00519, section 5.1).
       evaluation_draws: k in validation, which takes the same draws each time; the bound there is that of `bound`, with
         beta 1.
-      show_pictures: how many of the validation pictures `show` draws.
+      show_pictures: images in a row of the default figures.
     """
 
     bound: Literal["evidence", "importance"] = "evidence"
@@ -59,11 +57,31 @@ class Variational(ObjectiveBase):
         if self.bound == "importance" and self.beta != 1:
             raise UsageError(f"beta is {self.beta} with the bound 'importance', which has none; expected 1")
 
+    #: Above the figure of reconstructions.
+    reconstruction_title: ClassVar[str] = ""
+
+    @property
+    def sampler(self) -> LatentPrior:
+        """Images from the prior."""
+        return LatentPrior()
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """Reconstructions; samples from the prior; ways between two codes; with two components, the latent map."""
+        count = self.show_pictures
+        several = count if self.classes else 4 * count
+        return Reconstructions(count), Samples(several), Interpolations(max(2, count)), LatentMap()
+
+    @property
+    def classes(self) -> int | None:
+        """The classes that the model is conditioned on; None for an unconditional one."""
+        return class_count(self.model)
+
     def arguments(self, batch: Batch) -> tuple:
         return (batch["images"], *self._condition(batch))
 
     def _condition(self, batch: Batch) -> tuple:
-        return () if getattr(self.model, "classes", None) is None else (batch["labels"],)
+        return () if self.classes is None else (batch["labels"],)
 
     def loss(
         self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any
@@ -105,45 +123,15 @@ class Variational(ObjectiveBase):
                 f"pixels go from {data.low} to {data.high}, and likelihood 'bernoulli' takes 0 to 1; "
                 "set data.low=0 and data.high=1, or model.likelihood=gaussian"
             )
-        classes = getattr(self.model, "classes", None)
+        classes = self.classes
         if classes is not None and data.classes > classes:
             raise UsageError(
                 f"model.classes is {classes}, but the labels go up to {data.classes - 1}; "
                 f"set model.classes={data.classes}"
             )
 
-    def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
-        """Reconstructions; draws from the prior; ways between two codes; and, with two components, the latent map."""
-        pictures, labels = validation_pictures(data, self.show_pictures)
-        count, classes = len(pictures), getattr(self.model, "classes", None)
-        given = (jnp.asarray(labels),) if classes else ()
-        made, mean, _ = self.outputs(variables, jnp.asarray(pictures), *given)
-        code = mean.shape[1:]
-        decode = lambda z, *c: self.outputs(variables, z, *c, method="decode")
-        scaled = lambda x: (np.asarray(x) - data.low) / (data.high - data.low)
-        shown = {"reconstructions": picture_grid({"pictures": scaled(pictures), "made of them": scaled(made)})}
-        names = [str(c) for c in range(classes)] if classes else ["z", "z'", "z''", "z'''"]
-        rows = {}
-        for number, name in enumerate(names):
-            z = jax.random.normal(jax.random.fold_in(key, number), (count, *code))
-            rows[name] = scaled(decode(z, *((jnp.full(count, number),) if classes else ())))
-        shown["samples"] = picture_grid(rows, "drawn from the prior" + (", class by class" if classes else ""))
-        share = jnp.linspace(0, 1, count)
-        ways = {}
-        for start in range(0, min(count - 1, 4), 2):
-            for name, way in (("straight", linear_interpolation), ("on a circle", spherical_interpolation)):
-                condition = (jnp.full(count, labels[start]),) if classes else ()
-                z = way(mean[start].ravel(), mean[start + 1].ravel(), share).reshape(count, *code)
-                ways[f"{name} {start // 2 + 1}"] = scaled(decode(z, *condition))
-        shown["interpolations"] = picture_grid(ways, "from one code to another")
-        if code == (2,) and not classes:
-            shown["latent_map"] = self._map(decode, scaled)
-        return shown
-
-    def _map(self, decode: Any, scaled: Any) -> Any:
-        """Pictures at the quantiles of the prior's two components (1312.6114, figure 4)."""
-        from jax.scipy.stats import norm
-
-        places = norm.ppf(jnp.linspace(0.03, 0.97, 15))
-        rows = {f"{float(y):.1f}": scaled(decode(jnp.stack([places, jnp.full(15, y)], -1))) for y in places[::-1]}
-        return picture_grid(rows, "the latent plane")
+    def reconstructions(self, variables: Any, examples: Any, labels: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        """Images and their reconstructions from the posterior's mean."""
+        given = (jnp.asarray(labels),) if self.classes else ()
+        made, _, _ = self.outputs(variables, jnp.asarray(examples), *given)
+        return {"original": examples, "reconstruction": made}

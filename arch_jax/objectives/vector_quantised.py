@@ -9,10 +9,12 @@ import numpy as np
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
-from arch_jax.figures.image_grid import picture_grid, validation_pictures
+from arch_jax.figures.base import Figure
+from arch_jax.figures.reconstructions import Reconstructions
 from arch_jax.objectives.autoencode import check_images
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.vector_quantisation import perplexity
+from arch_jax.sampling.reconstruct import Reconstruct
 
 
 @component("vector_quantised", kind="objective")
@@ -26,7 +28,7 @@ class VectorQuantised(ObjectiveBase):
       model: the autoencoder; filled in by the experiment.
       commitment: beta, the price of being away from a code.
       variance: of the data's pixels, which makes the first term comparable between data sets.
-      show_pictures: how many of the validation pictures `show` draws.
+      show_pictures: validation images in the default figure.
     """
 
     commitment: float = 0.25
@@ -40,6 +42,19 @@ class VectorQuantised(ObjectiveBase):
             raise UsageError(f"variance is {self.variance}; expected a number above 0")
         if not self.commitment >= 0:
             raise UsageError(f"commitment is {self.commitment}; expected a number of at least 0, such as 0.25")
+
+    #: Above the figure of reconstructions.
+    reconstruction_title: ClassVar[str] = ""
+
+    @property
+    def sampler(self) -> Reconstruct:
+        """Reconstructions of validation images."""
+        return Reconstruct()
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """Images, their codes and their reconstructions."""
+        return (Reconstructions(self.show_pictures),)
 
     def arguments(self, batch: Batch) -> tuple:
         return (batch["images"],)
@@ -77,11 +92,8 @@ class VectorQuantised(ObjectiveBase):
         """The pictures must be of the shape that the model takes."""
         check_images(data, self.model, "vector_quantised")
 
-    def show(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
-        """Validation pictures, the numbers of their codes as grey values, and the reconstructions."""
-        pictures, _ = validation_pictures(data, self.show_pictures)
-        made, _, _, chosen = self.outputs(variables, pictures, method="quantised")
-        scaled = lambda x: (np.asarray(x) - data.low) / (data.high - data.low)
+    def reconstructions(self, variables: Any, examples: Any, labels: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        """Images, the indices of their codes as grey values, and their reconstructions."""
+        made, _, _, chosen = self.outputs(variables, examples, method="quantised")
         codes = np.asarray(chosen)[..., None] / max(1, self.model.codes - 1)
-        rows = {"pictures": scaled(pictures), "codes": codes, "made of them": scaled(made)}
-        return {"reconstructions": picture_grid(rows)}
+        return {"original": examples, "codes": codes, "reconstruction": made}

@@ -22,6 +22,7 @@ from arch_jax.plan.chips import Target
 from arch_jax.plan.liveness import peak_bytes
 from arch_jax.plan.tpu_compiler import environment, local_bytes
 from arch_jax.plan.workload import Workload
+from arch_jax.train.given import open_given
 from arch_jax.train.sharding import patterns, state_shardings
 from arch_jax.train.state import initial_state
 from arch_jax.train.step import make_step
@@ -213,7 +214,8 @@ class Estimator(contextlib.AbstractContextManager):
         cut = lambda x: jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]) if x.shape else (), x.dtype)
         local = {name: cut(x) for name, x in workload.batch.items()}
         with acting_as("gpu"):
-            state = jax.eval_shape(lambda b: initial_state(experiment, b), workload.batch)
+            experiment, given, _ = open_given(experiment, workload.batch)
+            state = jax.eval_shape(lambda b, g: initial_state(experiment, b, given=g), workload.batch, given)
             step = jax.jit(make_step(experiment))  # so that it is traced once
             cost = count_flops(step, state, local) * parts
             live = peak_bytes(step, state, local, donated=(0,))

@@ -28,6 +28,7 @@ from arch_jax.flops import count_flops
 from arch_jax.ops.platform import acting_as
 from arch_jax.plan.hlo import collectives, refusal
 from arch_jax.registry import count
+from arch_jax.train.given import open_given
 from arch_jax.train.mesh import ROWS, Placement
 from arch_jax.train.sharding import partition, patterns
 from arch_jax.train.state import initial_state
@@ -94,7 +95,8 @@ def train_step(experiment: Experiment, batch: Any, devices: list, full_batch: bo
     if experiment.parallel != "jit":
         raise UsageError(f"parallel is {experiment.parallel!r}, which can't be compiled ahead; expected parallel=jit")
     placement = Placement(experiment, devices=devices, full_batch=full_batch)
-    shapes = jax.eval_shape(lambda b: initial_state(experiment, b), batch)
+    experiment, given, _ = open_given(experiment, batch)
+    shapes = jax.eval_shape(lambda b, g: initial_state(experiment, b, given=g), batch, given)
     size, record = (1, experiment.steps_per_dispatch) if full_batch else (experiment.steps_per_dispatch, None)
     program = make_program(experiment, record=record)
     if placement.single:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from arch_jax import fields, registry
+from arch_jax.data.base import load as load_corpus
 from arch_jax.errors import UsageError, unknown
 from arch_jax.experiment import Experiment, experiments, import_components, load
 from arch_jax.objectives import objective
@@ -106,15 +107,15 @@ def workload(name: str, changes: Mapping[str, Any], files: tuple[str, ...] = ())
     is_file = name.endswith(".py") or "/" in name
     if is_file or name in experiments():
         experiment = load(name)[0].overridden(changes)
-        corpus = experiment.data.load()
-        experiment.task.check(corpus)
+        corpus = load_corpus(experiment.data)
+        experiment.check(corpus)
         return Workload(
             name=experiment.name,
             experiment=experiment,
             batch={key: jax.ShapeDtypeStruct(*facts) for key, facts in corpus.shapes.items()},
-            unit=getattr(corpus, "unit", "examples"),
-            units=getattr(corpus, "units_per_batch", getattr(experiment.data, "batch", 1)),
-            full_batch=getattr(corpus, "full_batch", False),
+            unit=corpus.unit,
+            units=corpus.units_per_batch,
+            full_batch=corpus.full_batch,
             files=(*files, *([name] if is_file else ())),
         )
     if name not in registry.models():

@@ -1,6 +1,10 @@
-"""Decoding: `generate` continues prompts, `beam_search` writes what answers a source. For models that carry a state."""
+"""What a trained model makes: one file a way of sampling, each a `Sampler` whose fields are its settings.
+
+`generate` continues prompts and `beam_search` writes targets for sources, for models that carry a state.
+"""
 
 from arch_jax.sampling.autoregressive import generate, pad_prompts
+from arch_jax.sampling.base import Sampler
 from arch_jax.sampling.beam_search import beam_search
 
-__all__ = ["beam_search", "generate", "pad_prompts"]
+__all__ = ["Sampler", "beam_search", "generate", "pad_prompts"]

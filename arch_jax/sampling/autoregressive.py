@@ -1,8 +1,9 @@
 """Generation: prefill the prompt, then one token a step through the state that the model carries."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,56 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from arch_jax.errors import UsageError
+from arch_jax.fields import component
 from arch_jax.ops.token_sampling import check_sampling, sample
+from arch_jax.sampling.base import Sampler, check_count, numbered
+
+
+@component("autoregressive", kind="sampler")
+@dataclasses.dataclass(frozen=True)
+class Autoregressive(Sampler):
+    """Continuations of a prompt, token by token.
+
+    Attributes:
+      prompt: text to continue; at least one character.
+      length: tokens to add.
+      temperature: divides the logits; 0 takes the likeliest token.
+      top_k: only the k likeliest tokens are drawn from; None takes all.
+      top_p: only the smallest set of tokens whose probability reaches p is drawn from; None takes all.
+    """
+
+    prompt: str = "\n"
+    length: int = 400
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+
+    uses_data: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise UsageError(f"length is {self.length}; expected at least 1 token to generate")
+        check_sampling(self.temperature, self.top_k, self.top_p)
+
+    def check(self, task: Any, data: Any) -> None:
+        """Refuses an empty prompt, and one with characters outside the tokenizer's vocabulary."""
+        self._tokens(data)
+
+    def _tokens(self, data: Any) -> Any:
+        if not self.prompt:
+            raise UsageError("the prompt is empty; expected at least one character")
+        return data.tokenizer.encode(self.prompt)
+
+    def __call__(self, task: Any, variables: Any, data: Any, key: jax.Array, count: int = 1) -> dict[str, Any]:
+        """`count` texts, each the prompt and its continuation.
+
+        Raises:
+          UsageError: an empty prompt, characters outside the vocabulary, or a text longer than the model's positions.
+        """
+        check_count(count)
+        options = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        new = generate(task.model, variables, [self._tokens(data)] * count, self.length, key, **options)
+        return numbered("text", [self.prompt + data.tokenizer.decode(row) for row in jax.device_get(new)])
 
 
 def generate(

@@ -1,7 +1,8 @@
 """Beam search for encoder-decoders: the source is encoded once, hypotheses grow together, one token a step."""
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,8 +11,95 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from arch_jax.data.sequences.pairs import before_stop
 from arch_jax.errors import UsageError
+from arch_jax.fields import component
+from arch_jax.protocols import sequence_limit
 from arch_jax.sampling.autoregressive import pad_prompts
+from arch_jax.sampling.base import Sampler, check_count, numbered
+
+
+@component("beam_search", kind="sampler")
+@dataclasses.dataclass(frozen=True)
+class BeamSearch(Sampler):
+    """Targets by beam search, of a given source or of validation pairs.
+
+    A row is searched with its batch, which ends when no row can improve; the tokens are those of the row alone.
+
+    Attributes:
+      prompt: the source, as text; None takes sources of the validation data.
+      beams: hypotheses kept; 1 is greedy.
+      length_penalty: alpha of ((5 + length) / 6)^alpha, by which a hypothesis's log-probability is divided (1609.08144,
+        equation 14).
+      longest: tokens written at most, as a multiple of the longest target of the batch (of the source, for a prompt).
+    """
+
+    prompt: str | None = None
+    beams: int = 4
+    length_penalty: float = 0.6
+    longest: float = 1.25
+
+    def __post_init__(self) -> None:
+        if self.beams < 1:
+            raise UsageError(f"beams is {self.beams}; expected at least 1, which is greedy")
+        if not self.length_penalty >= 0:
+            raise UsageError(f"length_penalty is {self.length_penalty}; expected at least 0, such as 0.6")
+        if not self.longest >= 1:
+            raise UsageError(f"longest is {self.longest}; expected at least 1")
+
+    def targets(
+        self, task: Any, variables: Any, data: Any, batches: Iterable[Mapping[str, Any]]
+    ) -> Iterator[tuple[np.ndarray, Mapping[str, Any]]]:
+        """The targets found for each batch: (tokens "batch length", the batch), compiled once for each shape."""
+        for batch in batches:
+            length = self._length(task.model, batch["labels"].shape[1])
+            yield self._search(task.model, variables, data, batch["source"], batch["source_mask"], length), batch
+
+    def _length(self, module: nn.Module, longest: int) -> int:
+        length = max(1, round(self.longest * longest))
+        room = sequence_limit(module)
+        return length if room is None else min(length, room)
+
+    def _search(self, module, variables, data, source, mask, length) -> np.ndarray:
+        options = {"start": data.start, "stop": data.stop, "beams": self.beams, "length_penalty": self.length_penalty}
+        source, mask = jnp.asarray(source), jnp.asarray(mask)
+        tokens, _ = beam_search(module, variables, source, length, source_mask=mask, **options)
+        return np.asarray(tokens)
+
+    def __call__(self, task: Any, variables: Any, data: Any, key: jax.Array, count: int = 1) -> dict[str, Any]:
+        """Source, reference and target of `count` validation pairs; or the target of the prompt.
+
+        Raises:
+          UsageError: a prompt that is empty or that the data has no encoder for, more pairs than there are.
+        """
+        check_count(count)
+        if self.prompt is not None:
+            return numbered("text", [self._of_prompt(task.model, variables, data)] * count)
+        batch = next(iter(data.validation()))
+        few = {name: array[:count] for name, array in batch.items()}
+        ((tokens, _),) = self.targets(task, variables, data, [few])
+        lines = []
+        for i, row in enumerate(tokens):
+            if few["weights"][i].any():
+                source = few["source"][i][np.asarray(few["source_mask"][i])]
+                truth, found = before_stop(few["labels"][i], data.stop), before_stop(row, data.stop)
+                lines += [
+                    f"source    {data.decode(before_stop(source, data.stop))}",
+                    f"reference {data.decode(truth)}",
+                    f"model     {data.decode(found)}" + ("" if np.array_equal(found, truth) else "  [differs]"),
+                    "",
+                ]
+        return {"text": "\n".join(lines)}
+
+    def _of_prompt(self, module: nn.Module, variables: Any, data: Any) -> str:
+        if data.encode is None:
+            raise UsageError(f"the data {data.facts['source']!r} has no text to encode a prompt with; expected none")
+        source = np.asarray([*data.encode(self.prompt), data.stop], np.int32)[None]
+        if source.shape[1] == 1:
+            raise UsageError("the prompt is empty; expected at least one character")
+        length = self._length(module, source.shape[1])
+        (tokens,) = self._search(module, variables, data, source, np.ones(source.shape, bool), length)
+        return data.decode(before_stop(tokens, data.stop))
 
 
 def beam_search(

@@ -10,11 +10,12 @@ import numpy as np
 
 from arch_jax.experiment import Experiment
 from arch_jax.train.mesh import Placement
-from arch_jax.train.state import initial_state
+from arch_jax.train.state import NOTHING, Given, initial_state
 
 #: Settings that no compiled program depends on.
 _OUTSIDE = (
     "name", "seed", "steps", "evaluate_every", "checkpoint_every", "log_every", "keep", "tensorboard", "data",
+    "sampler", "measures", "figures",
 )  # fmt: skip
 
 
@@ -25,32 +26,45 @@ class Compiled:
 
     Attributes:
       placement: where arrays live, and the program of the steps.
-      make: (batch, seed) -> the state before the first step.
+      make: (batch, seed, given) -> the state before the first step.
       shapes: of the state, with where each leaf goes.
       evaluate: (variables, batch) -> metrics as name -> (sum, weight); jitted.
       finite: a tree -> whether each leaf has only finite numbers; jitted.
+      given: frozen parts, and the weights that the run starts from.
 
     Args:
       experiment: what is run.
       batch: name -> shape and dtype, of one batch.
       full_batch: every batch is the same one, of all the data.
+      given: arrays from elsewhere; an argument of the programs, on the host.
 
     Raises:
       UsageError: the mesh can't be laid over the devices, or the batch can't be divided among them.
     """
 
-    def __init__(self, experiment: Experiment, batch: Mapping[str, Any], full_batch: bool = False) -> None:
-        self.batch = dict(batch)
+    def __init__(
+        self, experiment: Experiment, batch: Mapping[str, Any], full_batch: bool = False, given: Given = NOTHING
+    ) -> None:
+        self.batch, self.given = dict(batch), given
         self.placement = Placement(experiment, full_batch=full_batch)
-        self.make = lambda batch, seed: initial_state(experiment, batch, seed)
+        self.make = lambda batch, seed, given: initial_state(experiment, batch, seed, given)
         self.evaluate = jax.jit(experiment.task.evaluate)
         self.finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))
-        self.shapes = self.placement.laid(jax.eval_shape(self.make, self.batch, np.uint32(0)))
+        self.shapes = self.placement.laid(jax.eval_shape(self.make, self.batch, np.uint32(0), given))
         self.placement.compile_ahead(self.shapes, self.batch, experiment.steps_per_dispatch)
 
     def fresh(self, seed: int) -> Any:
         """The state before the first step of the run with a seed."""
-        return self.placement.fresh(self.make, self.batch, np.uint32(seed))
+        return self.placement.fresh(self.make, self.batch, np.uint32(seed), self.given)
+
+    @property
+    def saved(self) -> Any:
+        """The shapes of what a checkpoint holds: the state without its frozen parts."""
+        return self.shapes.replace(frozen={})
+
+    def with_frozen(self, state: Any) -> Any:
+        """A state from a checkpoint, with its frozen parts."""
+        return state.replace(frozen=self.placement.everywhere(self.given.frozen)) if self.given.frozen else state
 
 
 def alike(experiment: Experiment, batch: Mapping[str, Any], full_batch: bool = False) -> str:

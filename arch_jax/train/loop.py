@@ -13,14 +13,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from arch_jax.errors import Diverged, UsageError
+from arch_jax.data.base import load
+from arch_jax.errors import Diverged, RunError, UsageError
+from arch_jax.evaluation.base import measured
 from arch_jax.experiment import Experiment
+from arch_jax.experiment import load as load_experiment
+from arch_jax.figures.base import drawn
 from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.compiled import Compiled
 from arch_jax.train.distributed import Votes, leader
+from arch_jax.train.given import FINISHED, Sources, demanded, open_given, trained_folder
 from arch_jax.train.report import Events, Pace, Progress, draw_films, draw_losses, save_shown, tell
 from arch_jax.train.state import TrainState
-from arch_jax.train.workdir import WorkDirectory, read_metrics, write
+from arch_jax.train.workdir import WorkDirectory, read_config, read_metrics, write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +59,13 @@ class Within:
       corpus: what `experiment.data.load()` gives.
       compiled: of a run that is `alike`.
       progress: a context manager with `update(step, loss)` and `say(sentence)`.
+      sources: the trained parts that were opened already.
     """
 
     corpus: Any
     compiled: Compiled
     progress: Any
+    sources: Sources = dataclasses.field(default_factory=dict)
 
 
 def train(
@@ -89,32 +96,45 @@ def train(
         raise UsageError(f"stop_after is {stop_after}; expected at least 1 step")
     if experiment.log_every > experiment.steps:
         raise UsageError(f"log_every is {experiment.log_every}; expected at most steps, which is {experiment.steps}")
-    corpus = experiment.data.load() if within is None else within.corpus
-    experiment.task.check(corpus)
+    corpus = load(experiment.data) if within is None else within.corpus
+    experiment.check(corpus)
     with WorkDirectory(path) as directory:
         batch = {name: jax.ShapeDtypeStruct(*facts) for name, facts in corpus.shapes.items()}
+        _train_demanded(experiment)
+        begun = read_config(directory.path, missing_ok=True) if directory.has_checkpoint else None
+        sources = None if within is None else within.sources
+        experiment, given, held = open_given(
+            experiment, batch, begun=begun and begun.get("experiment"), sources=sources
+        )
         experiment = directory.claim(experiment, corpus.facts, batch)
-        if hasattr(corpus, "tokenizer") and leader():
+        if corpus.tokenizer is not None and leader():
             write_tokenizer(directory.path, corpus.tokenizer)
         keeping = {"keep": experiment.keep, "log": tell if leader() else lambda sentence: None}
         with Checkpoints(directory.checkpoints, **keeping) as checkpoints, stop_requests() as stop:
-            compiled = Compiled(experiment, batch, is_full(corpus)) if within is None else within.compiled
+            compiled = Compiled(experiment, batch, corpus.full_batch, given) if within is None else within.compiled
             progress = None if within is None else within.progress
-            return _Run(experiment, directory, corpus, checkpoints, stop, compiled, progress).take(stop_after)
+            return _Run(experiment, directory, corpus, checkpoints, stop, compiled, held, progress).take(stop_after)
 
 
-def is_full(corpus: Any) -> bool:
-    """Whether every batch of it is the same one, of all the data."""
-    return getattr(corpus, "full_batch", False)
+def _train_demanded(experiment: Experiment) -> None:
+    """Trains the experiments whose results this one uses, where that has not been done."""
+    for name, field in demanded(experiment).items():
+        folder = trained_folder(name)
+        tell(f"training {name} for {field}, once, in {folder}")
+        if train(load_experiment(name)[0], folder).finished:
+            write(folder / FINISHED, "")
+        else:
+            raise RunError(f"the training of {name}, which {field} names, was stopped; the same command resumes it")
 
 
 class _Run:
     """One call of `train`: what its parts share."""
 
-    def __init__(self, experiment, directory, corpus, checkpoints, stop, compiled, progress=None) -> None:
+    def __init__(self, experiment, directory, corpus, checkpoints, stop, compiled, held, progress=None) -> None:
         self.experiment, self.directory, self.corpus = experiment, directory, corpus
         self.checkpoints, self.stop = checkpoints, stop
         self.compiled, self.placement = compiled, compiled.placement
+        self.held = self.placement.everywhere(held)
         self.leading = leader()
         self.progress = progress
         self.shows = progress is None
@@ -129,8 +149,7 @@ class _Run:
                 "expected at least as many"
             )
         last = experiment.steps if stop_after is None else min(experiment.steps, step + stop_after)
-        unit = getattr(self.corpus, "unit", "examples")
-        per_step = getattr(self.corpus, "units_per_batch", getattr(experiment.data, "batch", 1))
+        unit, per_step = self.corpus.unit, self.corpus.units_per_batch
         validation: dict[str, float] = {}
         shown: list[Path] = []
         state = self.placement.place(state)
@@ -193,11 +212,11 @@ class _Run:
         several = jax.process_count() > 1 and not self.placement.full_batch
         shard = {"shard": (jax.process_index(), jax.process_count())} if several else {}
         iterator = self.corpus.train(self.experiment.seed, **shard)
-        restored = self.checkpoints.restore(self.compiled.shapes, iterator) if self.checkpoints.steps() else None
+        restored = self.checkpoints.restore(self.compiled.saved, iterator) if self.checkpoints.steps() else None
         if restored is not None:
             if self.leading:
                 tell(f"going on from step {restored[0]} in {self.directory.path}")
-            return restored[1], iterator
+            return self.compiled.with_frozen(restored[1]), iterator
         return self.compiled.fresh(self.experiment.seed), iterator
 
     def _record(self, before: int, count: int, metrics: Any, progress: Any, events: Events) -> None:
@@ -224,6 +243,8 @@ class _Run:
     def _evaluate(self, step: int, state: Any, progress: Any, events: Events, again: bool = False):
         """Validation metrics and samples after `step`."""
         variables = self.placement.whole(state).evaluated
+        if self.held:
+            variables = {**variables, "frozen": self.held}
         validation = evaluate(self.compiled.evaluate, variables, self.corpus, self.placement.spread)
         bad = next((name for name, value in validation.items() if not math.isfinite(value)), None)
         if bad is not None:
@@ -231,8 +252,10 @@ class _Run:
         variables = self.placement.shown(variables) if self.shows or step >= self.experiment.steps else variables
         if not self.leading:  # all processes gave their parts; what follows the first does alone
             return validation, []
-        if step >= self.experiment.steps:
-            validation = validation | self.experiment.task.score(variables, self.corpus)
+        finished = step >= self.experiment.steps
+        due = [one for one in self.experiment.used_measures if finished or one.when == "evaluation"]
+        parts = (self.experiment.task, variables, self.experiment.used_sampler, self.corpus)
+        validation = validation | measured(due, *parts, jax.random.key(self.experiment.seed))
         line = {"step": step} | {f"validation/{name}": value for name, value in validation.items()}
         known = again and any(row == line for row in reversed(read_metrics(self.directory.path)))
         if not known:
@@ -242,8 +265,8 @@ class _Run:
         if not self.shows:
             return validation, []
         key = jax.random.fold_in(jax.random.key(self.experiment.seed), step)
-        shown = save_shown(self.directory.path, step, self.experiment.task.show(variables, self.corpus, key))
-        return validation, shown
+        shown = drawn(self.experiment.used_figures, *parts, key)
+        return validation, save_shown(self.directory.path / "samples", f"step_{step:07d}", shown)
 
     def _save(self, step: int, state: Any, iterator: Any, validation: dict[str, float] | None) -> None:
         """Saves a state, unless it is broken already.
@@ -260,7 +283,7 @@ class _Run:
         if bad is not None:
             name = jax.tree_util.keystr(bad, simple=True, separator="/")
             raise Diverged(self._not_finite(step, f"the parameter {name}", math.nan))
-        self.checkpoints.save(step, whole, iterator, validation)
+        self.checkpoints.save(step, whole.replace(frozen={}), iterator, validation)
 
 
 def until_boundary(experiment: Experiment, step: int, last: int) -> int:

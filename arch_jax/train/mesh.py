@@ -180,6 +180,13 @@ class Placement:
         self.laid(jax.eval_shape(lambda x: x, state))
         return state if self.several else jax.device_put(state, self.shardings)
 
+    def everywhere(self, tree: Any) -> Any:
+        """Arrays of the host as they stand in a state that `place` takes: on every device, each process having all."""
+        if not self.several:
+            return jax.tree.map(lambda x: jax.numpy.array(x, copy=True), tree)
+        put = lambda x: jax.make_array_from_callback(x.shape, self._everywhere, lambda index: x[index])
+        return jax.tree.map(lambda x: put(np.asarray(x)), tree)
+
     def whole(self, state: Any) -> Any:
         """The state as it is saved and evaluated: one copy."""
         return jax.tree.map(lambda x: x[0], state) if self.mapped else state

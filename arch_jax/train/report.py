@@ -9,7 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from arch_jax.errors import UsageError
+from arch_jax.figures.samples import is_figure
 from arch_jax.train.workdir import read_metrics, write
 
 
@@ -148,20 +151,22 @@ def draw_losses(path: Path, title: str) -> Path:
     return path / "loss.png"
 
 
-def save_shown(path: Path, step: int, shown: Mapping[str, Any]) -> list[Path]:
-    """Writes what an objective shows: text as `samples/step_N_NAME.txt`, figures as PNG."""
+def save_shown(folder: Path, prefix: str, shown: Mapping[str, Any]) -> list[Path]:
+    """Writes samples and figures: text as `PREFIX_NAME.txt`, figures as PNG, arrays as NPY."""
     written = []
     for name, thing in shown.items():
-        file = path / "samples" / f"step_{step:07d}_{name}"
+        buffer = io.BytesIO()
         if isinstance(thing, str):
-            file = file.with_suffix(".txt")
-            write(file, thing + "\n")
-        else:
-            file = file.with_suffix(".png")
-            buffer = io.BytesIO()
+            suffix = "txt"
+            buffer.write(f"{thing}\n".encode())
+        elif is_figure(thing):
+            suffix = "png"
             thing.savefig(buffer, format="png", dpi=120)
-            write(file, buffer.getvalue())
-        written.append(file)
+        else:
+            suffix = "npy"
+            np.save(buffer, np.asarray(thing), allow_pickle=False)
+        written.append(folder / f"{prefix}_{name}.{suffix}")
+        write(written[-1], buffer.getvalue())
     return written
 
 

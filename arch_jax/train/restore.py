@@ -11,21 +11,11 @@ from typing import Any
 import jax
 
 from arch_jax import fields
-from arch_jax.data.base import Tokenized
-from arch_jax.errors import ArchJaxError, RunError, UsageError, nearest
-from arch_jax.experiment import Experiment, import_components, import_file
-from arch_jax.train.checkpointing.checkpoint import Checkpoints
+from arch_jax.data.base import Corpus, Tokenized, load
+from arch_jax.errors import RunError, UsageError, nearest
+from arch_jax.experiment import Experiment, import_file
+from arch_jax.train.given import restored
 from arch_jax.train.loop import evaluate
-from arch_jax.train.report import tell
-from arch_jax.train.state import initial_state
-from arch_jax.train.workdir import read_config
-
-
-@dataclasses.dataclass(frozen=True)
-class _Carried:
-    """What of the data a run carries with it: enough to sample where the data is not."""
-
-    tokenizer: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +47,11 @@ class Run:
           UsageError: the run's own data is no longer what it was trained on, or the model can't take the other.
         """
         if data is not None:
-            tokenized = isinstance(data, Tokenized) and (carried := self._carried()) is not None
-            corpus = data.load_with(carried.tokenizer) if tokenized else data.load()
-            self.experiment.task.check(corpus)
+            tokenized = isinstance(data, Tokenized) and (carried := self._carried()).tokenizer is not None
+            corpus = data.load_with(carried.tokenizer) if tokenized else load(data)
+            self.experiment.check(corpus)
             return evaluate(self._evaluation, self.variables, corpus)
-        corpus = self.experiment.data.load()
+        corpus = load(self.experiment.data)
         if corpus.facts.get("sha256") != self.facts.get("sha256"):
             raise UsageError(
                 f"the data {self.facts.get('source')!r} is not what the run in {self.path} was trained on: its hash is "
@@ -107,44 +97,53 @@ class Run:
         """Compiled once, however often the run is evaluated."""
         return jax.jit(self.experiment.task.evaluate)
 
-    def sample(self, seed: int, **options: Any) -> list[str]:
-        """Samples, as the objective draws them.
+    def sample(
+        self, seed: int = 0, count: int = 1, settings: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, Any]:
+        """Samples by the run's sampler.
+
+        Args:
+          seed: of everything random.
+          count: how many.
+          settings: other settings of the sampler, such as {"temperature": 0.5}.
+
+        Returns:
+          Name -> text, array or matplotlib figure.
 
         Raises:
-          UsageError: the objective has no samples, or an option is out of range.
+          UsageError: a setting that the sampler does not have or that is out of range; the data is not at hand where
+            the sampler reads it.
         """
-        task = self.experiment.task
-        if not hasattr(task, "sample"):
-            raise UsageError(f"the objective {type(task).__name__} has nothing to sample")
-        return task.sample(self.variables, self._carried(), jax.random.key(seed), **options)
+        task, sampler = self.experiment.task, self.experiment.used_sampler
+        valid = [field.name for field in fields.settings(sampler)]
+        for name in settings:
+            if name.partition(".")[0] not in valid:
+                kind = fields.to_json(sampler)["module"]
+                raise UsageError(
+                    f"{name!r} is no setting of this run's sampler {kind!r}"
+                    + (nearest(name, valid) if valid else ", which has none; expected --count and --seed only")
+                )
+        sampler = fields.override(sampler, settings, "sampler.")
+        data = load(self.experiment.data) if sampler.uses_data else self._carried()
+        sampler.check(task, data)
+        return sampler(task, self.variables, data, jax.random.key(seed), count)
 
     def _carried(self) -> Any:
+        """What the run knows of its data without opening it: the component's settings, and the tokenizer."""
         from arch_jax.data.text.tokenizers import tokenizer_from_json
 
+        carried = Corpus()
+        for field in fields.settings(self.experiment.data):
+            if hasattr(Corpus, field.name) and field.name != "tokenizer":
+                setattr(carried, field.name, getattr(self.experiment.data, field.name))
         file = self.path / "tokenizer.json"
-        if "tokenizer" not in self.facts and not file.exists():  # images, points and graphs are drawn without data
-            return None
+        if "tokenizer" not in self.facts and not file.exists():  # images, points and graphs have none
+            return carried
         try:
-            return _Carried(tokenizer_from_json(json.loads(file.read_text(encoding="utf-8"))))
+            carried.tokenizer = tokenizer_from_json(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as problem:
             raise RunError(f"{file} is missing or damaged: {' '.join(str(problem).split())}") from None
-
-
-def stored_experiment(path: Path | str) -> Experiment:
-    """The experiment of the run in a folder.
-
-    Raises:
-      UsageError: there is no run, or it uses parts that are not known.
-      RunError: its `config.json` is damaged.
-    """
-    import_components()
-    stored = read_config(Path(path))["experiment"]
-    try:
-        return Experiment.from_json(stored)
-    except UsageError as problem:
-        raise UsageError(
-            f"the run in {path} can't be opened: {problem}; parts of your own come with --import FILE"
-        ) from None
+        return carried
 
 
 def open_run(path: Path | str, imports: Sequence[str] = (), *, best: bool = False) -> Run:
@@ -159,29 +158,10 @@ def open_run(path: Path | str, imports: Sequence[str] = (), *, best: bool = Fals
       UsageError: there is no run, or it uses parts that are not known.
       RunError: there is no whole checkpoint.
     """
-    path = Path(path)
     for file in imports:
         if not Path(file).is_file():
             raise UsageError(f"--import {file!r} does not exist; expected a Python file")
         import_file(Path(file))
-    config, experiment = read_config(path), stored_experiment(path)
-    try:
-        batch = {name: jax.ShapeDtypeStruct(tuple(x["shape"]), x["dtype"]) for name, x in config["batch"].items()}
-    except (KeyError, TypeError, ValueError) as problem:
-        raise RunError(f"{path / 'config.json'} is damaged: its batch can't be read ({problem})") from None
-    try:
-        state = jax.eval_shape(lambda b: initial_state(experiment, b), batch)
-    except ArchJaxError:
-        raise
-    except Exception as problem:  # whatever the model says to shapes that it was not trained on
-        raise RunError(
-            f"{path / 'config.json'} is damaged: its model can't be made for its batch "
-            f"({type(problem).__name__}: {' '.join(str(problem).split())[:200]})"
-        ) from None
-    checkpoints = Checkpoints(path / "checkpoints", keep=experiment.keep, log=tell, reading=True)
-    with checkpoints:
-        step = checkpoints.best_step() if best else None
-        restored = checkpoints.restore(state, step=step)
-    if restored is None:
-        raise RunError(f"the run in {path} has no checkpoint yet")
-    return Run(path, experiment, restored[0], restored[1].evaluated, config["data"])
+    found = restored(Path(path), best=best)
+    variables = found.variables | ({"frozen": jax.tree.map(jax.numpy.asarray, found.held)} if found.held else {})
+    return Run(Path(path), found.experiment, found.step, variables, found.facts)

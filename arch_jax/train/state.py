@@ -22,6 +22,7 @@ class TrainState:
       average: exponential moving average of the parameters, by player, and of the collections that are averaged with
         them; empty where there is none.
       key: the run's random key; the key for step n is fold_in(key, n), so nothing random depends on stops.
+      frozen: hash -> variables of each frozen part of the objective; no step changes them, no checkpoint holds them.
     """
 
     step: Any
@@ -30,11 +31,16 @@ class TrainState:
     others: dict[str, Any]
     average: dict[str, Any]
     key: Any
+    frozen: dict[str, Any] = flax.struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The variables as the model takes them."""
-        return {"params": merged(self.parameters), **self.others}
+        """The variables as the objective takes them."""
+        return {"params": merged(self.parameters), **self.others, **self._held}
+
+    @property
+    def _held(self) -> dict[str, Any]:
+        return {"frozen": self.frozen} if self.frozen else {}
 
     @property
     def evaluated(self) -> dict[str, Any]:
@@ -42,7 +48,7 @@ class TrainState:
         if not self.average:
             return self.variables
         parameters = {name: part for name, part in self.average.items() if name in self.parameters}
-        return {"params": merged(parameters), **collections.evaluated(self.others, self.average)}
+        return {"params": merged(parameters), **collections.evaluated(self.others, self.average), **self._held}
 
 
 def merged(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -59,16 +65,34 @@ def divided(experiment: Experiment, parameters: dict[str, Any]) -> dict[str, Any
     }
 
 
-def initial_state(experiment: Experiment, batch: Any, seed: Any = None) -> TrainState:
+@flax.struct.dataclass
+class Given:
+    """Arrays that a run gets from elsewhere.
+
+    Attributes:
+      frozen: hash -> variables of the objective's frozen parts.
+      start: path -> the weights that the run starts from, where it does not start afresh.
+    """
+
+    frozen: dict[str, Any] = flax.struct.field(default_factory=dict)
+    start: dict[str, Any] = flax.struct.field(default_factory=dict)
+
+
+NOTHING = Given()
+
+
+def initial_state(experiment: Experiment, batch: Any, seed: Any = None, given: Given = NOTHING) -> TrainState:
     """The state before the first step; a pure function of the experiment's seed (run it under `jit` or `eval_shape`).
 
     Args:
       experiment: settles model, objective, optimizers and seed.
       batch: one batch, for its shapes.
       seed: in place of the experiment's: an argument, where one compiled program is to serve many.
+      given: frozen parts, and weights to start from.
     """
     key = jax.random.key(experiment.seed if seed is None else seed)
-    variables = experiment.task.init(jax.random.fold_in(key, 2**32 - 1), batch)
+    held = ({"frozen": given.frozen},) if given.frozen else ()
+    variables = with_start(experiment.task.init(jax.random.fold_in(key, 2**32 - 1), batch, *held), given.start)
     parameters = divided(experiment, variables.pop("params"))
     transformations = {name: one.transformation(experiment.steps) for name, one in experiment.optimizers.items()}
     followed = parameters | collections.averaged(variables)
@@ -79,4 +103,18 @@ def initial_state(experiment: Experiment, batch: Any, seed: Any = None) -> Train
         others=variables,
         average=jax.tree.map(jnp.copy, followed) if experiment.ema is not None else {},
         key=key,
+        frozen=given.frozen,
     )
+
+
+def with_start(variables: Any, start: dict[str, Any]) -> dict[str, Any]:
+    """Fresh variables with those leaves replaced that are given, by path, in the dtype of the fresh ones."""
+    if not start:
+        return dict(variables)
+    put = lambda place, leaf: jnp.asarray(start[path_of(place)], leaf.dtype) if path_of(place) in start else leaf
+    return dict(jax.tree_util.tree_map_with_path(put, variables))
+
+
+def path_of(place: Any) -> str:
+    """A leaf's path as text: "params/dense/kernel"."""
+    return jax.tree_util.keystr(place, simple=True, separator="/")

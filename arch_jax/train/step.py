@@ -13,7 +13,7 @@ from arch_jax import fields
 from arch_jax.experiment import Experiment
 from arch_jax.layers import collections
 from arch_jax.objectives.base import Player
-from arch_jax.train.state import TrainState, merged
+from arch_jax.train.state import TrainState
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -42,7 +42,7 @@ def make_step(experiment: Experiment, axis: str | None = None) -> Step:
         """Gradient of the loss's sum, the loss's weight, metrics, and updated collections, over one micro-batch."""
 
         def objective(part: Any):
-            variables = {"params": merged(state.parameters | {player.name: part}), **state.others}
+            variables = state.replace(parameters=state.parameters | {player.name: part}).variables
             (value, weight), (metrics, updates) = task.total_loss(player.name, phase, variables, batch, key, state.step)
             return value, (weight, metrics, updates)
 

@@ -70,6 +70,11 @@ class WorkDirectory:
         return self.path / "checkpoints"
 
     @property
+    def has_checkpoint(self) -> bool:
+        """Whether a checkpoint was written, whole or not."""
+        return self.checkpoints.is_dir() and any(entry.name.isdecimal() for entry in self.checkpoints.iterdir())
+
+    @property
     def metrics(self) -> Path:
         """One JSON object a line: {"step": ..., metric: value, ...}."""
         return self.path / "metrics.jsonl"

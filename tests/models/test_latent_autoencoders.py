@@ -122,7 +122,7 @@ def test_what_is_shown_of_codes_that_are_pictures(kl):
     data = types.SimpleNamespace(low=-1.0, high=1.0, validation=lambda: [batch], shapes={"images": ((2, 8, 8, 1), "f")})
     task = arch_jax.objective("variational", show_pictures=2).with_model(module)
     task.check(data)
-    shown = task.show(variables, data, jax.random.key(0))
+    shown = task.draw(variables, data, jax.random.key(0))
     assert set(shown) == {"reconstructions", "samples", "interpolations"}
 
 

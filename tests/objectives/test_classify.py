@@ -78,7 +78,7 @@ def test_wrong_pictures_are_marked():
     corpus = arch_jax.Images(source="digits", batch=32, resize=28, pad=2).load()
     it = task(show_pictures=12)
     variables = jax.jit(it.init)(jax.random.key(0), {"images": jnp.zeros((1, 32, 32, 1))})
-    figure = it.show(variables, corpus, jax.random.key(0))["predictions"]
+    figure = it.draw(variables, corpus, jax.random.key(0))["predictions"]
     titles = [axes.get_title() for axes in figure.axes if axes.images]
     assert len(titles) == 12
     wrong = [axes for axes in figure.axes if "(is " in axes.get_title()]

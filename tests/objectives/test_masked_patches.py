@@ -120,7 +120,7 @@ def test_the_probe_finds_what_is_linear():
     assert 0.25 < blind < 0.42
     constant = probe_accuracy(lambda x: jnp.ones((len(x), 2)), batches(100), batches(100))
     assert 0.2 < constant < 0.5
-    with pytest.raises(UsageError, match="are all of class 0; expected pictures of at least 2 classes"):
+    with pytest.raises(UsageError, match="are all of class 0; expected images of at least 2 classes"):
         probe_accuracy(lambda x: x[:, 0, 0], [next(batches(5)) | {"weights": np.ones(5)}], batches(5))
 
 
@@ -128,19 +128,19 @@ def test_the_probe_finds_what_is_linear():
 def test_a_finished_run_is_scored_and_drawn():
     data = DIGITS.load()
     task, variables, _ = ready(probe_pictures=300)
-    score = task.score(variables, data)
+    score = task.measure(variables, data)
     assert score.keys() == {"probe_accuracy", "probe_untrained", "probe_gain"}
     assert 0.2 < score["probe_accuracy"] <= 1  # of 10 classes
     # The variables are those of the untrained network here, so nothing is gained.
     assert score["probe_gain"] == score["probe_accuracy"] - score["probe_untrained"] == 0
-    mean = ready(probe_pictures=300, probe_features="mean")[0].score(variables, data)
+    mean = ready(probe_pictures=300, probe_features="mean")[0].measure(variables, data)
     assert mean["probe_accuracy"] != score["probe_accuracy"]
-    assert ready(probe_pictures=None)[0].score(variables, data) == {}
-    figures = task.show(variables, data, jax.random.key(0))
+    assert ready(probe_pictures=None)[0].measure(variables, data) == {}
+    figures = task.draw(variables, data, jax.random.key(0))
     assert figures.keys() == {"reconstructions"}
     assert len(figures["reconstructions"].axes) == 4 * 12
     normal = ready(normalised=True)[0]
-    assert normal.show(variables, data, jax.random.key(0)).keys() == {"reconstructions"}
+    assert normal.draw(variables, data, jax.random.key(0)).keys() == {"reconstructions"}
 
 
 def test_what_is_refused():

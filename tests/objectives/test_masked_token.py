@@ -157,7 +157,7 @@ def test_training_corrupts_anew_and_evaluation_does_not():
     # Once compiled and once not: two calls of one program would be alike whatever it did when it was traced.
     again = float(it.evaluate(variables, jax.tree.map(jnp.asarray, given))["loss"][0])
     assert float(evaluated(it, variables, given)["loss"][0]) == pytest.approx(again, rel=1e-6)
-    patterns = [it.corrupted(b, it._fixed_key(b))[1] for b in (given, batch(seed=1))]
+    patterns = [it.corrupted(b, it.fixed_key(b))[1] for b in (given, batch(seed=1))]
     assert bool((patterns[0] != patterns[1]).any())
 
 
@@ -170,7 +170,7 @@ def test_a_text_that_has_no_mask_of_its_own():
     variables = jax.jit(it.init)(jax.random.key(0), given)
     pair, _ = loss_of(it, "model", variables, given, jax.random.key(1))
     assert float(pair[1]) in (7, 8)  # 2 a row, less where the last target is another document's
-    assert "[MASK]" in it.show(variables, data, jax.random.key(0))["text"]
+    assert "[MASK]" in it.draw(variables, data, jax.random.key(0))["text"]
 
 
 class Knowing(nn.Module):
@@ -197,7 +197,7 @@ def test_the_ideal_predictor_has_no_excess():
     data = Markov(states=4, validation=64).load()
     it = task(Knowing(4), selection="independent")
     it.check(data)
-    score = it.score({"params": {"unused": jnp.zeros(())}}, data)
+    score = it.measure({"params": {"unused": jnp.zeros(())}}, data)
     assert score["excess"] == pytest.approx(0, abs=1e-5)
     # It reckons with corrupted neighbours where there are none: a fraction of a percent.
     assert abs(score["last_excess"]) < 0.02
@@ -205,12 +205,12 @@ def test_the_ideal_predictor_has_no_excess():
     assert sum(float(t) for t, _ in found) / sum(float(w) for _, w in found) == pytest.approx(
         score["ideal_loss"], rel=1e-4
     )
-    worse = task(Knowing(4, sure=0.2), selection="independent").score({"params": {"unused": jnp.zeros(())}}, data)
+    worse = task(Knowing(4, sure=0.2), selection="independent").measure({"params": {"unused": jnp.zeros(())}}, data)
     assert worse["excess"] > 0.02
     assert worse["last_excess"] > 0.02
     # Where tokens are chosen by count, that predictor is not the ideal one.
-    assert task(Knowing(4)).score({"params": {"unused": jnp.zeros(())}}, data) == {}
-    assert task().score({}, arch_jax.Text(length=16, batch=4).load()) == {}
+    assert task(Knowing(4)).measure({"params": {"unused": jnp.zeros(())}}, data) == {}
+    assert task().measure({}, arch_jax.Text(length=16, batch=4).load()) == {}
 
 
 def test_wrong_settings_and_data_that_does_not_fit():

@@ -13,7 +13,7 @@ def test_a_finished_model_is_tested_at_other_lengths():
     task = arch_jax.objective("next_token").with_model(model)
     corpus = data.load()
     variables = jax.jit(task.init)(jax.random.key(0), jax.tree.map(jnp.asarray, next(iter(corpus.validation()))))
-    found = task.score(variables, corpus)
+    found = task.measure(variables, corpus)
     assert set(found) == {f"{metric}_at_{n}" for metric in ("loss", "accuracy") for n in (8, 12)}
 
     tokens, targets = [], []
@@ -31,7 +31,7 @@ def test_a_finished_model_is_tested_at_other_lengths():
 
 def test_data_of_one_kind_only_gives_no_more_figures():
     corpus = arch_jax.Repeats(symbols=4, stretch=3, batch=2, validation=2).load()
-    assert arch_jax.objective("next_token").with_model(arch_jax.create("gpt")).score({}, corpus) == {}
+    assert arch_jax.objective("next_token").with_model(arch_jax.create("gpt")).measure({}, corpus) == {}
 
 
 def test_how_far_back_the_gradient_reaches():
@@ -42,9 +42,9 @@ def test_how_far_back_the_gradient_reaches():
     corpus = data.load()
     (batch,) = (jax.tree.map(jnp.asarray, one) for one in corpus.validation())
     variables = jax.jit(task.init)(jax.random.key(1), batch)
-    figure = task.show(variables, corpus, jax.random.key(0))["gradient"]
+    figure = task.draw(variables, corpus, jax.random.key(0))["gradient"]
     drawn = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
-    assert drawn["trained"].shape == drawn["freshly drawn"].shape == (7,)
+    assert drawn["trained"].shape == drawn["freshly initialised"].shape == (7,)
 
     # A table with a row of its own for each place makes the rows' gradients those of the embedded tokens.
     vectors = variables["params"]["embedding"]["embedding"][batch["tokens"]]

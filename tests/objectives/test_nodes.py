@@ -73,7 +73,7 @@ def test_decay_is_part_of_the_loss():
 def test_embeddings_are_drawn():
     corpus, batch = karate()
     it = task()
-    figure = it.show(jax.jit(it.init)(jax.random.key(0), batch), corpus, jax.random.key(1))["embeddings"]
+    figure = it.draw(jax.jit(it.init)(jax.random.key(0), batch), corpus, jax.random.key(1))["embeddings"]
     points = [c for c in figure.axes[0].collections if hasattr(c, "get_sizes") and len(c.get_offsets())]
     assert sum(len(c.get_offsets()) for c in points[:2]) == 34
 

@@ -61,7 +61,7 @@ def test_an_autoencoder_of_the_planted_atoms_has_recovered_them_all():
     metrics = loss_of(task, "model", variables, batch, jax.random.key(0))[1][0]
     # The price is on the code: two shares of mean 1, whatever the rows' length.
     assert float(metrics["activity"][0] / metrics["activity"][1]) == pytest.approx(2, rel=0.02)
-    assert task.show(variables, data, jax.random.key(0)).keys() == {"atoms"}
+    assert task.draw(variables, data, jax.random.key(0)).keys() == {"atoms"}
 
 
 def test_what_is_drawn_of_points_in_the_plane():
@@ -69,7 +69,7 @@ def test_what_is_drawn_of_points_in_the_plane():
     task = arch_jax.objective("autoencode", noise=0.3).with_model(model)
     data = arch_jax.Ring(validation=20).load()
     variables = model.init(jax.random.key(0), jnp.zeros((1, 2)))
-    assert task.show(variables, data, jax.random.key(0)).keys() == {"score"}
+    assert task.draw(variables, data, jax.random.key(0)).keys() == {"score"}
     assert evaluated(task, variables, jax.tree.map(jnp.asarray, data.validation()[0])).keys() == {
         "loss",
         "score_error",

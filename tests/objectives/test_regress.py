@@ -141,7 +141,7 @@ def test_what_is_shown():
     first = next(iter(corpus.validation()))
     fresh = jax.jit(it.init)(jax.random.key(0), first)
     variables = jax.tree.map(lambda p: 0.5 * p, fresh)
-    shown = it.show(variables, corpus, jax.random.key(5))
+    shown = it.draw(variables, corpus, jax.random.key(5))
     (points,) = shown["answers"].axes[0].collections
     assert points.get_offsets().shape == (30, 2)
     np.testing.assert_allclose(points.get_offsets()[:20, 0], first["targets"], rtol=1e-6)
@@ -151,7 +151,7 @@ def test_what_is_shown():
     axes = shown["gradient"].axes[0]
     assert axes.get_yscale() == "log"
     drawn = {line.get_label(): line.get_ydata() for line in axes.lines}
-    for name, its in (("trained", variables), ("freshly drawn", fresh)):
+    for name, its in (("trained", variables), ("freshly initialised", fresh)):
         expected = jax.jit(lambda v, x: gradient_by_distance(lambda x: it.model.apply(v, x), x))(its, first["x"])
         np.testing.assert_allclose(drawn[name], expected, rtol=1e-5)
 

@@ -1,6 +1,7 @@
 """Sequence to sequence: what counts, what beam search is given, exact sequences, BLEU."""
 
 import functools
+import importlib
 import math
 import sys
 
@@ -12,12 +13,15 @@ import numpy as np
 import pytest
 
 import arch_jax
-from arch_jax import registry, sampling
+from arch_jax import registry
 from arch_jax.data import RandomPairs
 from arch_jax.data.sequences.pairs import PairCorpus, Pairs
-from arch_jax.evaluation.bleu import bleu
+from arch_jax.evaluation.bleu import Translation, bleu
 from arch_jax.objectives.scheduled_sampling import truth_share, written_with_own_words
 from arch_jax.ops.losses import coverage_loss
+
+#: The module, not the function of the same name that the package gives.
+SEARCHING = importlib.import_module("arch_jax.sampling.beam_search")
 
 
 def loss_of(it, *given):
@@ -59,7 +63,7 @@ def greedy(module, variables, source, length, *, source_mask=None, start, stop, 
 
 @pytest.fixture
 def search(monkeypatch):
-    monkeypatch.setattr(sampling, "beam_search", greedy, raising=False)
+    monkeypatch.setattr(SEARCHING, "beam_search", greedy)
 
 
 def task(model=None, **fields):
@@ -110,7 +114,7 @@ def test_exact_sequences_are_counted(corpus, search):
     assert 0.1 < exact < 0.9
     accuracy = sum(float(m["accuracy"][0]) for m in totals) / sum(float(m["accuracy"][1]) for m in totals)
     assert accuracy == pytest.approx(np.mean(np.concatenate(real) != 1))
-    assert it.score(variables, corpus) == {"exact_beam": pytest.approx(exact)}
+    assert it.measure(variables, corpus) == {"exact_beam": pytest.approx(exact)}
 
 
 def test_what_beam_search_is_given(corpus, monkeypatch):
@@ -121,14 +125,14 @@ def test_what_beam_search_is_given(corpus, monkeypatch):
         assert options["source_mask"].dtype == bool
         return greedy(module, variables, source, length, **options)
 
-    monkeypatch.setattr(sampling, "beam_search", search, raising=False)
-    task(beams=3, length_penalty=0.7, longest=2.0).score({"params": {"scale": jnp.float32(20.0)}}, corpus)
+    monkeypatch.setattr(SEARCHING, "beam_search", search)
+    task(beams=3, length_penalty=0.7, longest=2.0).measure({"params": {"scale": jnp.float32(20.0)}}, corpus)
     options = {"start": 6, "stop": 7, "beams": 3, "length_penalty": 0.7}
     assert calls == [((16, 6), 12, options)] * 3
 
 
 def test_pairs_are_shown(corpus, search):
-    text = task(Oracle(wrong=5), show_pairs=4).show(
+    text = task(Oracle(wrong=5), show_pairs=4).draw(
         {"params": {"scale": jnp.float32(20.0)}}, corpus, jax.random.key(0)
     )["text"]
     assert text.count("source ") == text.count("reference ") == text.count("model ") == 4
@@ -152,11 +156,11 @@ def translations(lowercase=False):
 def test_translations_are_scored_by_bleu(search):
     pytest.importorskip("sacrebleu")
     variables = {"params": {"scale": jnp.float32(20.0)}}
-    right = task().score(variables, translations(lowercase=True))
+    right = task().measure(variables, translations(lowercase=True))
     assert right == {"exact_beam": 1.0, "bleu": pytest.approx(100)}
     # The same in lower case, held against references that are not.
-    assert task().score(variables, translations())["bleu"] < 60
-    assert task(Oracle(wrong=2)).score(variables, translations(lowercase=True))["bleu"] < 60
+    assert task().measure(variables, translations())["bleu"] < 60
+    assert task(Oracle(wrong=2)).measure(variables, translations(lowercase=True))["bleu"] < 60
 
 
 def test_bleu_is_sacrebleus():
@@ -173,7 +177,7 @@ def test_without_sacrebleu_it_says_what_to_install(monkeypatch):
     with pytest.raises(arch_jax.UsageError, match=r"install it with pip install 'arch-jax\[translation\]'"):
         bleu(["a"], ["a"])
     with pytest.raises(arch_jax.UsageError, match="BLEU needs sacrebleu, which is not installed"):
-        task().check(translations())
+        Translation().check(task(), task().sampler, translations())
 
 
 def test_wrong_settings_and_data_that_does_not_fit(corpus):
@@ -227,7 +231,7 @@ def test_no_true_tokens_are_greedy_decodings_own():
     module, variables, batch = recurrent()
     _, fed, _ = written(0.0)
     start = int(batch["target"][0, 0])
-    tokens, _ = sampling.beam_search(
+    tokens, _ = SEARCHING.beam_search(
         module, variables, batch["source"], fed.shape[1], source_mask=batch["source_mask"], start=start, stop=None
     )
     np.testing.assert_array_equal(fed[:, 0], start)
@@ -307,7 +311,7 @@ def test_coverage_counts_what_is_read_again():
 
 def test_where_a_model_looks_is_drawn(corpus):
     module, variables, _ = recurrent()
-    shown = task(module, beams=1).show(variables, corpus, jax.random.key(0))
+    shown = task(module, beams=1).draw(variables, corpus, jax.random.key(0))
     axes = shown["alignment"].get_axes()
     assert len(axes) == 4
     batch = next(iter(corpus.validation()))
@@ -317,7 +321,7 @@ def test_where_a_model_looks_is_drawn(corpus):
     drawn = axes[0].images[0].get_array()
     assert drawn.shape == (int(batch["weights"][0].sum()), len(source))
     np.testing.assert_allclose(drawn.sum(axis=1), 1, rtol=1e-6)
-    assert "alignment" not in task(recurrent("cho")[0], beams=1).show(recurrent("cho")[1], corpus, jax.random.key(0))
+    assert "alignment" not in task(recurrent("cho")[0], beams=1).draw(recurrent("cho")[1], corpus, jax.random.key(0))
 
 
 def test_wrong_settings_of_what_is_fed(corpus):

@@ -6,15 +6,16 @@ import pytest
 
 from arch_jax.train import loop
 from arch_jax.train.compiled import Compiled, alike
+from arch_jax.train.state import NOTHING, Given
 
 _compiled: dict[Any, Compiled] = {}
 
 
-def _shared(experiment: Any, batch: Any, full_batch: bool = False) -> Compiled:
+def _shared(experiment: Any, batch: Any, full_batch: bool = False, given: Given = NOTHING) -> Compiled:
     kind = type(experiment.model)  # files that are loaded anew have classes of their own under the same names
-    key = kind, alike(experiment, batch, full_batch)
+    key = kind, id(given) if given.frozen or given.start else None, alike(experiment, batch, full_batch)
     if key not in _compiled:
-        _compiled[key] = Compiled(experiment, batch, full_batch)
+        _compiled[key] = Compiled(experiment, batch, full_batch, given)
     return _compiled[key]
 
 

@@ -44,6 +44,15 @@ class Net(nn.Module):
         return nn.Dense(1)(x)[:, 0]
 
 
+class Answers(arch_jax.Figure):
+    """The first batch's answers as text."""
+
+    def __call__(self, task, variables, sampler, data, key):
+        # What it is given must be all there, in this process alone.
+        assert all(isinstance(x, np.ndarray) or x.is_fully_addressable for x in jax.tree.leaves(variables))
+        return {"text": str(np.asarray(task.model.apply(variables, data.numbers(0)["x"])).tolist())}
+
+
 @arch_jax.component("devices_squares", kind="objective")
 @dataclasses.dataclass(frozen=True)
 class Squares(ObjectiveBase):
@@ -61,10 +70,7 @@ class Squares(ObjectiveBase):
         y = self.model.apply(variables, batch["x"])
         return {"loss": (jnp.sum(jnp.square(y - batch["y"])), jnp.float32(y.size))}
 
-    def show(self, variables, data, key):
-        # What it is given must be all there, in this process alone.
-        assert all(isinstance(x, np.ndarray) or x.is_fully_addressable for x in jax.tree.leaves(variables))
-        return {"text": str(np.asarray(self.model.apply(variables, data.numbers(0)["x"])).tolist())}
+    figures = (Answers(),)
 
 
 class Endless:

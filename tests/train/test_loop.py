@@ -53,6 +53,11 @@ class Net(nn.Module):
         return nn.Dense(1)(x)[:, 0]
 
 
+class Answers(arch_jax.Figure):
+    def __call__(self, task, variables, sampler, data, key):
+        return {"text": str(np.asarray(task.model.apply(variables, data.numbers(0)["x"])).tolist())}
+
+
 @arch_jax.component("loop_squares", kind="objective")
 @dataclasses.dataclass(frozen=True)
 class Squares(ObjectiveBase):
@@ -68,8 +73,7 @@ class Squares(ObjectiveBase):
         y = self.model.apply(variables, batch["x"])
         return {"loss": (jnp.sum(jnp.square(y - batch["y"])), jnp.float32(y.size))}
 
-    def show(self, variables, data, key):
-        return {"text": str(np.asarray(self.model.apply(variables, data.numbers(0)["x"])).tolist())}
+    figures = (Answers(),)
 
 
 class Endless:

@@ -117,15 +117,20 @@ def test_the_generator_plays_every_second_step(whole):
     assert all(line["discriminator/loss"] is not None for line in lines)
 
 
-def test_samples(whole, capsys):
-    """A generator is sampled from the command line; a classifier has nothing to sample."""
+def test_samples(whole, capsys, tmp_path):
+    """A generator's points and a classifier's predictions are printed, and written to files."""
     assert main(["sample", str(whole("points").path), "--count", "3", "--seed", "5"]) == 0
     numbers = [line.split() for line in capsys.readouterr().out.splitlines() if not line.startswith("---")]
     assert [len(row) for row in numbers] == [2, 2, 2]
     assert main(["sample", str(whole("points").path), "--prompt", "x"]) == 2
-    assert "--prompt is for text" in capsys.readouterr().err
-    assert main(["sample", str(whole("batch norm").path)]) == 2
-    assert "has nothing to sample" in capsys.readouterr().err
+    assert "'prompt' is no setting of this run's sampler 'generator', which has none" in capsys.readouterr().err
+    assert main(["sample", str(whole("batch norm").path), "--count", "4", "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    outputs = np.load(tmp_path / "seed_0_outputs.npy")
+    assert len(lines) == len(outputs) == 4
+    for line, row in zip(lines, outputs):
+        probabilities = np.exp(row) / np.exp(row).sum()
+        assert line.split(": ")[1].startswith(f"{row.argmax()}, probability {probabilities.max():.3f}")
 
 
 def test_a_film_has_at_most_six_pictures_first_and_last_among_them(whole, tmp_path):

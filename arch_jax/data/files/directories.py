@@ -11,7 +11,8 @@ from arch_jax.errors import RunError, UsageError
 _ADVICE = "; set ARCH_JAX_DATA to a folder that can be written"
 
 
-def _user_cache() -> pathlib.Path:
+def user_cache() -> pathlib.Path:
+    """The folder "arch_jax" of the user's cache; it need not exist."""
     import platformdirs
 
     return pathlib.Path(platformdirs.user_cache_dir("arch_jax"))
@@ -27,7 +28,7 @@ def data_directory() -> pathlib.Path:
     """
     given = os.environ.get("ARCH_JAX_DATA", "")
     if not given:
-        return _user_cache()
+        return user_cache()
     path = pathlib.Path(given).expanduser()
     if path.exists() and not path.is_dir():
         raise UsageError(f"ARCH_JAX_DATA is {given!r}, which is a file; expected a folder")
@@ -37,7 +38,7 @@ def data_directory() -> pathlib.Path:
 def writable_directory() -> pathlib.Path:
     """The folder that data is written to: `data_directory()`, or the user's cache folder where that is read-only."""
     path = data_directory()
-    return path if _may_write(path) else _user_cache()
+    return path if _may_write(path) else user_cache()
 
 
 def _may_write(path: pathlib.Path) -> bool:

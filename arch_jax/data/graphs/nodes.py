@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from arch_jax.data.base import check_shard, check_whole
+from arch_jax.data.base import Corpus, check_shard, check_whole
 from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import component
 from arch_jax.graph import Graph, graph, pad_graph, symmetric
@@ -74,7 +74,7 @@ class Labelled:
     sha256: str
 
 
-class NodesCorpus:
+class NodesCorpus(Corpus):
     """A graph that is read. `Nodes.load` makes it.
 
     Attributes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from arch_jax.data.base import ValidationBatches, check_whole, stream
+from arch_jax.data.base import Corpus, ValidationBatches, check_whole, stream
 from arch_jax.data.images import sources
 from arch_jax.data.images.augmentation import Augmentation
 from arch_jax.data.images.parts import LabelledImages, Subset
@@ -113,7 +113,7 @@ class Images:
         return dataclasses.replace(found, train=Subset(found.train, train), validation=validation)
 
 
-class ImagesCorpus:
+class ImagesCorpus(Corpus):
     """Pictures that are read and split. `Images.load` makes it.
 
     Attributes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from arch_jax.data.base import check_whole, stream
+from arch_jax.data.base import Corpus, check_whole, stream
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
 
@@ -59,7 +59,7 @@ class PlantedDictionary:
         return DictionaryCorpus(self)
 
 
-class DictionaryCorpus:
+class DictionaryCorpus(Corpus):
     """Sums of atoms. `PlantedDictionary.load` makes it.
 
     Attributes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from arch_jax.data.base import check_whole, stream
+from arch_jax.data.base import Corpus, check_whole, stream
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
 
@@ -54,7 +54,7 @@ class Ring:
         return RingCorpus(self)
 
 
-class RingCorpus:
+class RingCorpus(Corpus):
     """A mixture of Gaussians on a circle. `Ring.load` makes it.
 
     Attributes:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from arch_jax.data.base import ValidationBatches, check_whole, stream
+from arch_jax.data.base import Corpus, ValidationBatches, check_whole, stream
 from arch_jax.errors import unknown
 from arch_jax.fields import component
 
@@ -52,7 +52,7 @@ class AddingProblem:
         return AddingCorpus(self)
 
 
-class AddingCorpus:
+class AddingCorpus(Corpus):
     """Sequences of the adding problem. `AddingProblem.load` makes it.
 
     Attributes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from arch_jax.data.base import ValidationBatches, check_whole, stream
+from arch_jax.data.base import Corpus, ValidationBatches, check_whole, stream
 from arch_jax.data.sequences.markov_chain import MASKED, Chain, Corruption
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
@@ -57,7 +57,7 @@ class Markov:
         return MarkovCorpus(self, Chain.random(self.states, self.concentration, self.chain_seed))
 
 
-class MarkovCorpus:
+class MarkovCorpus(Corpus):
     """Sequences of a chain. `Markov.load` makes it.
 
     Attributes:

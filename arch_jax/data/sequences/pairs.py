@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from arch_jax.data.base import ValidationBatches, stream
+from arch_jax.data.base import Corpus, ValidationBatches, stream
 from arch_jax.errors import UsageError
 
 if TYPE_CHECKING:
@@ -106,8 +106,15 @@ def _padded(rows: Sequence[np.ndarray], length: int, stop: int) -> tuple[np.ndar
     return padded, lengths
 
 
+def before_stop(tokens: np.ndarray, stop: int) -> np.ndarray:
+    """The tokens before the first `stop`; all of them where there is none."""
+    tokens = np.asarray(tokens)
+    ends = np.flatnonzero(tokens == stop)
+    return tokens[: ends[0]] if len(ends) else tokens
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class PairCorpus:
+class PairCorpus(Corpus):
     """Pairs ready to be drawn from: what the encoder-decoder objective takes.
 
     Attributes:
@@ -121,6 +128,7 @@ class PairCorpus:
       vocabulary: how many token ids there are, `start` and `stop` among them.
       facts: what a run should record, as JSON values.
       decode: token ids -> text, for people.
+      encode: text -> token ids, where a source can be given as text.
       tests: the pairs that a finished model is scored on; None is the validation pairs.
       references: the test targets as text, in order, where translations are scored as text.
       lowercase: whether that text is compared without regard to case.
@@ -139,6 +147,7 @@ class PairCorpus:
     tests: Pairs | None = dataclasses.field(default=None, repr=False)
     references: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
     lowercase: bool = False
+    encode: Callable[[str], Any] | None = dataclasses.field(default=None, repr=False)
 
     #: What a batch is counted in.
     unit = "pairs"

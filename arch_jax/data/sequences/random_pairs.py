@@ -72,7 +72,17 @@ class RandomPairs:
                 "validation_pairs": self.validation,
             },
             decode=lambda tokens: " ".join(str(token) for token in np.asarray(tokens).tolist()),
+            encode=self._encode,
         )
+
+    def _encode(self, text: str) -> list[int]:
+        tokens = text.split()
+        for token in tokens:
+            if not (token.isdecimal() and int(token) < self.symbols):
+                raise UsageError(
+                    f"the prompt holds {token!r}; expected numbers from 0 to {self.symbols - 1}, such as '0 1 0'"
+                )
+        return list(map(int, tokens))
 
     def _draw(self, generator: np.random.Generator, count: int) -> Pairs:
         lengths = generator.integers(self.shortest, self.length + 1, size=count)

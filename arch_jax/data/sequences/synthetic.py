@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from arch_jax.data.base import ValidationBatches, stream
+from arch_jax.data.base import Corpus, ValidationBatches, stream
 from arch_jax.data.text.tokenizer import CharacterTokenizer
 from arch_jax.errors import UsageError
 
@@ -24,7 +24,7 @@ def symbols(count: int) -> str:
     return "".join(map(chr, [*range(33, 127), *range(0x100, 0x100 + max(0, count - 94))]))[:count]
 
 
-class DrawnCorpus:
+class DrawnCorpus(Corpus):
     """Sequences for a model of the next token: training batches drawn afresh, and validation sequences held out.
 
     No training sequence is one of the validation sequences: such rows are drawn again.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from arch_jax.data.base import ENDLESS, check_divides, check_shard, check_whole
+from arch_jax.data.base import ENDLESS, Corpus, check_divides, check_shard, check_whole
 from arch_jax.data.text import sources, splits, tokenizers
 from arch_jax.data.text.tokenizer import Tokenizer
 from arch_jax.data.text.windows import Stream, ValidationWindows
@@ -117,7 +117,7 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TextCorpus:
+class TextCorpus(Corpus):
     """A text that is read, split and tokenized. `Text.load` makes it.
 
     Attributes:
@@ -129,7 +129,7 @@ class TextCorpus:
     """
 
     text: Text
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer = dataclasses.field()  # not the default of `Corpus`
     facts: dict[str, Any]
     train_stream: Stream = dataclasses.field(repr=False)
     validation_stream: Stream = dataclasses.field(repr=False)

@@ -134,6 +134,7 @@ class Multi30k:
             tests=Pairs.of(*tokens["test_2016_flickr"], None, start, stop),
             references=references,
             lowercase=self.lowercase,
+            encode=lambda text: tokenizer.encode(text.lower() if self.lowercase else text),
         )
 
 

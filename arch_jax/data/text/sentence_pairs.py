@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from arch_jax.data.base import ValidationBatches, check_whole, stream
+from arch_jax.data.base import Corpus, ValidationBatches, check_whole, stream
 from arch_jax.data.text.corpus import Text, TextCorpus
 from arch_jax.data.text.tokenizer import Tokenizer
 from arch_jax.data.text.windows import Stream
@@ -84,7 +84,7 @@ class SentencePairs:
         return SentenceCorpus(self, corpus)
 
 
-class SentenceCorpus:
+class SentenceCorpus(Corpus):
     """Pairs of passages. `SentencePairs.load` makes it.
 
     Attributes:

@@ -63,8 +63,7 @@ def compare(
             raise UsageError(f"the model {label!r} stands twice; expected different ones")
     seeded(experiment, seeds)  # refused before anything is run
     corpus = study.corpus(StudyRun("", experiment))
-    per_step = getattr(corpus, "units_per_batch", getattr(experiment.data, "batch", 1))
-    unit = getattr(corpus, "unit", "examples")
+    per_step, unit = corpus.units_per_batch, corpus.unit
     grid = _grid(experiment, tune or {})
     changes, runs = {}, {}
     for one in contestants:

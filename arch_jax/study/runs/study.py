@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from arch_jax import registry
+from arch_jax.data.base import load
 from arch_jax.errors import Diverged, RunError, UsageError
 from arch_jax.experiment import Experiment
 from arch_jax.flops import count_flops
@@ -30,9 +31,10 @@ from arch_jax.study.runs.progress import StudyProgress
 from arch_jax.study.runs.run import RunResult, Stopped, StudyRun
 from arch_jax.study.runs.vmapped import TooLarge, begun_groups, train_together
 from arch_jax.train.compiled import Compiled, alike, memory
-from arch_jax.train.loop import Within, is_full, loss_of, stop_requests, train
+from arch_jax.train.given import Sources, names_sources, open_given
+from arch_jax.train.loop import Within, loss_of, stop_requests, train
 from arch_jax.train.report import tell
-from arch_jax.train.state import initial_state
+from arch_jax.train.state import Given, initial_state
 from arch_jax.train.step import make_step
 from arch_jax.train.workdir import read_metrics, write
 
@@ -61,6 +63,7 @@ class Study:
         self.path = Path(path)
         self.together, self.keep_checkpoints = together, keep_checkpoints
         self._corpora: dict[str, Any] = {}
+        self.sources: Sources = {}
         self._compiled: OrderedDict[str, Compiled] = OrderedDict()
         self._facts: dict[str, tuple[int, int]] = {}
         self._lock = lock_study(self.path)
@@ -126,17 +129,23 @@ class Study:
         """The cell's data, read once, with the validation batches that are its part."""
         name = json.dumps(cell.experiment.to_json()["data"], sort_keys=True)
         if name not in self._corpora:
-            self._corpora[name] = cell.experiment.data.load()
+            self._corpora[name] = load(cell.experiment.data)
         corpus = self._corpora[name]
         return corpus if cell.part == "all" else ValidationPart(corpus, cell.part)
+
+    def opened(self, cell: StudyRun) -> tuple[Experiment, Given]:
+        """The cell's experiment with its trained parts opened, each source once in a study."""
+        experiment, given, _ = open_given(cell.experiment, shapes(self.corpus(cell)), sources=self.sources)
+        return experiment, given
 
     def facts(self, cell: StudyRun) -> tuple[int, int]:
         """The cell's parameters, and the FLOPs of its step in matrix products."""
         batch = shapes(self.corpus(cell))
         name = alike(cell.experiment, batch)
         if name not in self._facts:
-            state = jax.eval_shape(lambda b: initial_state(cell.experiment, b), batch)
-            flops = count_flops(make_step(cell.experiment), state, batch).products
+            experiment, given = self.opened(cell)
+            state = jax.eval_shape(lambda b, g: initial_state(experiment, b, given=g), batch, given)
+            flops = count_flops(make_step(experiment), state, batch).products
             self._facts[name] = (registry.count(state.parameters), flops)
         return self._facts[name]
 
@@ -147,7 +156,7 @@ class Study:
             raise UsageError(
                 f"log_every is {experiment.log_every}; expected at most steps, which is {experiment.steps}"
             )
-        experiment.task.check(self.corpus(cell))
+        experiment.check(self.corpus(cell))
         self.facts(cell)
 
     def _groups(self, todo: Mapping[str, StudyRun], asked: Mapping[str, StudyRun]) -> Iterator[dict[str, StudyRun]]:
@@ -160,7 +169,8 @@ class Study:
         several = self.together or (len(todo) if jax.default_backend() in ("gpu", "tpu") else 1)
         while left:
             first = next(iter(left.values()))
-            same = [key for key, cell in left.items() if _variant(cell) == _variant(first)][:several]
+            most = 1 if names_sources(first.experiment) else several
+            same = [key for key, cell in left.items() if _variant(cell) == _variant(first)][:most]
             yield {key: left.pop(key) for key in same}
 
     def _take(self, group: Mapping[str, StudyRun], progress: StudyProgress) -> None:
@@ -183,7 +193,8 @@ class Study:
         experiment = cell.stored
         with blamed_on(cell.label):
             compiled = self.compiled(cell)
-            within = Within(corpus, compiled, progress.cell(f"{cell.label}, seed {experiment.seed}", experiment.steps))
+            shown = progress.cell(f"{cell.label}, seed {experiment.seed}", experiment.steps)
+            within = Within(corpus, compiled, shown, self.sources)
             try:
                 outcome = train(experiment, folder, within=within)
             except Diverged as problem:
@@ -206,9 +217,10 @@ class Study:
         """The programs for a cell, shared with every cell that is `alike`; the last few are held."""
         corpus = self.corpus(cell)
         batch = shapes(corpus)
-        name = alike(cell.experiment, batch, is_full(corpus))
+        name = alike(cell.experiment, batch, corpus.full_batch)
         if name not in self._compiled:
-            self._compiled[name] = Compiled(cell.experiment, batch, is_full(corpus))
+            experiment, given = self.opened(cell)
+            self._compiled[name] = Compiled(experiment, batch, corpus.full_batch, given)
             while len(self._compiled) > _HELD:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(name)

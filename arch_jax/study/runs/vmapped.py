@@ -20,12 +20,13 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from arch_jax.errors import RunError, UsageError
+from arch_jax.evaluation.base import measured
 from arch_jax.experiment import Experiment
 from arch_jax.study.runs.progress import StudyProgress
 from arch_jax.study.runs.run import Store, StudyRun
 from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.compiled import memory
-from arch_jax.train.loop import due, is_full, lines_of, loss_of, stop_requests, until_boundary
+from arch_jax.train.loop import due, lines_of, loss_of, stop_requests, until_boundary
 from arch_jax.train.report import Pace, tell
 from arch_jax.train.state import initial_state
 from arch_jax.train.step import make_program
@@ -54,7 +55,7 @@ class Seeds:
             raise UsageError(
                 "seeds that are trained together take the devices for themselves; expected parallel=jit and no mesh"
             )
-        self.experiment, self.seeds, self.full = experiment, np.array(seeds, np.uint32), is_full(corpus)
+        self.experiment, self.seeds, self.full = experiment, np.array(seeds, np.uint32), corpus.full_batch
         batch = {name: jax.ShapeDtypeStruct(*facts) for name, facts in corpus.shapes.items()}
         make = jax.vmap(lambda batch, seed: initial_state(experiment, batch, seed), in_axes=(None, 0))
         self._make = lambda seeds: make(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch), seeds)
@@ -231,6 +232,7 @@ class _Group:
         found = {}
         for i in list(self.active):
             own = {name: float(s[i] / w[i]) if w[i] else math.nan for name, (s, w) in totals.items()}
+            own |= self._measured(step, i, state)
             bad = next((name for name, value in own.items() if not math.isfinite(value)), None)
             if bad is not None:
                 self._diverged(i, step, f"validation {bad}", own[bad])
@@ -239,6 +241,16 @@ class _Group:
             self.directories[i].append_metrics([line])
             found[i] = own
         return found
+
+    def _measured(self, step: int, i: int, state: Any) -> dict[str, float]:
+        """What the measures that are due find of one seed."""
+        experiment = self.program.experiment
+        due_now = [one for one in experiment.used_measures if step >= experiment.steps or one.when == "evaluation"]
+        if not due_now:
+            return {}
+        variables = jax.tree.map(lambda x: x[i], state.evaluated)
+        key = jax.random.key(int(self.program.seeds[i]))
+        return measured(due_now, experiment.task, variables, experiment.used_sampler, self.corpus, key)
 
     def _save(self, step: int, state: Any, iterators: "_Iterators") -> None:
         """Saves the group, after a look at whose parameters are still finite."""

@@ -105,8 +105,7 @@ def train_family(
     sizes, tokens = _distinct("sizes", sizes), _distinct("tokens", tokens)
     corpus = study.corpus(StudyRun("", experiment))
     batch = {name: jax.ShapeDtypeStruct(*facts) for name, facts in corpus.shapes.items()}
-    per_step = getattr(corpus, "units_per_batch", getattr(experiment.data, "batch", 1))
-    unit = getattr(corpus, "unit", "examples")
+    per_step, unit = corpus.units_per_batch, corpus.unit
     count = lambda module: parameters(dataclasses.replace(experiment, model=module), batch)
     plans = []
     for size in sizes:

@@ -1,0 +1,67 @@
+"""The contract of a measure: a number about a trained model that no sum over batches gives."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import jax
+
+from arch_jax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """Base of all measures; a new one overrides `__call__`, and `check` where a setting can be refused early.
+
+    Attributes:
+      when: "end" after the last step only, or "evaluation" at every evaluation.
+    """
+
+    when: Literal["end", "evaluation"] = "end"
+
+    def check(self, task: Any, sampler: Any, data: Any) -> None:
+        """Refuses what can't be measured, before the training rather than after it.
+
+        Raises:
+          UsageError: a setting, a sampler or data that the measure can't use.
+        """
+
+    def __call__(self, task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array) -> dict[str, float]:
+        """Measures a model.
+
+        Args:
+          task: the objective with its model (`task.model`).
+          variables: of the model, those that are evaluated.
+          sampler: of the run; draws as `sampler(task, variables, data, key, count)`.
+          data: the corpus.
+          key: of everything random; the same at every evaluation of a run.
+
+        Returns:
+          Name -> number; nothing where the data does not have what it takes. The names stand beside the validation
+          metrics: in `metrics.jsonl`, `Published`, `ablate --metric` and `compare`.
+        """
+        raise TypeError(f"{type(self).__name__} must say what it measures")
+
+
+def measured(
+    measures: Iterable[Measure], task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array
+) -> dict[str, float]:
+    """What several measures find, by name.
+
+    Raises:
+      UsageError: two of them give a number of the same name.
+    """
+    found: dict[str, float] = {}
+    for measure in measures:
+        new = measure(task, variables, sampler, data, key)
+        for name in new.keys() & found.keys():
+            raise UsageError(f"two measures give {name!r}; expected names of their own")
+        found |= new
+    return found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def fresh(task: Any, key: jax.Array, batch: Any) -> Any:
+    """Freshly initialised variables, for comparison with the trained ones; compiled once for equal tasks."""
+    return task.init(key, batch)

@@ -1,0 +1,46 @@
+"""The contract of a figure: something for a person to look at, drawn at every evaluation."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+from arch_jax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """Base of all figures; a new one overrides `__call__`."""
+
+    def __call__(self, task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        """Draws a model.
+
+        Args:
+          task: the objective with its model (`task.model`).
+          variables: of the model, those that are evaluated.
+          sampler: of the run; draws as `sampler(task, variables, data, key, count)`.
+          data: the corpus.
+          key: of everything random; another at each evaluation.
+
+        Returns:
+          Name -> text or matplotlib figure; nothing where there is nothing to see in such data.
+        """
+        raise TypeError(f"{type(self).__name__} must say what it draws")
+
+
+def drawn(
+    figures: Iterable[Figure], task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array
+) -> dict[str, Any]:
+    """What several figures show, by name.
+
+    Raises:
+      UsageError: two of them give the same name.
+    """
+    shown: dict[str, Any] = {}
+    for figure in figures:
+        new = figure(task, variables, sampler, data, key)
+        for name in new.keys() & shown.keys():
+            raise UsageError(f"two figures give {name!r}; expected names of their own")
+        shown |= new
+    return shown

@@ -1,0 +1,244 @@
+"""Runs and checkpoints as sources: opening what was trained, and the trained parts that a run itself names.
+
+Both are here, since each needs the other: a run that is opened may have a frozen part, which is opened as a run.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from arch_jax import fields
+from arch_jax.data.files.directories import user_cache
+from arch_jax.errors import ArchJaxError, RunError, UsageError, nearest
+from arch_jax.experiment import Experiment, experiments, import_components
+from arch_jax.experiment import load as load_experiment
+from arch_jax.interop import load_pretrained
+from arch_jax.train.checkpointing.checkpoint import Checkpoints
+from arch_jax.train.checkpointing.checksums import leaf_paths
+from arch_jax.train.report import tell
+from arch_jax.train.state import Given, initial_state
+from arch_jax.train.workdir import read_config
+from arch_jax.trained import Frozen, Start
+
+#: A file in the folder of a run that was trained on demand, once it has come to its end.
+FINISHED = "finished"
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What a source holds.
+
+    Attributes:
+      module: unbound.
+      variables: of it, on the host; of a run those that are evaluated.
+      sha256: of both.
+    """
+
+    module: Any
+    variables: dict[str, Any]
+    sha256: str
+
+
+#: Source -> what it holds, for those who open the same ones again and again.
+Sources = dict[str, Opened]
+
+
+def open_given(
+    experiment: Experiment, batch: Mapping[str, Any], *, begun: Mapping[str, Any] | None = None, sources: Any = None
+) -> tuple[Experiment, Given, dict[str, Any]]:
+    """Opens what an experiment names.
+
+    Args:
+      experiment: as a person wrote it, or as a run's `config.json` has it.
+      batch: name -> shape and dtype, of one batch.
+      begun: the stored experiment of a run that has a checkpoint: it starts from that, and its source is not opened.
+      sources: kept from call to call, so that none is opened twice.
+
+    Returns:
+      The experiment with the module and the hash of each frozen part and the hash of its start; the arrays that its
+      first state takes; and hash -> variables of all its frozen parts, those of samplers, measures and figures too.
+
+    Raises:
+      UsageError: a source that is no run, checkpoint or experiment, that has changed since the run began, or whose
+        weights don't fit.
+    """
+    sources = {} if sources is None else sources
+    held: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
+    for path, part in [(path, one) for path, one in fields.walk(experiment) if isinstance(one, Frozen)]:
+        found = _opened(part.source, path, sources)
+        _check_hash(part.source, path, part.sha256, found.sha256)
+        changes[path] = dataclasses.replace(part, model=found.module, sha256=found.sha256)
+        held[found.sha256] = found.variables
+    experiment = _replaced(experiment, changes)
+    own = {one.sha256 for path, one in fields.walk(experiment.objective) if isinstance(one, Frozen)}
+    given = Given(frozen={sha: tree for sha, tree in held.items() if sha in own})
+    start = experiment.start
+    if start is None:
+        return experiment, given, held
+    stored = (begun or {}).get("start") or {}
+    if stored.get("source") == start.source and start.sha256 in (None, stored.get("sha256")):
+        return dataclasses.replace(experiment, start=dataclasses.replace(start, sha256=stored["sha256"])), given, held
+    found = _opened(start.source, "start", sources)
+    _check_hash(start.source, "start", start.sha256, found.sha256)
+    experiment = dataclasses.replace(experiment, start=dataclasses.replace(start, sha256=found.sha256))
+    return experiment, given.replace(start=_fitted(start, found, experiment, batch, given)), held
+
+
+def demanded(experiment: Experiment) -> dict[str, str]:
+    """Name -> field of the experiments that an experiment names as sources and that have not been trained yet."""
+    sources = {part.source: path for path, part in fields.walk(experiment) if isinstance(part, Frozen | Start)}
+    named = {source: path for source, path in sources.items() if source in experiments()}
+    missing = {name: path for name, path in named.items() if not (trained_folder(name) / FINISHED).exists()}
+    return {name: path for name, path in missing.items() if not (Path(name) / "config.json").is_file()}
+
+
+def names_sources(experiment: Experiment) -> bool:
+    """Whether an experiment has frozen parts or starts from given weights."""
+    return experiment.start is not None or any(isinstance(one, Frozen) for _, one in fields.walk(experiment))
+
+
+def _replaced(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
+    return fields.override(experiment, changes) if changes else experiment
+
+
+def _fitted(start: Start, found: Opened, experiment: Experiment, batch: Mapping[str, Any], given: Given) -> Any:
+    """The source's leaves by the run's paths."""
+    shapes = jax.eval_shape(lambda b, g: initial_state(experiment, b, given=g), dict(batch), given)
+    target, _ = leaf_paths({key: tree for key, tree in shapes.variables.items() if key != "frozen"})
+    source, _ = leaf_paths(found.variables)
+    return start.fitted(source, target)
+
+
+def _check_hash(source: str, path: str, expected: str | None, found: str) -> None:
+    if expected is not None and expected != found:
+        raise UsageError(
+            f"{path}: {source!r} is not what the run was made with: its hash is {found[:12]}, expected {expected[:12]}"
+        )
+
+
+def _opened(source: str, path: str, sources: Sources) -> Opened:
+    if source not in sources:
+        module, variables = _read(source, path)
+        variables = jax.tree.map(np.asarray, {name: tree for name, tree in variables.items() if name != "frozen"})
+        sources[source] = Opened(module, variables, _hash(module, variables))
+    return sources[source]
+
+
+def _read(source: str, path: str) -> tuple[Any, Any]:
+    folder = Path(source).expanduser()
+    if (folder / "config.json").is_file():
+        if (folder / "checkpoints").is_dir():
+            return _of_run(folder)
+        return load_pretrained(folder)
+    if source in experiments():
+        return _of_experiment(source, path)
+    if folder.exists():
+        raise UsageError(f"{path}: {source!r} has no config.json; expected the folder of a run or of a checkpoint")
+    raise UsageError(
+        f"{path}: {source!r} is no folder and no experiment; expected a run's folder, a checkpoint's folder, or an "
+        f"experiment{nearest(source, experiments())}"
+    )
+
+
+def _of_run(folder: Path) -> tuple[Any, Any]:
+    found = restored(folder)
+    return found.experiment.model, found.variables
+
+
+def trained_folder(name: str) -> Path:
+    """Where the run of an experiment is that is trained on demand: under the user's cache, by its settings' hash."""
+    experiment, _ = load_experiment(name)
+    digest = hashlib.sha256(json.dumps(experiment.to_json(), sort_keys=True).encode()).hexdigest()
+    return user_cache() / "trained" / f"{name}-{digest[:12]}"
+
+
+def _of_experiment(name: str, path: str) -> tuple[Any, Any]:
+    folder = trained_folder(name)
+    if not (folder / FINISHED).exists():
+        raise UsageError(
+            f"{path}: the experiment {name!r} has not been trained to its end in {folder}; `arch-jax train` does it"
+        )
+    return _of_run(folder)
+
+
+def _hash(module: Any, variables: Any) -> str:
+    """SHA-256 of a module's fields, and of each leaf's path, dtype, shape and bytes."""
+    digest = hashlib.sha256(json.dumps(fields.to_json(module), sort_keys=True).encode())
+    for path, leaf in leaf_paths(variables)[0].items():
+        digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint of a run.
+
+    Attributes:
+      experiment: what was run, with the trained parts that it names opened.
+      step: of the checkpoint.
+      variables: of the model, as they are evaluated.
+      held: hash -> variables of its frozen parts.
+      facts: of the data it was trained on.
+    """
+
+    experiment: Experiment
+    step: int
+    variables: dict[str, Any]
+    held: dict[str, Any]
+    facts: dict[str, Any]
+
+
+def restored(path: Path, *, best: bool = False) -> Restored:
+    """A run's newest whole checkpoint, or its best.
+
+    Raises:
+      UsageError: there is no run, it uses parts that are not known, or a trained part that is not at hand.
+      RunError: there is no whole checkpoint.
+    """
+    config, experiment = read_config(path), stored_experiment(path)
+    try:
+        batch = {name: jax.ShapeDtypeStruct(tuple(x["shape"]), x["dtype"]) for name, x in config["batch"].items()}
+    except (KeyError, TypeError, ValueError) as problem:
+        raise RunError(f"{path / 'config.json'} is damaged: its batch can't be read ({problem})") from None
+    experiment, given, held = open_given(experiment, batch, begun=config["experiment"])
+    try:
+        state = jax.eval_shape(lambda b, g: initial_state(experiment, b, given=g), batch, given).replace(frozen={})
+    except ArchJaxError:
+        raise
+    except Exception as problem:  # whatever the model says to shapes that it was not trained on
+        raise RunError(
+            f"{path / 'config.json'} is damaged: its model can't be made for its batch "
+            f"({type(problem).__name__}: {' '.join(str(problem).split())[:200]})"
+        ) from None
+    checkpoints = Checkpoints(path / "checkpoints", keep=experiment.keep, log=tell, reading=True)
+    with checkpoints:
+        step = checkpoints.best_step() if best else None
+        found = checkpoints.restore(state, step=step)
+    if found is None:
+        raise RunError(f"the run in {path} has no checkpoint yet")
+    return Restored(experiment, found[0], found[1].evaluated, held, config["data"])
+
+
+def stored_experiment(path: Path | str) -> Experiment:
+    """The experiment of the run in a folder.
+
+    Raises:
+      UsageError: there is no run, or it uses parts that are not known.
+      RunError: its `config.json` is damaged.
+    """
+    import_components()
+    stored = read_config(Path(path))["experiment"]
+    try:
+        return Experiment.from_json(stored)
+    except UsageError as problem:
+        raise UsageError(
+            f"the run in {path} can't be opened: {problem}; parts of your own come with --import FILE"
+        ) from None
