@@ -20,13 +20,13 @@ def import_package(package: str) -> None:
         importlib.import_module(found.name)
 
 
-def values_in(package: str, kind: type) -> dict[str, Any]:
-    """Name -> value of everything of a kind that stands in a file of a package, in the order of the files."""
-    found = {}
-    for file in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+def values_in(package: str, kind: type) -> list[Any]:
+    """Everything of a kind that stands in a file of a package or of the packages in it, in the order of the files."""
+    found: dict[int, Any] = {}
+    for file in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
         module = importlib.import_module(file.name)
-        found |= {name: value for name, value in vars(module).items() if isinstance(value, kind)}
-    return found
+        found |= {id(value): value for value in vars(module).values() if isinstance(value, kind)}
+    return list(found.values())
 
 
 @functools.cache

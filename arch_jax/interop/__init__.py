@@ -3,6 +3,10 @@
 module, variables = load_pretrained("path/to/a/folder")    # as transformers' save_pretrained wrote it
 save_pretrained(module, variables, "path/to/another")       # as transformers' from_pretrained reads it
 tokenizer = load_tokenizer("path/to/a/folder")              # its tokenizer.json
+
+A folder here is a library, and a file in it one type of checkpoint: what becomes of the fields of its config.json, and
+a row for each of its tensors (`row`). All share one mechanism: `configuration_fields` accounts for fields, `parts` and
+`weights` for tensors, `configurations` finds the type and the module, `pretrained` reads and writes folders.
 """
 
 import importlib

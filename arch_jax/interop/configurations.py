@@ -1,10 +1,11 @@
-"""transformers' `config.json` <-> our modules, for the model types of `model_types`.
+"""`config.json` <-> modules, for every checkpoint type in the folders of the libraries.
 
-Every field of theirs is used, known to change nothing in the outputs, or refused by name. Dropout is one of the fields
-that change nothing: a model is loaded with none, and `dropout=0.1` sets ours.
+Each field is used, known to change nothing in the outputs, or refused by name. Dropout is one of the fields that change
+nothing: a model is loaded with none, and `dropout=0.1` sets ours.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -12,10 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from arch_jax import fields
+from arch_jax.discovery import values_in
 from arch_jax.errors import UsageError, nearest
-from arch_jax.interop.model_types import MODEL_TYPES
-from arch_jax.interop.model_types.model_type import divides
-from arch_jax.interop.pictures import DIFFUSERS_TYPES, PICTURE_TYPES
+from arch_jax.interop.checkpoint_type import CheckpointType
+from arch_jax.interop.row import Tensors
+from arch_jax.interop.safetensors import Files
 from arch_jax.interop.strict_json import shown
 from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.mixers.contract import unbound
@@ -24,81 +26,107 @@ from arch_jax.layers.transformer.cross_attention import CrossAttention
 from arch_jax.layers.transformer.feed_forward import MLP, SwiGLU
 
 
-def module_of(data: Mapping[str, Any]) -> tuple[str, nn.Module]:
-    """The model type that a `config.json` names, and its module in float32.
+@functools.cache
+def checkpoint_types() -> tuple[CheckpointType, ...]:
+    """Every checkpoint type: each is found by lying in a file of its library's folder."""
+    return tuple(values_in("arch_jax.interop", CheckpointType))
+
+
+def checkpoint_type(library: str, name: str) -> CheckpointType:
+    """The checkpoint type of a library that has a name: `checkpoint_type("transformers", "gpt2")`.
 
     Raises:
-      UsageError: an unsupported model type, an unknown field, a value of the wrong type, or one that is not supported.
+      UsageError: no such type (nearest names).
     """
-    kind = data.get("model_type")
-    if not isinstance(kind, str) or kind not in MODEL_TYPES:
-        said = "has no model_type" if kind is None else f"has model_type {shown(kind)}, which is not supported"
-        raise UsageError(f"config.json {said}{nearest(str(kind or '')[:80], [*MODEL_TYPES, *PICTURE_TYPES])}")
-    return kind, MODEL_TYPES[kind].read(data)
+    types = {name: kind for kind in checkpoint_types() if kind.library.name == library for name in kind.names}
+    if name not in types:
+        raise UsageError(f"{library} has no checkpoint type {shown(name)}{nearest(name, types)}")
+    return types[name]
 
 
-# The other way. A configuration is written from what the two sides share, read back, and compared with the module:
-# whatever it could not say shows as a difference, whichever field it is.
+def module_of(
+    data: Mapping[str, Any], opened: Callable[[Files], Tensors] | None = None
+) -> tuple[CheckpointType, nn.Module]:
+    """The checkpoint type that a `config.json` names, and its module in float32.
+
+    Args:
+      data: the file's content.
+      opened: opens the checkpoint's tensors, whose names tell apart libraries that have a network of one name with
+        other settings; called only where there are several. None takes the first.
+
+    Raises:
+      UsageError: an unsupported type, an unknown field, a value of the wrong type, or one that is not supported.
+    """
+    keys = dict.fromkeys(kind.library.key for kind in checkpoint_types())
+    key = next((key for key in keys if key in data and "model_type" not in data), "model_type")
+    types = [kind for kind in checkpoint_types() if kind.library.key == key]
+    name = data.get(key)
+    meant = [kind for kind in types if isinstance(name, str) and name in kind.names]
+    if not meant:
+        said = f"config.json has no {key}" if name is None else f"{key} is {shown(name)}, which is not supported"
+        known = [name for kind in types for name in kind.names]
+        raise UsageError(f"{said}{nearest(str('' if name is None else name)[:80], known)}")
+    found = [(kind, kind.module_of(data)) for kind in meant]
+    if opened is None or len(found) == 1:
+        return found[0]
+    tensors = opened(found[0][0].library.files)
+    return max(found, key=lambda one: max(names(one[1]).shared(tensors) for names in one[0].namings.values()))
+
+
+# From a module to a configuration: it is written from what the two sides share, read back, and compared with the
+# module. Whatever it could not say shows as a difference, whichever field it is.
 
 #: Settings of ours that change nothing in the outputs of given weights.
-_TRAINING = {"dropout", "dtype", "implementation", "initial_std", "multiple", "parameter_dtype", "query_gain", "remat"}
-_TRAINING |= {"embedding_std", "input_bias", "residual_scale", "scale_residual", "scan"}
-#: The forms of a recurrence, and where the step sizes and decays of state spaces start.
+_TRAINING = {"dropout", "dtype", "implementation", "initial_scale", "initial_std", "momentum", "multiple"}
+_TRAINING |= {"embedding_std", "input_bias", "parameter_dtype", "query_gain", "remat", "residual_scale"}
+_TRAINING |= {"scale_residual", "scan", "stochastic_depth", "zero_scale"}
+#: The forms of a recurrence, and the initial values of a state space's step sizes and decays.
 _TRAINING |= {"A_max", "A_min", "chunk", "form", "step_floor", "step_initial", "step_max", "step_min", "step_scale"}
 #: Parts whose settings a configuration is written from.
-_PARTS = ("mixer", "cross", "feed_forward", "norm", "position", "relative")
+_PARTS = ("mixer", "cross", "feed_forward", "norm", "final_norm", "position", "relative")
+_PARTS += ("decoder_mixer", "decoder_feed_forward")
 
 
-def configuration_of(module: nn.Module) -> tuple[str, dict[str, Any]]:
-    """The model type that can hold `module`, and its `config.json`.
+def configuration_of(module: nn.Module) -> tuple[CheckpointType, dict[str, Any]]:
+    """The checkpoint type that can hold `module`, and its `config.json`.
 
     Ids of special tokens belong to the tokenizer and are written as null (Marian and T5 can't be without: they get
     those of their released models); dropout is written where theirs is ours.
 
     Raises:
-      UsageError: no model type can express the module; the setting that is in the way is named.
+      UsageError: no type can express the module; the setting that is in the way is named.
     """
-    kinds = {kind: model_type for kind, model_type in MODEL_TYPES.items() if model_type.module is type(module)}
+    writable = [kind for kind in checkpoint_types() if kind.write is not None]
+    kinds = [kind for kind in writable if kind.module is type(module)]
     if not kinds:
-        supported = [*MODEL_TYPES.values(), *PICTURE_TYPES.values(), *DIFFUSERS_TYPES.values()]
-        classes = sorted({model_type.module.__name__ for model_type in supported})
+        classes = sorted({kind.module.__name__ for kind in writable})
         expected = f"{', '.join(classes[:-1])} or {classes[-1]}"
         raise UsageError(f"save_pretrained was given a {type(module).__name__}; expected an {expected}")
-    ours = _settings(module)
+    ours = settings_of(module)
     flat = ours | {name: ours[name] if isinstance(ours.get(name), dict) else {} for name in _PARTS}
     found = []
-    for kind, model_type in kinds.items():
-        data = {
-            "model_type": kind,
-            "vocab_size": module.vocabulary,
-            "tie_word_embeddings": getattr(module, "tied", True),
-            "dtype": fields.to_json(module.parameter_dtype),
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "pad_token_id": None,
-        }
+    for kind in kinds:
         try:
-            data |= model_type.write(flat, module)
-            theirs = _settings(module_of(data)[1])
-            same = lambda settings, of=model_type: {n: v for n, v in settings.items() if n not in of.told_by_tensors}
-            differences = list(fields.difference(same(ours), same(theirs)))
+            data = {kind.library.key: kind.name} | kind.write(flat, module)
+            theirs = settings_of(kind.module_of(data))
+            said = lambda settings, of=kind: {name: v for name, v in settings.items() if name not in of.unsaid}
+            differences = list(fields.difference(said(ours), said(theirs)))
             # That a part is another one says more than the settings that it therefore has or lacks.
             differences.sort(key=lambda difference: not difference[0].endswith("module"))
         except UsageError as error:
             found.append((100, kind, str(error)))
             continue
         if not differences:
-            if kind in ("llama", "mistral") and module.width % data["num_attention_heads"]:
-                divides("heads", data["num_attention_heads"], "width", module.width)  # transformers refuses it
+            kind.check_written(data)
             return kind, data
         path, value, expected = differences[0]
         found.append((len(differences), kind, f"{path} is {shown(value)}; expected {shown(expected)}"))
     _, kind, problem = min(found, key=lambda item: item[0])
-    raise UsageError(f"transformers has no model for this module, the nearest is {kind!r}: {problem}")
+    raise UsageError(f"{kind.library.name} has no model for this module, the nearest is {kind.name!r}: {problem}")
 
 
-def _settings(module: Any) -> dict[str, Any]:
-    """What determines the outputs, as JSON, with the sizes that follow from others written out."""
+def settings_of(module: Any) -> dict[str, Any]:
+    """The settings that determine a module's outputs, as JSON, with the sizes that follow from others written out."""
 
     def kept(data: Any) -> Any:
         if isinstance(data, dict):
@@ -106,22 +134,31 @@ def _settings(module: Any) -> dict[str, Any]:
         return [kept(item) for item in data] if isinstance(data, list) else data
 
     data = kept(fields.to_json(module))
-    if isinstance(data["mixer"], list) and len(data["mixer"]) == 1:
-        data["mixer"] = data["mixer"][0]
-    mixer = module.mixer[0] if isinstance(module.mixer, tuple) else module.mixer
-    if isinstance(data["mixer"], dict) and isinstance(mixer, Attention):
-        sizes = mixer.sizes(module.width)
-        data["mixer"] |= dict(zip(("heads", "kv_heads", "head_size"), sizes))
-        data["mixer"]["output_bias"] = mixer.bias if mixer.output_bias is None else mixer.output_bias
-    if isinstance(data["mixer"], dict) and isinstance(mixer, Mamba):
-        data["mixer"]["step_rank"] = mixer.rank(module.width)
-    if isinstance(getattr(module, "cross", None), CrossAttention):
-        data["cross"]["head_size"] = module.cross.size(module.width)
-    if "decoder_depth" in data:
+    for prefix in ("", "decoder_"):
+        for name in ("mixer", "cross", "feed_forward"):
+            part, width = getattr(module, f"{prefix}{name}", None), getattr(module, f"{prefix}width", None)
+            if isinstance(part, tuple) and len(part) == 1:
+                part, data[f"{prefix}{name}"] = part[0], data[f"{prefix}{name}"][0]
+            if isinstance(data.get(f"{prefix}{name}"), dict):
+                data[f"{prefix}{name}"] |= _sizes(part, width)
+    if getattr(module, "decoder_depth", 1) is None:
         data["decoder_depth"] = module.decoder_layers
-    if isinstance(module.feed_forward, MLP | SwiGLU):
-        # Asked of the layer itself, so that its rule for the hidden width stands in one place.
-        x = jax.ShapeDtypeStruct((1, module.width), jnp.float32)
-        shapes = jax.eval_shape(unbound(module.feed_forward).init, jax.random.key(0), x)
-        data["feed_forward"]["hidden"] = shapes["params"]["up"]["kernel"].shape[1]
     return data
+
+
+def _sizes(part: Any, width: int) -> dict[str, Any]:
+    """The sizes of a part that follow from others."""
+    match part:
+        case Attention():
+            bias = part.bias if part.output_bias is None else part.output_bias
+            return dict(zip(("heads", "kv_heads", "head_size"), part.sizes(width))) | {"output_bias": bias}
+        case Mamba():
+            return {"step_rank": part.rank(width)}
+        case CrossAttention():
+            return {"head_size": part.size(width)}
+        case MLP() | SwiGLU():
+            # Asked of the layer itself, so that its rule for the hidden width stands in one place.
+            x = jax.ShapeDtypeStruct((1, width), jnp.float32)
+            shapes = jax.eval_shape(unbound(part).init, jax.random.key(0), x)
+            return {"hidden": shapes["params"]["up"]["kernel"].shape[1]}
+    return {}

@@ -1,4 +1,4 @@
-"""Whole checkpoints: a folder of transformers or diffusers as a module and its variables, and the other way round."""
+"""Whole checkpoints: a folder of another library to a module and its variables, and back."""
 
 import contextlib
 import functools
@@ -16,12 +16,10 @@ import numpy as np
 
 from arch_jax import fields
 from arch_jax.errors import RunError, UsageError, nearest
-from arch_jax.interop import image_weights
 from arch_jax.interop.configurations import configuration_of, module_of
-from arch_jax.interop.image_configurations import picture_configuration_of, picture_module_of
 from arch_jax.interop.safetensors import FILES, SINGLE, Files, open_checkpoint, plain_file, write_tensors
 from arch_jax.interop.strict_json import read_object
-from arch_jax.interop.weights import fitted, tensors_of, variables_of
+from arch_jax.interop.weights import fitted_to_checkpoint, tensors_of, variables_of
 
 _CONFIGURATION = "config.json"
 _PIPELINE = "model_index.json"
@@ -65,14 +63,10 @@ def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **chan
     if not (folder / _CONFIGURATION).exists():
         raise _no_configuration(folder)
     configuration = read_object(plain_file(folder, _CONFIGURATION))
-    # Called once the configuration is known to be sound.
-    opened = functools.cache(lambda library: open_checkpoint(folder, FILES[library]))
-    if (found := picture_module_of(configuration, lambda: opened("transformers"))) is not None:
-        picture_type, module = found
-        module = fields.override(module, settings)
-        return module, image_weights.variables_of(picture_type, opened(picture_type.library), module)
-    kind, module = module_of(configuration)
-    module, tensors = fitted(kind, opened("transformers"), module)
+    # The tensors are opened once the configuration is known to be sound.
+    opened = functools.cache(lambda files: open_checkpoint(folder, files))
+    kind, module = module_of(configuration, opened)
+    module, tensors = fitted_to_checkpoint(kind, opened(kind.library.files), module)
     module = fields.override(module, settings)
     return module, variables_of(kind, tensors, module)
 
@@ -101,17 +95,11 @@ def save_pretrained(
         raise UsageError(
             f"shard_bytes is {shard_bytes}; expected a number of bytes of at least 1, such as 5_000_000_000"
         )
-    library = "transformers"
-    if (written := picture_configuration_of(module)) is not None:
-        picture_type, configuration = written
-        library = picture_type.library
-        tensors = list(image_weights.tensors_of(picture_type, module, variables))
-    else:
-        kind, configuration = configuration_of(module)
-        tensors = list(tensors_of(kind, module, variables))
-    if library == "transformers":
-        configuration["dtype"] = tensors[0][2].name
-    folder, files = Path(directory), FILES[library]
+    kind, configuration = configuration_of(module)
+    tensors = list(tensors_of(kind, module, variables))
+    if kind.library.dtype is not None:
+        configuration[kind.library.dtype] = tensors[0][2].name
+    folder, files = Path(directory), kind.library.files
     with _Staged(folder) as staged:
         shards = _shards(tensors, shard_bytes, files)
         for file, entries in shards.items():
@@ -154,7 +142,7 @@ class _Staged:
         self.temporary: dict[str, Path] = {}
 
     def file(self, name: str) -> Path:
-        """Where to write what becomes the file `name`."""
+        """The path to write to for the file `name`."""
         handle, path = tempfile.mkstemp(dir=self.folder, prefix=f".{name}.")
         os.close(handle)
         self.temporary[name] = Path(path)

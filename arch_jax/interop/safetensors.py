@@ -19,14 +19,14 @@ import ml_dtypes
 import numpy as np
 
 from arch_jax.errors import RunError, UsageError, nearest
-from arch_jax.interop.strict_json import LARGEST, parse_object, read_object, shown
+from arch_jax.interop.strict_json import LARGEST_JSON, parse_object, read_object, shown
 
 
 class Files(NamedTuple):
-    """How a library calls the files of a checkpoint.
+    """Names that a library gives the files of a checkpoint.
 
     Attributes:
-      stem: what the names begin with.
+      stem: the beginning of the names.
     """
 
     stem: str
@@ -38,7 +38,7 @@ class Files(NamedTuple):
 
     @property
     def index(self) -> str:
-        """What names the file of each tensor, where there are several."""
+        """The index that names the file of each tensor, where there are several files."""
         return f"{self.stem}.safetensors.index.json"
 
     def shard(self, number: int, count: int) -> str:
@@ -46,7 +46,7 @@ class Files(NamedTuple):
         return f"{self.stem}-{number:05}-of-{count:05}.safetensors"
 
     def include(self, name: str) -> bool:
-        """Whether a file of that name belongs to a checkpoint."""
+        """True where a file of that name belongs to a checkpoint."""
         shard = re.fullmatch(rf"{self.stem}-[0-9]{{5}}-of-[0-9]{{5}}\.safetensors", name)
         return name in (self.single, self.index) or shard is not None
 
@@ -152,8 +152,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             if len(start) < 8 or length > size - 8:
                 claim = f"its header claims {length:,} bytes" if len(start) == 8 else "a header takes at least 8"
                 raise RunError(f"{path.name!r} is cut off or no safetensors file: it has {size:,} bytes, and {claim}")
-            if length > LARGEST:
-                raise RunError(f"the header of {path.name!r} claims {length:,} bytes; expected at most {LARGEST:,}")
+            if length > LARGEST_JSON:
+                raise RunError(
+                    f"the header of {path.name!r} claims {length:,} bytes; expected at most {LARGEST_JSON:,}"
+                )
             content = file.read(length)
     except OSError as error:
         raise RunError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
@@ -217,7 +219,7 @@ def _tensors(header: dict[str, Any], path: Path, start: int, size: int) -> dict[
 
 
 def _are_sizes(value: Any) -> bool:
-    """Whether `value` is a list of whole numbers from 0 to 2^63 - 1."""
+    """True for a list of whole numbers from 0 to 2^63 - 1."""
     # bool is an int to Python, and 2^63 - 1 is what any library can count to.
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 

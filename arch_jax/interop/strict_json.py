@@ -9,7 +9,7 @@ from typing import Any
 from arch_jax.errors import RunError
 
 #: Bytes of a JSON file beyond which it is refused: what the safetensors library allows a header.
-LARGEST = 100_000_000
+LARGEST_JSON = 100_000_000
 
 #: How transformers writes infinity, for which JSON has no number. What it wrote before, a bare `Infinity`, becomes it.
 INFINITY = {"__float__": "Infinity"}
@@ -68,9 +68,9 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     try:
         with open(path, "rb") as file:
-            # Not read(LARGEST + 1): that takes 100 MB for a file of any size.
-            if (size := os.fstat(file.fileno()).st_size) > LARGEST:
-                raise RunError(f"{path.name} has {size:,} bytes; expected at most {LARGEST:,}")
+            # Not read(LARGEST_JSON + 1): that takes 100 MB for a file of any size.
+            if (size := os.fstat(file.fileno()).st_size) > LARGEST_JSON:
+                raise RunError(f"{path.name} has {size:,} bytes; expected at most {LARGEST_JSON:,}")
             content = file.read()
     except OSError as error:
         raise RunError(f"cannot read {str(path)!r}: {error.strerror or error}") from error

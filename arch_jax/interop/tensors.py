@@ -1,13 +1,12 @@
-"""One tensor of a checkpoint: read into a dtype, and what can be wrong with it."""
+"""One tensor of a checkpoint, read into a dtype, and the errors it may cause."""
 
 from typing import Any
 
 import numpy as np
 
 from arch_jax.errors import RunError, UsageError
+from arch_jax.interop.row import Shape
 from arch_jax.interop.strict_json import shown
-
-Shape = tuple[int, ...]
 
 
 def read_tensor(name: str, tensor: Any, dtype: np.dtype) -> np.ndarray:
@@ -38,5 +37,5 @@ def check_finite(name: str, tensor: np.ndarray) -> None:
 
 
 def wrong_shape(name: str, shape: Any, expected: Shape) -> UsageError:
-    """What is said of a tensor of another shape than expected."""
+    """The error of a tensor of another shape than expected."""
     return UsageError(f"the tensor {shown(name)} has shape {shown(tuple(shape))}; expected {expected}")

@@ -11,7 +11,7 @@ from arch_jax.interop.strict_json import read_object
 if TYPE_CHECKING:
     import tokenizers
 
-FILE = "tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"
 
 
 def load_tokenizer(directory: str | PathLike) -> "tokenizers.Tokenizer":
@@ -35,14 +35,14 @@ def load_tokenizer(directory: str | PathLike) -> "tokenizers.Tokenizer":
 
     folder = Path(directory)
     if not folder.is_dir():
-        raise UsageError(f"{str(folder)!r} is not a folder; expected one on this machine with {FILE}")
-    if not (folder / FILE).exists():
+        raise UsageError(f"{str(folder)!r} is not a folder; expected one on this machine with {TOKENIZER_FILE}")
+    if not (folder / TOKENIZER_FILE).exists():
         others = sorted(p.name for p in folder.iterdir() if p.suffix in (".txt", ".model", ".bpe") or "vocab" in p.name)
         beside = f"; it has {others[0]!r}, from which transformers' AutoTokenizer writes one" if others else ""
-        raise UsageError(f"{str(folder)!r} has no {FILE}{beside}")
-    path = plain_file(folder, FILE)
+        raise UsageError(f"{str(folder)!r} has no {TOKENIZER_FILE}{beside}")
+    path = plain_file(folder, TOKENIZER_FILE)
     read_object(path)  # bounded, and told apart from what the library would call anything
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise RunError(f"{FILE} in {str(folder)!r} is not a tokenizer ({error})") from error
+        raise RunError(f"{TOKENIZER_FILE} in {str(folder)!r} is not a tokenizer ({error})") from error

@@ -46,7 +46,7 @@ def from_torch(mixer: nn.Module, tensors: Mapping[str, Any], layer: int = 0) -> 
 
 
 def to_torch(mixer: nn.Module, params: Mapping[str, Any], layer: int = 0) -> dict[str, np.ndarray]:
-    """What a PyTorch layer's `load_state_dict` takes, from the parameters of `mixer`: the other way of `from_torch`.
+    """Tensors for a PyTorch layer's `load_state_dict` from the parameters of `mixer`: the inverse of `from_torch`.
 
     Our one bias becomes the first of PyTorch's two, and the second is 0 (but for the GRU's candidate).
 

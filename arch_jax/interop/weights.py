@@ -1,202 +1,143 @@
-"""Weights of transformers' models <-> variables of ours.
+"""Tensors of a checkpoint <-> variables of a module, by the rows of its checkpoint type.
 
-Their tensors are named by layer and stored for a matrix product from the left (GPT-2: from the right, like ours); ours
-are stacked over layers where layers are scanned. One table of names for each model type serves both directions.
+Their tensors are named by layer; ours lie on a leading axis over the layers where a module scans them. Each tensor is
+used, known to repeat another one or to be no parameter, missing, left over, or of the wrong shape.
 """
 
-import functools
-import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from arch_jax.errors import UsageError, nearest
-from arch_jax.interop.model_types import MODEL_TYPES
-from arch_jax.interop.model_types.model_type import Layers, Names, Row, Tensors
+from arch_jax.interop.checkpoint_type import CheckpointType
+from arch_jax.interop.parts import Part, parts_of
+from arch_jax.interop.row import FixedTensor, Naming, Shape, Tensors
 from arch_jax.interop.strict_json import shown
-from arch_jax.interop.tensors import Shape, check_finite, read_tensor, wrong_shape
-from arch_jax.layers.mixers.contract import unbound
-from arch_jax.layers.transformer.encoder_decoder import EncoderDecoder
+from arch_jax.interop.tensors import check_finite, read_tensor, wrong_shape
+
+#: How far a stored table may be from the one computed here: sines of angles up to some tens, in float32 or less.
+_ROUNDING = {"bfloat16": 2e-2, "float16": 2e-3}
 
 
-class Part(NamedTuple):
-    """A row as it applies to one module.
-
-    Attributes:
-      row: of the table.
-      shapes: of our parameters, in the row's order; without the axis over layers.
-      stack: the layers of which each has one; none for a parameter outside them.
-    """
-
-    row: Row
-    shapes: tuple[Shape, ...]
-    stack: Layers | None
-
-    @property
-    def shape(self) -> Shape:
-        """The shape of their tensor."""
-        shape = (*self.shapes[0][:-1], sum(shape[-1] for shape in self.shapes))
-        shape = shape[::-1] if self.row.transposed else shape
-        for axis in sorted(self.row.axes):
-            shape = (*shape[:axis], 1, *shape[axis:])
-        return shape
-
-    def theirs(self, layer: int) -> str:
-        """The name of their tensor."""
-        return self.row.theirs.format(layer)
-
-    def split(self, tensor: np.ndarray) -> list[np.ndarray]:
-        """Their tensor as ours."""
-        ends = np.cumsum([shape[-1] for shape in self.shapes])[:-1]
-        tensor = np.squeeze(tensor, self.row.axes)
-        return np.split(tensor.T if self.row.transposed else tensor, ends, axis=-1)
-
-    def join(self, arrays: list[np.ndarray]) -> np.ndarray:
-        """Our parameters as their tensor."""
-        joint = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
-        joint = joint.T if self.row.transposed else joint
-        return np.expand_dims(joint, self.row.axes)
-
-
-@functools.lru_cache(maxsize=64)
-def _shapes(module: nn.Module) -> dict[str, Shape]:
-    """Path -> shape of the parameters of a module of one layer a stack."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    arguments = (tokens, tokens) if isinstance(module, EncoderDecoder) else (tokens,)
-    variables = jax.eval_shape(module.init, jax.random.key(0), *arguments)
-    return {path: leaf.shape for path, leaf in flatten_dict(variables["params"], sep="/").items()}
-
-
-def parts_of(kind: str, module: nn.Module) -> list[Part]:
-    """The rows of the table that apply to `module`, with shapes; nothing is allocated.
-
-    Raises:
-      UsageError: the module has parameters that the model type has no names for.
-    """
-    # All layers are alike, so one is enough; what changes no shape is left out, so that more modules share the answer.
-    names, parts = MODEL_TYPES[kind].names(module), []
-    blocks = max(stack.blocks for stack in names.stacks)
-    alike = {"depth": blocks, "scan": False, "remat": False, "dropout": 0.0, "dtype": jnp.float32}
-    alike |= {"parameter_dtype": jnp.float32, "initial_std": 0.02}
-    alike |= {"decoder_depth": None} if isinstance(module, EncoderDecoder) else {}
-    shapes = dict(_shapes(unbound(module).clone(parent=None, **alike)))
-    for stack, rows in ((None, names.rows), *((stack, stack.rows) for stack in names.stacks)):
-        for row in rows:
-            prefix = "" if stack is None else f"{stack.ours}/layer_{row.block}/"
-            paths = [prefix + path for path in row.ours]
-            if all(path in shapes for path in paths):
-                parts.append(Part(row, tuple(shapes.pop(path) for path in paths), stack))
-    if shapes:
-        path = re.sub(r"layer_[0-9]+", "layer_i", next(iter(shapes)))
-        raise UsageError(f"the module has the parameter {path!r}, which a {kind} checkpoint has no name for")
-    return parts
-
-
-def fitted(kind: str, tensors: Tensors, module: nn.Module) -> tuple[nn.Module, Tensors]:
+def fitted_to_checkpoint(kind: CheckpointType, tensors: Tensors, module: nn.Module) -> tuple[nn.Module, Tensors]:
     """The module with the heads that a checkpoint turns out to have, and the tensors under their present names.
 
     Raises:
       UsageError: two tensors have the same present name.
     """
-    model_type, renamed = MODEL_TYPES[kind], {}
+    renamed: dict[str, Any] = {}
     for name, tensor in tensors.items():
-        now = model_type.renamed(name)
+        now = kind.renamed(name)
         if now in renamed:
             raise UsageError(f"the checkpoint has the tensor {shown(now)} under two names; expected one")
         renamed[now] = tensor
-    return model_type.adjusted(module, renamed), renamed
+    return kind.adjusted(module, renamed), renamed
 
 
-def variables_of(kind: str, tensors: Tensors, module: nn.Module) -> dict[str, Any]:
+def naming_of(kind: CheckpointType, module: nn.Module, tensors: Tensors) -> str:
+    """The version whose naming a checkpoint follows: the one that it shares most names with."""
+    return max(kind.namings, key=lambda naming: kind.namings[naming](module).shared(tensors))
+
+
+def variables_of(kind: CheckpointType, tensors: Tensors, module: nn.Module) -> dict[str, Any]:
     """Variables of `module`, in its parameter dtype, from the tensors of a checkpoint.
 
     All names and shapes are checked before any number is read. One tensor is read at a time, and the layers of one
     parameter are collected at a time.
 
     Args:
-      kind: a model type, such as "gpt2".
-      tensors: by transformers' names, as `fitted` returns them.
+      kind: a type of the module's class.
+      tensors: by the library's names, as `fitted` returns them.
       module: what they are the weights of.
 
     Raises:
-      UsageError: a tensor is missing, unknown or of another shape, or its numbers don't fit the parameter dtype.
+      UsageError: a tensor is missing, unknown or of another shape, its numbers don't fit the parameter dtype, or they
+        are not those of a table that is computed here.
       RunError: a tensor holds NaN or infinity, or can't be read.
     """
-    names = MODEL_TYPES[kind].names(module)
+    naming = naming_of(kind, module, tensors)
+    names = kind.namings[naming](module)
     _check_layers(names, tensors)
-    embedding = next((n for n in _spellings(names, names.embedding) if n in tensors), None)
-    expected = (module.vocabulary, module.width)
-    if embedding and tuple(tensors[embedding].shape) != expected:  # first: it bounds the sizes that shapes come of
-        raise wrong_shape(embedding, tensors[embedding].shape, expected)
-    parts = parts_of(kind, module)
+    for name, shape in names.sizes.items():
+        for spelling in names.spellings(name):
+            if spelling in tensors and tuple(tensors[spelling].shape) != shape:
+                raise wrong_shape(spelling, tensors[spelling].shape, shape)
+    parts = parts_of(kind, module, naming)
     found = _found(names, parts, tensors)
     dtype = np.dtype(module.parameter_dtype)
-    params: dict[str, Any] = {}
+    variables: dict[str, Any] = {}
     for part in parts:
-        params |= _read(part, tensors, found, module, dtype)
-    return {"params": unflatten_dict(params, sep="/")}
+        variables |= _read(part, tensors, found, module, dtype)
+    return unflatten_dict(variables, sep="/")
 
 
-def tensors_of(kind: str, module: nn.Module, variables: Any) -> Iterator[tuple[str, Shape, np.dtype, Any]]:
+def tensors_of(
+    kind: CheckpointType, module: nn.Module, variables: Any, naming: str | None = None
+) -> Iterator[tuple[str, Shape, np.dtype, Any]]:
     """The tensors of a checkpoint from the variables of `module`: name, shape, dtype, and a function that makes it.
 
     Names and shapes are checked at the first step; each array is made when its function is called.
 
+    Args:
+      kind: a type of the module's class.
+      module: what the variables are of.
+      variables: its variables.
+      naming: one of the type's; None for the first.
+
     Raises:
       UsageError: the variables are not those of the module.
     """
-    parts = parts_of(kind, module)
-    leaves = flatten_dict(variables.get("params", {}), sep="/")
-    expected = {path for part in parts for layer in _layers(part) for path in _paths(part, module, layer)}
-    for path in sorted(expected - leaves.keys()):
-        raise UsageError(f"the variables lack {path!r}, which the module has{nearest(path, leaves)}")
-    for path in sorted(leaves.keys() - expected):
-        raise UsageError(f"the variables have {path!r}, which the module lacks{nearest(path, expected)}")
+    parts = parts_of(kind, module, naming)
+    leaves = flatten_dict(dict(variables), sep="/")
+    _check_variables(parts, module, leaves)
     for part in parts:
-        for layer in _layers(part):
-            paths = _paths(part, module, layer)
-            stacked = (part.stack.depth,) if part.stack and module.scan else ()
-            for path, shape in zip(paths, part.shapes):
-                if leaves[path].shape != stacked + shape:
-                    raise wrong_shape(path, leaves[path].shape, stacked + shape)
-                if not jnp.issubdtype(leaves[path].dtype, jnp.floating):
-                    raise UsageError(f"the parameter {path!r} has dtype {leaves[path].dtype}; expected float32 or such")
+        for layer in part.layers:
+            if part.row.fixed is not None:
+                dtype = np.dtype(next(iter(leaves.values())).dtype)
+                make = lambda fixed=part.row.fixed, dtype=dtype: fixed.make().astype(dtype)
+                yield part.theirs(layer), part.shape, dtype, make
+                continue
+            paths = part.paths(module, layer)
+            stacked = part.stack is not None and module.scan
 
             def make(part=part, layer=layer, paths=paths, stacked=stacked) -> np.ndarray:
                 arrays = [np.asarray(leaves[path][layer] if stacked else leaves[path]) for path in paths]
                 tensor = part.join(arrays)
                 check_finite(part.theirs(layer), tensor)
-                return tensor
+                return np.ascontiguousarray(tensor)
 
             yield part.theirs(layer), part.shape, np.dtype(leaves[paths[0]].dtype), make
 
 
-def _layers(part: Part) -> range:
-    return range(1 if part.stack is None else part.stack.depth)
+def _check_variables(parts: list[Part], module: Any, leaves: dict[str, Any]) -> None:
+    """Refuses variables that the module lacks, or has and are not there, or have another shape."""
+    expected = {}
+    for part in parts:
+        stacked = (part.stack.depth,) if part.stack and module.scan else ()
+        for layer in part.layers:
+            expected |= {path: stacked + shape for path, shape in zip(part.paths(module, layer), part.shapes)}
+    short = lambda paths: [path.removeprefix("params/") for path in paths]
+    for path in short(sorted(expected.keys() - leaves.keys())):
+        raise UsageError(f"the variables lack {path!r}, which the module has{nearest(path, short(leaves))}")
+    for path in short(sorted(leaves.keys() - expected.keys())):
+        raise UsageError(f"the variables have {path!r}, which the module lacks{nearest(path, short(expected))}")
+    for path, shape in expected.items():
+        if leaves[path].shape != shape:
+            raise wrong_shape(*short([path]), leaves[path].shape, shape)
+        if not jnp.issubdtype(leaves[path].dtype, jnp.floating):
+            name = short([path])[0]
+            raise UsageError(f"the parameter {name!r} has dtype {leaves[path].dtype}; expected float32 or such")
 
 
-def _paths(part: Part, module: Any, layer: int) -> list[str]:
-    """Where the parameters of a part lie, as `Stack` keeps them: on a leading axis where it scans, else apart."""
-    if part.stack is None:
-        return list(part.row.ours)
-    block = part.row.block
-    place = f"layers/block_{block}" if module.scan else f"layer_{layer * part.stack.blocks + block}"
-    return [f"{part.stack.ours}/{place}/{path}" for path in part.row.ours]
-
-
-def _spellings(names: Names, name: str) -> tuple[str, ...]:
-    return (name, name.removeprefix(names.prefix)) if name.startswith(names.prefix) else (name,)
-
-
-def _check_layers(names: Names, tensors: Tensors) -> None:
-    """That the checkpoint has as many layers as the module; without it, a depth of 10^9 would be looked through."""
+def _check_layers(names: Naming, tensors: Tensors) -> None:
+    """Refuses another number of layers than the module has; without it, a depth of 10^9 would be looked through."""
     for stack in names.stacks:
-        layers = {match[1] for name in tensors if (match := stack.pattern.match(name))}
+        pattern = names.layer(stack)
+        layers = {match[1] for name in tensors if (match := pattern.match(name))}
         if len(layers) != stack.depth:
             of = "" if len(names.stacks) == 1 else f" of the {stack.ours}"
             raise UsageError(
@@ -204,21 +145,21 @@ def _check_layers(names: Names, tensors: Tensors) -> None:
             )
 
 
-def _found(names: Names, parts: list[Part], tensors: Tensors) -> dict[str, str]:
+def _found(names: Naming, parts: list[Part], tensors: Tensors) -> dict[str, str]:
     """Full name -> name in the checkpoint, once none is missing, unknown or of another shape."""
     found = {}
     spare = {name for name in tensors if not names.buffers.fullmatch(name)}
     for part in parts:
-        for layer in _layers(part):
+        for layer in part.layers:
             full = part.theirs(layer)
-            name = next((name for name in _spellings(names, full) if name in tensors), None)
+            name = next((name for name in names.spellings(full) if name in tensors), None)
             if name is None:
-                raise UsageError(f"the tensor {full!r} is missing from the checkpoint")
-            if tuple(tensors[name].shape) != part.shape:
+                raise UsageError(f"the tensor {full!r} is missing from the checkpoint{nearest(full, spare)}")
+            if not part.fits(tuple(tensors[name].shape)):
                 raise wrong_shape(name, tensors[name].shape, part.shape)
             found[full] = name
             spare.discard(name)
-    copies = {name: full for name, full in names.copies.items() for name in _spellings(names, name) if name in spare}
+    copies = {name: full for name, full in names.copies.items() for name in names.spellings(name) if name in spare}
     spare -= copies.keys()
     if spare:
         name = min(spare)
@@ -231,7 +172,7 @@ def _found(names: Names, parts: list[Part], tensors: Tensors) -> dict[str, str]:
 
 
 def _check_copy(tensors: Tensors, copy: str, name: str | None) -> None:
-    """That a tensor which repeats another one does so."""
+    """Refuses a tensor that should repeat another one and differs."""
     same = name is not None and tuple(tensors[copy].shape) == tuple(tensors[name].shape)
     if not (same and np.array_equal(np.asarray(tensors[copy]), np.asarray(tensors[name]))):
         raise UsageError(
@@ -240,13 +181,26 @@ def _check_copy(tensors: Tensors, copy: str, name: str | None) -> None:
         )
 
 
+def _check_fixed(name: str, array: np.ndarray, fixed: FixedTensor) -> None:
+    """Refuses other numbers than those that are computed here, but for the rounding of the dtype they came in."""
+    table = fixed.make().astype(array.dtype)
+    off = float(np.abs(np.asarray(array, np.float64) - np.asarray(table, np.float64)).max())
+    if off > _ROUNDING.get(array.dtype.name, 1e-4):
+        raise UsageError(
+            f"the tensor {name!r} is up to {off:.2g} from the table that the architecture fixes; expected that table"
+        )
+
+
 def _read(part: Part, tensors: Tensors, found: dict[str, str], module: Any, dtype: np.dtype) -> dict[str, Any]:
-    """The parameters of one part, by path."""
+    """The variables of one part, by path."""
     arrays: dict[str, np.ndarray] = {}
-    for layer in _layers(part):
+    for layer in part.layers:
         name = found[part.theirs(layer)]
         cast = read_tensor(name, tensors[name], dtype)
-        for path, piece in zip(_paths(part, module, layer), part.split(cast)):
+        if part.row.fixed is not None:
+            _check_fixed(name, cast, part.row.fixed)
+            continue
+        for path, piece in zip(part.paths(module, layer), part.split(cast)):
             if part.stack and module.scan:
                 if path not in arrays:
                     arrays[path] = np.empty((part.stack.depth, *piece.shape), dtype)

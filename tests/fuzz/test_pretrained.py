@@ -15,9 +15,9 @@ import pytest
 import arch_jax
 from arch_jax.errors import ArchJaxError
 from arch_jax.interop.configurations import module_of
-from arch_jax.interop.model_types.gpt2 import GPT2_FIELDS
-from arch_jax.interop.model_types.llama import LLAMA_FIELDS
 from arch_jax.interop.safetensors import INDEX, SINGLE
+from arch_jax.interop.transformers.text.gpt2 import GPT2_FIELDS
+from arch_jax.interop.transformers.text.llama import LLAMA_FIELDS
 
 spec = importlib.util.spec_from_file_location("mutations", Path(__file__).parent / "mutations.py")
 mutations = importlib.util.module_from_spec(spec)
@@ -161,7 +161,8 @@ def test_well_formed_nonsense(kind, count, checkpoints):
     data = json.loads(content[8 : 8 + length] if kind == SINGLE else content)
     if kind == "config.json":  # with every field that is read
         names = GPT2_FIELDS if data["model_type"] == "gpt2" else LLAMA_FIELDS
-        data = {name: field.default for name, field in names.items()} | data
+        refused = {name: supported[0] for name, supported in names.refuses.items()}
+        data = {name: field.default for name, field in names.reads.items()} | refused | data
         data |= {"rope_theta": 100.0} if data["model_type"] == "llama" else {}
     with Loads() as loads:
         for i in range(count):

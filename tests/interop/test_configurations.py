@@ -17,13 +17,13 @@ import pytest
 import arch_jax
 from arch_jax import fields
 from arch_jax.errors import ArchJaxError, RunError, UsageError
-from arch_jax.interop.configurations import configuration_of, module_of
-from arch_jax.interop.model_types import MODEL_TYPES
-from arch_jax.interop.model_types.gpt2 import GPT2_FIELDS
-from arch_jax.interop.model_types.llama import LLAMA_FIELDS
+from arch_jax.interop.configurations import checkpoint_type, checkpoint_types, configuration_of, module_of
+from arch_jax.interop.parts import parts_of
 from arch_jax.interop.safetensors import SINGLE, open_checkpoint, write_tensors
 from arch_jax.interop.strict_json import parse_object
-from arch_jax.interop.weights import parts_of, variables_of
+from arch_jax.interop.transformers.text.gpt2 import GPT2_FIELDS
+from arch_jax.interop.transformers.text.llama import LLAMA_FIELDS
+from arch_jax.interop.weights import variables_of
 from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.norms import LayerNorm, RMSNorm
 from arch_jax.layers.transformer.positions import RoPE, SinusoidalPosition
@@ -183,10 +183,10 @@ REFUSED = {
     "model type": (
         GPT2,
         {"model_type": "gpt3"},
-        "has model_type 'gpt3', which is not supported; the nearest is 'gpt2'",
+        "model_type is 'gpt3', which is not supported; the nearest is 'gpt2'",
     ),
     "no model type": (GPT2, {"model_type": None}, "config.json has no model_type; valid are 'bert'"),
-    "a list as model type": (GPT2, {"model_type": []}, "has model_type [], which is not supported"),
+    "a list as model type": (GPT2, {"model_type": []}, "model_type is [], which is not supported"),
     "unknown": (GPT2, {"n_embed": 8}, "unknown field of config.json 'n_embed'; the nearest"),
     "of another model": (GPT2, {"rms_norm_eps": 1e-5}, "unknown field of config.json 'rms_norm_eps'"),
     "text": (GPT2, {"n_embd": "abc"}, "n_embd is 'abc'; expected a whole number of at least 1"),
@@ -258,6 +258,32 @@ REFUSED = {
     "frequencies": (LLAMA, {"rope_parameters": LLAMA3 | {"low_freq_factor": 9.0}}, "expected 0 < low < high"),
     "partial, new": (LLAMA, {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
     "original": (LLAMA, {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 1.5}}, "is 1.5; expected a"),
+    "blocks of a stage": (
+        {"model_type": "resnet"},
+        {"depths": [3, 4, 6, 10**9]},
+        "depths[3] is 1000000000; expected at most 1000",
+    ),
+    "deeper blocks of a stage": (
+        {"model_type": "efficientnet"},
+        {"depth_coefficient": 1e6},
+        "num_block_repeats * depth_coefficient[0] is 1000000; expected at most 1000",
+    ),
+    "timm's pooling": (
+        {"architecture": "resnet18"},
+        {"global_pool": "max"},
+        "global_pool is 'max', which is not supported; expected avg",
+    ),
+    "timm's settings": (
+        {"architecture": "resnet18"},
+        {"model_args": {"depth": 3}},
+        "model_args is {'depth': 3}, which",
+    ),
+    "timm's, unknown": ({"architecture": "resnet18"}, {"num_clases": 5}, "unknown field of config.json 'num_clases'"),
+    "timm's, no such network": (
+        {"architecture": "resnet19"},
+        {},
+        "architecture is 'resnet19', which is not supported; the nearest",
+    ),
     "per layer": (LLAMA, {"per_layer_config": {"0": {}}}, "per_layer_config is {'0': {}}, which is not supported"),
 }
 
@@ -320,8 +346,9 @@ def test_every_used_field_is_used(kind, name):
 def test_no_field_is_forgotten_by_the_test_above():
     refused_when_set = {"scale_attn_weights", "scale_attn_by_inverse_layer_idx", "pretraining_tp"}
     with_llama3_only = {"partial_rotary_factor", "max_position_embeddings", "original_max_position_embeddings"}
-    assert GPT2_FIELDS.keys() == USED["gpt2"].keys() | (refused_when_set & GPT2_FIELDS.keys())
-    assert LLAMA_FIELDS.keys() == USED["llama"].keys() | (refused_when_set & LLAMA_FIELDS.keys()) | with_llama3_only
+    gpt2, llama = ({*fields.reads, *fields.refuses} for fields in (GPT2_FIELDS, LLAMA_FIELDS))
+    assert gpt2 == USED["gpt2"].keys() | (refused_when_set & gpt2)
+    assert llama == USED["llama"].keys() | (refused_when_set & llama) | with_llama3_only
 
 
 def test_positions_in_both_layouts():
@@ -541,7 +568,7 @@ def test_modules_that_transformers_cannot_express(name, tmp_path):
 def test_registered_models_have_a_configuration(name):
     module = arch_jax.create(name)
     kind, data = configuration_of(module)
-    assert kind == ("gpt2" if name.startswith("gpt2") else "llama")
+    assert kind.name == ("gpt2" if name.startswith("gpt2") else "llama")
     again = module_of(json.loads(json.dumps(data)))[1]
     assert configuration_of(again) == (kind, data)
     assert again == module or name == "gpt"  # whose layers are not scanned, and whose hidden width follows its width
@@ -571,20 +598,73 @@ def test_variables_that_are_not_the_modules(tmp_path):
 
 def test_a_module_of_another_type():
     with pytest.raises(UsageError, match="which a gpt2 checkpoint has no name for"):
-        parts_of("gpt2", module_of(LLAMA)[1])
+        parts_of(checkpoint_type("transformers", "gpt2"), module_of(LLAMA)[1])
     with pytest.raises(UsageError, match="tensors of 0 layers; expected 2"):
-        variables_of("gpt2", {}, module_of(GPT2)[1])
+        variables_of(checkpoint_type("transformers", "gpt2"), {}, module_of(GPT2)[1])
     with pytest.raises(UsageError, match="tensors of 0 layers; expected 2"):
-        variables_of("llama", {}, module_of(LLAMA)[1])
+        variables_of(checkpoint_type("transformers", "llama"), {}, module_of(LLAMA)[1])
 
 
-@pytest.mark.parametrize("kind", MODEL_TYPES)
-def test_no_parameter_has_two_names(kind):
-    names = MODEL_TYPES[kind].names(module_of({"model_type": kind})[1])
-    rows = [("", row) for row in names.rows] + [(stack.ours, row) for stack in names.stacks for row in stack.rows]
-    paths = [f"{place}/{row.block}/{path}" for place, row in rows for path in row.ours]
-    assert len(paths) == len(set(paths))
-    assert len({row.theirs for _, row in rows}) == len(rows)
+def test_a_config_json_as_timm_writes_it():
+    data = {
+        "architecture": "vit_tiny_patch16_224", "num_classes": 5, "num_features": 192, "global_pool": "token",
+        "label_names": ["a"], "label_descriptions": {"a": "b"}, "pretrained_cfg": {"mean": [0.5]}, "model_args": {},
+    }  # fmt: skip
+    kind, module = module_of(data)
+    assert (kind.library.name, module.classes) == ("timm", 5)
+    assert module == arch_jax.create("vit-tiny-16", classes=5, dropout=0.0)
+
+
+def test_image_models_of_absurd_depth_are_refused_at_once():
+    kind, module = module_of({"model_type": "vit", "num_hidden_layers": 2**31 - 1})
+    with pytest.raises(UsageError, match="tensors of 0 layers; expected 2147483647, the depth"):
+        variables_of(kind, {}, module)
+    kind, module = module_of({"model_type": "vit_mae", "decoder_num_hidden_layers": 2**31 - 1})
+    tensors = {f"vit.encoder.layer.{layer}.output.dense.bias": np.zeros(768) for layer in range(12)}
+    with pytest.raises(UsageError, match="tensors of 0 layers of the decoder_stack; expected 2147483647, the depth"):
+        variables_of(kind, tensors, module)
+
+
+TYPES = {f"{kind.library.name} {kind.name}": kind for kind in checkpoint_types()}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_no_parameter_has_two_names(name):
+    kind = TYPES[name]
+    for naming in kind.namings.values():
+        names = naming(kind.module_of({kind.library.key: kind.name}))
+        rows = [("", row) for row in names.rows] + [(stack.ours, row) for stack in names.stacks for row in stack.rows]
+        paths = [f"{row.collection}/{place}/{row.block}/{path}" for place, row in rows for path in row.ours]
+        assert len(paths) == len(set(paths))
+        assert len({row.theirs for _, row in rows}) == len(rows)
+
+
+def test_no_name_means_two_types_of_a_library():
+    names = [(kind.library.name, name) for kind in TYPES.values() for name in kind.names]
+    assert len(names) == len(set(names)) > 60
+    with pytest.raises(UsageError, match="transformers has no checkpoint type 'gpt3'; the nearest is 'gpt2'"):
+        checkpoint_type("transformers", "gpt3")
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_every_field_is_accounted_for_once(name):
+    """Each field is used, has no effect for a reason, or is supported with a few values; a default is one of them."""
+    kind = TYPES[name]
+    account, data = kind.fields.beside(kind.library.fields), {kind.library.key: kind.name}
+    assert not {*account.reads} & {*account.no_effect}
+    assert not {*account.refuses} & {*account.reads, *account.no_effect}
+    assert not {*account.aliases} & {*account.reads, *account.no_effect, *account.refuses}
+    assert {*account.aliases.values()} <= {*account.reads}
+    assert {account.account(field) for field in [*account.reads, *account.aliases]} <= {"used"}
+    assert all(len(account.account(field)) > 10 for field in account.no_effect)
+    for field, supported in account.refuses.items():
+        assert all(kind.module_of(data | {field: value}) for value in supported)
+        with pytest.raises(UsageError, match=f"{field} is .*which is not supported; expected"):
+            kind.module_of(data | {field: "another"})
+        assert account.account(field).startswith("supported only as ")
+    with pytest.raises(UsageError, match=r"unknown field of config\.json 'no_such_field'"):
+        kind.module_of(data | {"no_such_field": 1})
+    assert account.account("no_such_field") is None
 
 
 def test_neither_import_nor_face_is_heavy():

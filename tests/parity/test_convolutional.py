@@ -56,7 +56,7 @@ def away_from_the_start(model, seed=0):
         for name, tensor in model.state_dict().items():
             if name.endswith("running_var"):
                 tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
-            elif tensor.ndim > 1:  # large enough for pictures to reach the logits through every layer
+            elif tensor.ndim > 1:  # large enough for images to reach the logits through every layer
                 deviation = (2 / tensor[0].numel()) ** 0.5
                 tensor.copy_(deviation * torch.randn(tensor.shape, generator=generator))
             elif tensor.is_floating_point():
@@ -76,7 +76,7 @@ def agree(module, theirs, variables, side):
 
     with torch.no_grad():
         expected = theirs(inputs).numpy()
-        assert np.ptp(expected, axis=0).max() > 0.01 * np.abs(expected).max(), "the pictures make no difference"
+        assert np.ptp(expected, axis=0).max() > 0.01 * np.abs(expected).max(), "the images make no difference"
         close(jax.jit(module.apply)(before, x), expected)
         if before["batch_stats"]:
             theirs.double().train()

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from arch_jax import fields
-from arch_jax.interop.weights import variables_of
+from arch_jax.interop import weights
+from arch_jax.interop.configurations import checkpoint_type
 from arch_jax.models.transformer.gpt import gpt, gpt2_decoder
 from arch_jax.models.transformer.llama import llama_decoder
 from arch_jax.ops.attention.rope_scaling import Llama3Scaling
@@ -16,6 +17,10 @@ from arch_jax.sampling import generate
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install arch-jax[parity]")
+
+
+def variables_of(kind, tensors, module):
+    return weights.variables_of(checkpoint_type("transformers", kind), tensors, module)
 
 
 def tensors_of(model):

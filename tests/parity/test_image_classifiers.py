@@ -9,8 +9,8 @@ import pytest
 
 import arch_jax
 from arch_jax.errors import UsageError
-from arch_jax.interop.image_weights import tensors_of
-from arch_jax.interop.pictures import PICTURE_TYPES
+from arch_jax.interop.configurations import checkpoint_type
+from arch_jax.interop.weights import tensors_of
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install arch-jax[parity]")
@@ -64,7 +64,7 @@ def reference(name):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in model.state_dict().values():
-            if tensor.ndim > 1:  # large enough for pictures to reach the logits through every layer
+            if tensor.ndim > 1:  # large enough for images to reach the logits through every layer
                 deviation = (2 / tensor[0].numel()) ** 0.5
                 tensor.copy_(deviation * torch.randn(tensor.shape, generator=generator))
             elif tensor.is_floating_point():
@@ -102,7 +102,7 @@ def test_logits_running_statistics_and_weights_both_ways(name, tmp_path):
     inputs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
         expected = model(inputs).logits.numpy()
-    assert np.ptp(expected, axis=0).max() > 0.05 * np.abs(expected).max(), "the logits say nothing of the pictures"
+    assert np.ptp(expected, axis=0).max() > 0.05 * np.abs(expected).max(), "the logits say nothing of the images"
     # In float32 transformers' MobileNetV2 is itself 1e-5 from what it gives in float64, where ours is held to 1e-12.
     close(jax.jit(module.apply)(variables, jnp.asarray(x)), expected, 1e-4 if kind == "mobilenet_v2" else 1e-5)
 
@@ -114,7 +114,7 @@ def test_logits_running_statistics_and_weights_both_ways(name, tmp_path):
     with torch.no_grad():
         assert torch.equal(again(inputs).logits, torch.from_numpy(expected))
 
-    in_float64(PICTURE_TYPES[kind], model, tmp_path / "theirs", x)
+    in_float64(checkpoint_type("transformers", kind), model, tmp_path / "theirs", x)
 
 
 def in_float64(kind, model, folder, x):
@@ -140,44 +140,79 @@ def in_float64(kind, model, folder, x):
             close(moved[key], tensor, 1e-10)
 
 
-#: Architecture, naming -> a tensor of it and its shape, and what the library has otherwise.
+#: Architecture, library -> our name, a tensor of it and its shape, and the settings that the library has otherwise.
 NAMES = {
-    ("convnext_tiny", "timm"): ("stages.2.blocks.8.conv_dw.weight", (384, 1, 7, 7), {}),
-    ("convnext_tiny", "torchvision"): ("features.1.0.layer_scale", (96, 1, 1), {}),
-    ("tf_efficientnet_b0", "timm"): ("blocks.6.0.se.conv_reduce.weight", (48, 1152, 1, 1), {}),
-    ("tf_efficientnet_lite0", "timm"): ("blocks.1.0.conv_pwl.weight", (24, 96, 1, 1), {}),
-    ("efficientnet_b0", "timm"): ("blocks.0.0.se.conv_expand.bias", (32,), {"padding": None, "norm.epsilon": 1e-5}),
+    ("convnext_tiny", "timm"): ("convnext-tiny", "stages.2.blocks.8.conv_dw.weight", (384, 1, 7, 7), {}),
+    ("convnext_tiny", "torchvision"): ("convnext-tiny", "features.1.0.layer_scale", (96, 1, 1), {}),
+    ("tf_efficientnet_b0", "timm"): ("efficientnet-b0", "blocks.6.0.se.conv_reduce.weight", (48, 1152, 1, 1), {}),
+    ("tf_efficientnet_lite0", "timm"): ("efficientnet-lite0", "blocks.1.0.conv_pwl.weight", (24, 96, 1, 1), {}),
+    ("efficientnet_b0", "timm"): (
+        "efficientnet-b0",
+        "blocks.0.0.se.conv_expand.bias",
+        (32,),
+        {"padding": None, "norm.epsilon": 1e-5},
+    ),
     ("efficientnet_b0", "torchvision"): (
+        "efficientnet-b0",
         "features.2.0.block.2.fc1.weight",
         (4, 96, 1, 1),
         {"padding": None, "norm.epsilon": 1e-5},
     ),
-    ("efficientnet_b5", "torchvision"): ("features.0.0.weight", (48, 3, 3, 3), {"padding": None}),
-    ("efficientnet-b0", "efficientnet_pytorch"): ("_blocks.1._se_reduce.weight", (4, 96, 1, 1), {}),
-    ("efficientnet-lite0", "efficientnet_pytorch"): ("_blocks.15._bn2.running_var", (320,), {}),
-    ("mobilenet_v2", "torchvision"): ("features.17.conv.2.weight", (320, 960, 1, 1), {"norm.epsilon": 1e-5}),
-    ("mobilenetv2_100", "timm"): ("blocks.2.0.conv_pwl.weight", (32, 144, 1, 1), {"norm.epsilon": 1e-5}),
-    ("resnet18", "torchvision"): ("layer2.0.downsample.0.weight", (128, 64, 1, 1), {}),
-    ("vit_tiny_patch16_224", "timm"): ("blocks.11.attn.qkv.weight", (576, 192), {}),
-    ("vit_b_32", "torchvision"): ("encoder.layers.encoder_layer_0.self_attention.in_proj_bias", (2304,), {}),
+    ("efficientnet_b5", "torchvision"): (
+        "efficientnet-b5",
+        "features.0.0.weight",
+        (48, 3, 3, 3),
+        {"padding": None},
+    ),
+    ("efficientnet-b0", "efficientnet_pytorch"): (
+        "efficientnet-b0",
+        "_blocks.1._se_reduce.weight",
+        (4, 96, 1, 1),
+        {},
+    ),
+    ("efficientnet-lite0", "efficientnet_pytorch"): (
+        "efficientnet-lite0",
+        "_blocks.15._bn2.running_var",
+        (320,),
+        {},
+    ),
+    ("mobilenet_v2", "torchvision"): (
+        "mobilenet-v2",
+        "features.17.conv.2.weight",
+        (320, 960, 1, 1),
+        {"norm.epsilon": 1e-5},
+    ),
+    ("mobilenetv2_100", "timm"): (
+        "mobilenet-v2",
+        "blocks.2.0.conv_pwl.weight",
+        (32, 144, 1, 1),
+        {"norm.epsilon": 1e-5},
+    ),
+    ("resnet18", "torchvision"): ("resnet-18", "layer2.0.downsample.0.weight", (128, 64, 1, 1), {}),
+    ("vit_tiny_patch16_224", "timm"): ("vit-tiny-16", "blocks.11.attn.qkv.weight", (576, 192), {}),
+    ("vit_b_32", "torchvision"): (
+        "vit-base-32",
+        "encoder.layers.encoder_layer_0.self_attention.in_proj_bias",
+        (2304,),
+        {},
+    ),
 }
-KNOWN = {name: (kind, choices) for kind in PICTURE_TYPES.values() for name, choices in kind.architectures.items()}
 
 
-@pytest.mark.parametrize(("theirs", "naming"), NAMES)
-def test_tensors_under_other_names(theirs, naming, tmp_path):
+@pytest.mark.parametrize(("theirs", "library"), NAMES)
+def test_tensors_under_other_names(theirs, library, tmp_path):
     """The names, shapes and settings are those that the libraries themselves showed."""
     from safetensors.numpy import save_file
 
-    name, shape, settings = NAMES[theirs, naming]
-    kind, choices = KNOWN[theirs]
-    registered = arch_jax.create(choices[naming].ours)
+    ours, name, shape, settings = NAMES[theirs, library]
+    kind = checkpoint_type(library, theirs)
+    registered = arch_jax.create(ours)
     plain = {field: 0.0 for field in ("dropout", "stochastic_depth") if hasattr(registered, field)}
-    module = arch_jax.create(choices[naming].ours, classes=7, **plain | settings)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *kind.picture(module))))
+    module = arch_jax.create(ours, classes=7, **plain | settings)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *kind.inputs(module))
     draw = np.random.default_rng(0)
     variables = jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape, np.float32), shapes)
-    tensors = {n: make() for n, _, _, make in tensors_of(kind, module, variables, naming)}
+    tensors = {n: make() for n, _, _, make in tensors_of(kind, module, variables)}
     assert tensors[name].shape == shape
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": theirs, "num_classes": 7}))

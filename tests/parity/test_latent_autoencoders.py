@@ -24,7 +24,7 @@ def blocks(*attends):
     }
 
 
-#: name -> class, settings, height and width of the pictures
+#: name -> class, settings, height and width of the images
 CONFIGURATIONS = {
     "AutoencoderKL": (
         "AutoencoderKL",
@@ -63,14 +63,14 @@ def reference(name):
         for tensor in model.parameters():
             tensor.add_(0.1 * torch.randn(tensor.shape))
         if cls == "VQModel":
-            latents = model.encode(pictures(name)[1]).latents.movedim(1, -1).flatten(0, 2)
+            latents = model.encode(images(name)[1]).latents.movedim(1, -1).flatten(0, 2)
             codes = model.quantize.embedding.weight
             drawn = latents[torch.randperm(len(latents))[: len(codes)]]
             codes.copy_(drawn + 0.3 * latents.std(0) * torch.randn(codes.shape))
     return model
 
 
-def pictures(name):
+def images(name):
     _, settings, sides = CONFIGURATIONS[name]
     x = np.random.default_rng(0).uniform(-1, 1, size=(2, *sides, settings.get("in_channels", 3))).astype(np.float32)
     return jnp.asarray(x), to_torch(x)
@@ -92,7 +92,7 @@ def test_moments_and_reconstruction(name, tmp_path):
     model.save_pretrained(tmp_path)
     module, variables = arch_jax.load_pretrained(tmp_path)
     assert (module.scale, module.shift) == (model.config.scaling_factor, model.config.shift_factor or 0)
-    x, inputs = pictures(name)
+    x, inputs = images(name)
     with torch.no_grad():
         posterior = model.encode(inputs).latent_dist
         made, mean, log_variance = jax.jit(module.apply)(variables, x)
@@ -110,7 +110,7 @@ def test_codes_and_reconstruction(name, tmp_path):
     model = reference(name)
     model.save_pretrained(tmp_path)
     module, variables = arch_jax.load_pretrained(tmp_path)
-    x, inputs = pictures(name)
+    x, inputs = images(name)
     apply = lambda method, *given: jax.jit(lambda v, *a: module.apply(v, *a, method=method))(variables, *given)
     with torch.no_grad():
         latents = model.encode(inputs).latents
@@ -126,11 +126,11 @@ def test_codes_and_reconstruction(name, tmp_path):
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_gradients(name, tmp_path):
-    """Of a squared error, and of the divergence or the distance to the codes, for every parameter."""
+    """Gradients of a squared error and of the divergence, or the distance to the codes, for every parameter."""
     model = reference(name)
     model.save_pretrained(tmp_path / "theirs")
     module, variables = arch_jax.load_pretrained(tmp_path / "theirs")
-    x, inputs = pictures(name)
+    x, inputs = images(name)
     if isinstance(model, diffusers.AutoencoderKL):
         posterior = model.encode(inputs).latent_dist
         theirs = torch.mean((model.decode(posterior.mode()).sample - inputs) ** 2) + 1e-2 * posterior.kl().mean()
@@ -184,7 +184,7 @@ def test_diffusers_reads_what_is_written(name, shard_bytes, tmp_path):
     assert {key: list(v) if isinstance(v, tuple) else v for key, v in ours.items()} == theirs
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[key]), key
-    _, inputs = pictures(name)
+    _, inputs = images(name)
     with torch.no_grad():
         assert torch.equal(again.eval()(inputs).sample, model(inputs).sample)
 

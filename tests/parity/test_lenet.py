@@ -74,13 +74,13 @@ def published_variables(theirs):
     }
 
 
-def pictures(seed=0, count=4):
+def images(seed=0, count=4):
     return np.random.default_rng(seed).uniform(-0.1, 1.175, (count, 32, 32, 1)).astype(np.float32)
 
 
 def test_the_published_form():
     torch.manual_seed(0)
-    theirs, ours, x = Published(), arch_jax.create("lenet5"), jnp.asarray(pictures())
+    theirs, ours, x = Published(), arch_jax.create("lenet5"), jnp.asarray(images())
     assert sum(p.numel() for p in theirs.parameters()) == 60_000
     inputs = torch.from_numpy(np.array(x).transpose(0, 3, 1, 2))
     logits = theirs(inputs)
@@ -133,7 +133,7 @@ def modern_variables(theirs):
 
 def test_batch_norm_in_evaluation_and_after_a_training_step():
     torch.manual_seed(1)
-    theirs, ours, x = modern(), arch_jax.create("lenet5-bn"), jnp.asarray(pictures(1, 8))
+    theirs, ours, x = modern(), arch_jax.create("lenet5-bn"), jnp.asarray(images(1, 8))
     inputs = torch.from_numpy(np.array(x).transpose(0, 3, 1, 2))
     variables = modern_variables(theirs)
     with torch.no_grad():

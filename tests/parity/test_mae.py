@@ -10,8 +10,8 @@ from flax.traverse_util import flatten_dict
 
 import arch_jax
 from arch_jax.errors import UsageError
-from arch_jax.interop.image_weights import tensors_of, variables_of
-from arch_jax.interop.pictures import PICTURE_TYPES
+from arch_jax.interop.configurations import checkpoint_type
+from arch_jax.interop.weights import tensors_of, variables_of
 from arch_jax.ops.attention.positions import sinusoidal_grid
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
@@ -79,7 +79,7 @@ def test_masks_predictions_loss_and_gradients_both_ways(name, scan, tmp_path):
     out = model(inputs, noise=torch.from_numpy(noise))
     out.loss.backward()
     expected = out.logits.detach().numpy()
-    assert np.ptp(expected, axis=0).max() > 0.05 * np.abs(expected).max(), "the pictures make no difference"
+    assert np.ptp(expected, axis=0).max() > 0.05 * np.abs(expected).max(), "the images make no difference"
 
     predicted, masking = jax.jit(lambda v, x, n: module.apply(v, x, n, method="masked"))(variables, x, noise)
     np.testing.assert_array_equal(masking.mask, out.mask.numpy() == 1)
@@ -148,7 +148,7 @@ def renamed(gradients, model, folder, module):
             parameter.copy_(kept[key])
     from safetensors.numpy import load_file
 
-    found = variables_of(PICTURE_TYPES["vit_mae"], load_file(folder / "model.safetensors"), module)
+    found = variables_of(checkpoint_type("transformers", "vit_mae"), load_file(folder / "model.safetensors"), module)
     return {path: np.asarray(leaf) for path, leaf in flatten_dict(found, sep="/").items()}
 
 
@@ -194,7 +194,7 @@ def test_what_is_refused(tmp_path):
 def test_published_names_of_the_decoders_layers():
     module = arch_jax.models()["mae-base-16"].tiny()
     variables = module.init(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))
-    kind = PICTURE_TYPES["vit_mae"]
+    kind = checkpoint_type("transformers", "vit_mae")
     for naming, layer in (("transformers", "decoder_layers.1"), ("transformers 5.23", "decoder_encoder.layer.1")):
         tensors = {name: make() for name, _, _, make in tensors_of(kind, module, variables, naming)}
         assert tensors[f"decoder.{layer}.attention.attention.key.weight"].shape == (12, 12)

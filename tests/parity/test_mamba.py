@@ -9,6 +9,7 @@ import pytest
 
 import arch_jax
 from arch_jax.errors import UsageError
+from arch_jax.interop.configurations import module_of
 from arch_jax.sampling import generate
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
@@ -140,19 +141,16 @@ def test_gradients_of_the_scan():
     ],
 )
 def test_configurations_that_are_refused(case, change, message):
-    from arch_jax.interop.configurations import module_of
-
     config = {"model_type": case} | CASES[case][1] | change
     with pytest.raises(UsageError, match=message):
         module_of(config)
 
 
 def test_fields_of_older_checkpoints():
-    from arch_jax.interop.configurations import module_of
-
     older = {
         "model_type": "mamba", "d_model": 768, "n_layer": 24, "d_inner": 1536, "hidden_size": 768, "rms_norm": True,
         "num_hidden_layers": 24, "ssm_cfg": {}, "fused_add_norm": True, "pad_vocab_size_multiple": 8,
         "initializer_range": 0.02, "rescale_prenorm_residual": True, "time_step_rank": 48, "vocab_size": 50280,
     }  # fmt: skip
-    assert module_of(older) == ("mamba", arch_jax.create("mamba-130m"))
+    kind, module = module_of(older)
+    assert (kind.name, module) == ("mamba", arch_jax.create("mamba-130m"))

@@ -185,7 +185,7 @@ def test_layouts_of_older_files(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_every_field_of_the_reference_is_known(kind):
-    """What transformers writes for any model, and for this one, is used or known to be harmless: no field is new."""
+    """Every field that transformers writes is used or known to change nothing."""
     from arch_jax.interop.configurations import module_of
 
     config = {"gpt2": transformers.GPT2Config, "llama": transformers.LlamaConfig}[kind]()

@@ -33,16 +33,16 @@ def pickle() -> str:
 
 @pytest.fixture(scope="module")
 def photographs():
-    """Each photograph's middle square as 224 x 224 pixels, and its left and its right one: 6 pictures in about +-1."""
+    """Each photograph's middle square as 224 x 224 pixels, and its left and its right one: 6 images in about +-1."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
     found = []
     for array in load_sample_images().images:
-        picture = Image.fromarray(array)
-        side = min(picture.size)
-        for left in ((picture.width - side) // 2, 0, picture.width - side):
-            square = picture.crop((left, 0, left + side, side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        photograph = Image.fromarray(array)
+        side = min(photograph.size)
+        for left in ((photograph.width - side) // 2, 0, photograph.width - side):
+            square = photograph.crop((left, 0, left + side, side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
             found.append((np.asarray(square, np.float32) - 127) / 128)  # as the authors scale them
     return np.stack(found)
 

@@ -55,17 +55,17 @@ def test_logits(library, name, tmp_path):
                 tensor.normal_(generator=generator)  # heads of zeros would hide everything
     side = 224 if name.startswith("vit") else 64
     x = np.random.default_rng(0).normal(size=(2, side, side, 3))
-    pictures = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    images = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
     for layer in model.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = 1.0
     model = model.double()
     with torch.no_grad():
-        model.train()(pictures)  # the statistics of these pictures, or they would fade out from layer to layer
+        model.train()(images)  # the statistics of these images, or they would fade out from layer to layer
     model.eval()
     with torch.no_grad():
-        expected = model(pictures).numpy()
-    assert np.ptp(expected, axis=0).max() > 1e-3 * np.abs(expected).max(), "the logits say nothing of the pictures"
+        expected = model(images).numpy()
+    assert np.ptp(expected, axis=0).max() > 1e-3 * np.abs(expected).max(), "the logits say nothing of the images"
     save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": name, "num_classes": 7}))
     with jax.enable_x64(True):

@@ -9,8 +9,8 @@ import pytest
 
 import arch_jax
 from arch_jax.errors import UsageError
-from arch_jax.interop.image_weights import tensors_of
-from arch_jax.interop.pictures import PICTURE_TYPES
+from arch_jax.interop.configurations import checkpoint_type
+from arch_jax.interop.weights import tensors_of
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install arch-jax[parity]")
@@ -39,7 +39,7 @@ def reference(settings, seed=0):
     return model.eval()
 
 
-def pictures(side=33):
+def images(side=33):
     x = np.random.default_rng(0).normal(size=(3, side, side, 3)).astype(np.float32)
     return jnp.asarray(x), torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
 
@@ -54,17 +54,17 @@ def test_logits_and_running_statistics(name, tmp_path):
     model = reference(CONFIGURATIONS[name])
     model.save_pretrained(tmp_path)
     module, variables = arch_jax.load_pretrained(tmp_path)
-    x, y = pictures()
+    x, y = images()
     with torch.no_grad():
         expected = model(y).logits
-        assert np.ptp(expected.numpy(), axis=0).max() > 0.05 * expected.abs().max(), "the pictures make no difference"
+        assert np.ptp(expected.numpy(), axis=0).max() > 0.05 * expected.abs().max(), "the images make no difference"
         close(jax.jit(module.apply)(variables, x), expected)
         expected = model.train()(y).logits
     logits, updated = jax.jit(lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"]))(variables, x)
     close(logits, expected)
     after = {name: tensor for name, tensor in model.state_dict().items() if "running" in name}
     moved = {**variables, **updated}
-    kind = PICTURE_TYPES["resnet"]
+    kind = checkpoint_type("transformers", "resnet")
     ours = {name: make() for name, _, _, make in tensors_of(kind, module, moved) if name in after}
     assert ours.keys() == after.keys()
     for name, tensor in after.items():
@@ -82,7 +82,7 @@ def test_saved_and_read_again(name, tmp_path):
         if not name.endswith("num_batches_tracked"):  # a count that nothing is computed from
             assert torch.equal(tensor, again.state_dict()[name]), name
     with torch.no_grad():
-        assert torch.equal(model(pictures()[1]).logits, again(pictures()[1]).logits)
+        assert torch.equal(model(images()[1]).logits, again(images()[1]).logits)
 
 
 def test_torchvisions_names_in_a_folder_of_timms(tmp_path):
@@ -90,10 +90,10 @@ def test_torchvisions_names_in_a_folder_of_timms(tmp_path):
 
     module = arch_jax.create("resnet-18", classes=7)
     draw = np.random.default_rng(0)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), pictures()[0])
+    shapes = jax.eval_shape(module.init, jax.random.key(0), images()[0])
     variables = jax.tree.map(lambda leaf: draw.normal(size=leaf.shape).astype(np.float32), shapes)
-    kind = PICTURE_TYPES["resnet"]
-    tensors = {name: make() for name, _, _, make in tensors_of(kind, module, variables, "torchvision")}
+    kind = checkpoint_type("torchvision", "resnet18")
+    tensors = {name: make() for name, _, _, make in tensors_of(kind, module, variables)}
     # As torchvision prints them; there are 62 arrays in its resnet18, and as many pairs of running statistics as norms.
     assert len(tensors) == 62 + 40
     assert tensors["layer2.0.downsample.0.weight"].shape == (128, 64, 1, 1)

@@ -9,8 +9,8 @@ import pytest
 
 import arch_jax
 from arch_jax.errors import UsageError
-from arch_jax.interop.image_weights import tensors_of
-from arch_jax.interop.pictures import PICTURE_TYPES
+from arch_jax.interop.configurations import checkpoint_type
+from arch_jax.interop.weights import tensors_of
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 transformers = pytest.importorskip("transformers", reason="parity needs transformers: pip install arch-jax[parity]")
@@ -52,7 +52,7 @@ def test_logits_both_ways(name, scan, tmp_path):
     inputs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
         expected = model(inputs).logits.numpy()
-    assert np.ptp(expected, axis=0).max() > 0.05 * np.abs(expected).max(), "the pictures make no difference"
+    assert np.ptp(expected, axis=0).max() > 0.05 * np.abs(expected).max(), "the images make no difference"
     logits = jax.jit(module.apply)(variables, jnp.asarray(x))
     np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
 
@@ -70,8 +70,8 @@ def test_timms_names_join_queries_keys_and_values(tmp_path):
     module = arch_jax.create("vit-tiny-16", classes=7)
     draw, shapes = np.random.default_rng(0), jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
     variables = jax.tree.map(lambda leaf: draw.normal(size=leaf.shape).astype(np.float32), shapes)
-    kind = PICTURE_TYPES["vit"]
-    tensors = {name: make() for name, _, _, make in tensors_of(kind, module, variables, "timm")}
+    kind = checkpoint_type("timm", "vit_tiny_patch16_224")
+    tensors = {name: make() for name, _, _, make in tensors_of(kind, module, variables)}
     assert tensors["blocks.11.attn.qkv.weight"].shape == (576, 192)
     assert tensors["pos_embed"].shape == (1, 197, 192)
     assert tensors["patch_embed.proj.weight"].shape == (192, 3, 16, 16)

@@ -7,7 +7,7 @@ import pytest
 
 import arch_jax
 from arch_jax.errors import UsageError
-from arch_jax.interop.model_types.xlstm import XLSTM_TYPE
+from arch_jax.interop.configurations import module_of
 from arch_jax.layers.mixers.mlstm import MLSTM
 from arch_jax.layers.mixers.slstm import SLSTM
 from arch_jax.layers.norms import LayerNorm
@@ -241,7 +241,7 @@ def test_what_a_configuration_can_not_say(tmp_path):
         ({"embedding_dim": 31}, "embedding_dim"),
     ):
         with pytest.raises(UsageError, match=match):
-            XLSTM_TYPE.read(theirs | change)
+            module_of(theirs | change)
     convolved = our_language_model("mm").clone(mixer=MLSTM(heads=HEADS))
     tokens = jnp.zeros((1, 3), jnp.int32)
     with pytest.raises(UsageError, match="transformers has no model"):

@@ -1,0 +1,158 @@
+"""The common part of diffusers' AutoencoderKL and VQModel: fields of config.json, tensors of encoder and decoder."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from arch_jax.errors import UsageError, nearest
+from arch_jax.interop.checkpoint_type import Library
+from arch_jax.interop.configuration_fields import Field, Fields, because, choice, flag, positive, whole, wholes
+from arch_jax.interop.row import Row, convolution_rows, linear_rows, norm_rows
+from arch_jax.interop.safetensors import FILES
+from arch_jax.interop.strict_json import shown
+
+#: Most residual blocks of a level: beyond it, counting them could take hours.
+_MOST_UNITS = 64
+_DOWN, _UP = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"), ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
+
+
+def _units(name: str, value: Any) -> int:
+    if whole(name, value) > _MOST_UNITS:
+        raise UsageError(f"{name} is {shown(value)}; expected at most {_MOST_UNITS}")
+    return value
+
+
+def _attention(kinds: tuple[str, str]) -> Callable[[str, Any], tuple[bool, ...]]:
+    """A reader of a list of blocks: whether each has attention."""
+
+    def read(name: str, value: Any) -> tuple[bool, ...]:
+        if not isinstance(value, list | tuple) or not value:
+            raise UsageError(f"{name} is {shown(value)}; expected a list of {kinds[0]!r} and such")
+        for kind in value:
+            if not isinstance(kind, str) or kind not in kinds:
+                raise UsageError(f"{name} has {shown(kind)}, which is not supported{nearest(str(kind)[:80], kinds)}")
+        return tuple(kind == kinds[1] for kind in value)
+
+    return read
+
+
+DIFFUSERS = Library("diffusers", "_class_name", FILES["diffusers"], Fields())
+
+#: What becomes of the fields of both classes, with diffusers' defaults.
+CODER_FIELDS = Fields(
+    reads={
+        "in_channels": Field(whole, 3),
+        "out_channels": Field(whole, 3),
+        "down_block_types": Field(_attention(_DOWN), (_DOWN[0],)),
+        "up_block_types": Field(_attention(_UP), (_UP[0],)),
+        "block_out_channels": Field(wholes, (64,)),
+        "layers_per_block": Field(_units, 1),
+        "act_fn": Field(choice({"silu": "silu", "swish": "silu"}), "silu"),
+        "norm_num_groups": Field(whole, 32),
+        "sample_size": Field(whole, 32),
+        "scaling_factor": Field(positive, 0.18215),
+        "mid_block_add_attention": Field(flag, True),
+    },
+    no_effect=because("the precision in which diffusers' pipelines run; here that is `dtype`", "force_upcast"),
+)
+
+
+def coder_settings(c: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that both modules have, from the fields as they were read.
+
+    Raises:
+      UsageError: fields that don't fit together, or that the two coders here always share.
+    """
+    if c["in_channels"] != c["out_channels"]:
+        raise UsageError(f"out_channels is {c['out_channels']}; expected in_channels, {c['in_channels']}")
+    down, up, widths = c["down_block_types"], c["up_block_types"], c["block_out_channels"]
+    for name, kinds in (("down_block_types", down), ("up_block_types", up)):
+        if len(kinds) != len(widths):
+            raise UsageError(f"{name} has {len(kinds)} entries; expected {len(widths)}, as block_out_channels has")
+    if up[::-1] != down:
+        expected = [_UP[attends] for attends in down[::-1]]
+        raise UsageError(f"up_block_types has attention elsewhere than down_block_types; expected {expected}")
+    return {
+        "picture": c["sample_size"],
+        "channels": c["in_channels"],
+        "latent": c["latent_channels"],
+        "widths": widths,
+        "units": c["layers_per_block"],
+        "groups": c["norm_num_groups"],
+        "attention": tuple(level for level, attends in enumerate(down) if attends),
+        "mid_attention": c["mid_block_add_attention"],
+        "scale": c["scaling_factor"],
+    }
+
+
+def coder_fields(module: Any) -> dict[str, Any]:
+    """The fields from the module: the inverse of `coder_settings`."""
+    attends = [level in module.attention for level in range(len(module.widths))]
+    return {
+        "in_channels": module.channels,
+        "out_channels": module.channels,
+        "down_block_types": [_DOWN[each] for each in attends],
+        "up_block_types": [_UP[each] for each in reversed(attends)],
+        "block_out_channels": list(module.widths),
+        "layers_per_block": module.units,
+        "act_fn": "silu",
+        "latent_channels": module.latent,
+        "norm_num_groups": module.groups,
+        "sample_size": module.picture,
+        "scaling_factor": module.scale,
+        "mid_block_add_attention": module.mid_attention,
+    }
+
+
+#: Version of diffusers -> our projections of attention -> its names of them.
+PROJECTIONS = {
+    "diffusers": {"query": "to_q", "key": "to_k", "value": "to_v", "output": "to_out.0"},
+    "diffusers before 0.17": {"query": "query", "key": "key", "value": "value", "output": "proj_attn"},
+}
+
+
+def coder_rows(module: Any, projections: Mapping[str, str]) -> list[Row]:
+    """The tensors of encoder and decoder, with the names of one version for the projections."""
+    last = len(module.widths) - 1
+    rows = convolution_rows("encoder.conv_in", "encoder/stem") + convolution_rows("decoder.conv_in", "decoder/stem")
+    for level in range(last + 1):
+        theirs = f"encoder.down_blocks.{level}"
+        rows += _level(theirs, f"encoder/level_{level}", module.units, projections)
+        rows += convolution_rows(f"{theirs}.downsamplers.0.conv", f"encoder/halving_{level + 1}")
+    for place, level in enumerate(range(last, -1, -1)):
+        theirs = f"decoder.up_blocks.{place}"
+        rows += _level(theirs, f"decoder/level_{level}", module.units + 1, projections)
+        rows += convolution_rows(f"{theirs}.upsamplers.0.conv", f"decoder/doubling_{level}")
+    for coder in ("encoder", "decoder"):
+        theirs, ours = f"{coder}.mid_block", f"{coder}/middle"
+        rows += _block(f"{theirs}.resnets.0", f"{ours}/unit_0") + _block(f"{theirs}.resnets.1", f"{ours}/unit_1")
+        rows += _attended(f"{theirs}.attentions.0", f"{ours}/attention", projections)
+        rows += norm_rows(f"{coder}.conv_norm_out", f"{coder}/norm")
+        rows += convolution_rows(f"{coder}.conv_out", f"{coder}/outputs")
+    return rows
+
+
+def _level(theirs: str, ours: str, units: int, projections: Mapping[str, str]) -> list[Row]:
+    """The residual blocks of a level, each with the attention that may follow it."""
+    rows = []
+    for unit in range(units):
+        rows += _block(f"{theirs}.resnets.{unit}", f"{ours}_unit_{unit}")
+        rows += _attended(f"{theirs}.attentions.{unit}", f"{ours}_attention_{unit}", projections)
+    return rows
+
+
+def _block(theirs: str, ours: str) -> list[Row]:
+    """A residual block, with a shortcut where the channels change."""
+    rows = convolution_rows(f"{theirs}.conv_shortcut", f"{ours}/shortcut")
+    for number in (1, 2):
+        rows += norm_rows(f"{theirs}.norm{number}", f"{ours}/norm_{number}")
+        rows += convolution_rows(f"{theirs}.conv{number}", f"{ours}/convolution_{number}")
+    return rows
+
+
+def _attended(theirs: str, ours: str, projections: Mapping[str, str]) -> list[Row]:
+    rows = norm_rows(f"{theirs}.group_norm", f"{ours}/norm")
+    for our, name in projections.items():
+        # Until diffusers had linear layers there, they were convolutions of 1 x 1, as in the authors' own checkpoints.
+        kernel, bias = linear_rows(f"{theirs}.{name}", f"{ours}/{our}")
+        rows += [kernel._replace(window=True), bias]
+    return rows

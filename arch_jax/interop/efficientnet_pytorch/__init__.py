@@ -1,0 +1,1 @@
+"""The names of networks and tensors in the package efficientnet_pytorch."""

@@ -1,0 +1,82 @@
+"""ResNet (`model_type` "resnet")."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from arch_jax.errors import UsageError
+from arch_jax.interop.checkpoint_type import CheckpointType, image_inputs
+from arch_jax.interop.configuration_fields import Field, Fields, because, choice, counts, flag, whole, wholes
+from arch_jax.interop.row import BATCH_COUNTS, Naming, Row, blocks_of, linear_rows, normed_convolution_rows
+from arch_jax.interop.transformers.library import CLASSES, TRANSFORMERS, class_count, class_fields
+from arch_jax.models.cnn.resnet import EXPANSION, ResNet
+
+RESNET_FIELDS = Fields(
+    reads=CLASSES
+    | {
+        "embedding_size": Field(whole, 64),
+        "hidden_sizes": Field(wholes, (256, 512, 1024, 2048)),
+        "depths": Field(counts, (3, 4, 6, 3)),
+        "layer_type": Field(choice({"basic": "basic", "bottleneck": "bottleneck"}), "bottleneck"),
+        "downsample_in_bottleneck": Field(flag, False),
+    },
+    no_effect=because("selects what a backbone returns", "out_features out_indices stage_names"),
+    refuses={"num_channels": (3,), "hidden_act": ("relu",), "downsample_in_first_stage": (False,)},
+)
+
+
+def _read(c: Mapping[str, Any]) -> ResNet:
+    bottleneck = c["layer_type"] == "bottleneck"
+    width, stages = c["embedding_size"], len(c["depths"])
+    expected = tuple(width * 2**stage * (EXPANSION if bottleneck else 1) for stage in range(stages))
+    if c["hidden_sizes"] != expected:
+        raise UsageError(
+            f"hidden_sizes is {list(c['hidden_sizes'])}; expected {list(expected)}, which double from stage to stage"
+        )
+    return ResNet(
+        classes=class_count(c),
+        blocks=c["depths"],
+        width=width,
+        bottleneck=bottleneck,
+        stride_first=bottleneck and c["downsample_in_bottleneck"],
+    )
+
+
+def _write(m: Mapping[str, Any], module: ResNet) -> dict[str, Any]:
+    outer = EXPANSION if module.bottleneck else 1
+    return {
+        "architectures": ["ResNetForImageClassification"],
+        **class_fields(module.classes),
+        "num_channels": 3,
+        "embedding_size": module.width,
+        "hidden_sizes": [module.width * 2**stage * outer for stage in range(len(module.blocks))],
+        "depths": list(module.blocks),
+        "layer_type": "bottleneck" if module.bottleneck else "basic",
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": module.stride_first,
+    }
+
+
+def _naming(module: ResNet) -> Naming:
+    def layer(theirs: str, ours: str) -> list[Row]:
+        return normed_convolution_rows(f"{theirs}.convolution", f"{theirs}.normalization", ours)
+
+    rows = layer("resnet.embedder.embedder", "stem")
+    for stage, place, ours in blocks_of(module.blocks):
+        theirs = f"resnet.encoder.stages.{stage}.layers.{place}"
+        rows += layer(f"{theirs}.shortcut", f"{ours}/shortcut")
+        for number in range(3 if module.bottleneck else 2):
+            rows += layer(f"{theirs}.layer.{number}", f"{ours}/convolution_{number + 1}")
+    return Naming((*rows, *linear_rows("classifier.1", "logits")), buffers=BATCH_COUNTS)
+
+
+RESNET_TYPE = CheckpointType(
+    library=TRANSFORMERS,
+    names=("resnet",),
+    module=ResNet,
+    fields=RESNET_FIELDS,
+    read=_read,
+    namings={"transformers": _naming},
+    write=_write,
+    inputs=lambda module: image_inputs(),
+)

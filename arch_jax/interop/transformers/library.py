@@ -1,0 +1,121 @@
+"""transformers' `config.json`: the fields that all its models share, and its names of activations and classes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from arch_jax import fields
+from arch_jax.errors import UsageError
+from arch_jax.interop.checkpoint_type import Library
+from arch_jax.interop.configuration_fields import Field, Fields, because, whole_or_none
+from arch_jax.interop.safetensors import FILES
+from arch_jax.interop.strict_json import shown
+
+_FILE = """
+architectures auto_map dtype finetuning_task id2label label2id model_type name_or_path num_labels prefix problem_type
+tokenizer_class torch_dtype torchscript transformers_version use_bfloat16 tf_legacy_loss attn_implementation
+experts_implementation gradient_checkpointing is_decoder chunk_size_feed_forward tie_encoder_decoder use_cache
+"""
+_RETURNED = """
+output_attentions output_hidden_states output_scores return_dict return_dict_in_generate tie_last_hidden_states
+"""
+_TOKENS = """
+bos_token_id cls_token_id decoder_start_token_id eos_token_id mask_token_id pad_token_id sep_token_id
+"""
+_SAMPLING = """
+assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens diversity_penalty do_sample
+early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty epsilon_cutoff eta_cutoff
+exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length max_new_tokens
+min_length no_repeat_ngram_size num_assistant_tokens num_assistant_tokens_schedule num_beam_groups num_beams
+num_return_sequences remove_invalid_values repetition_penalty suppress_tokens target_lookbehind task_specific_params
+temperature top_k top_p typical_p
+"""
+
+TRANSFORMERS = Library(
+    "transformers",
+    "model_type",
+    FILES["transformers"],
+    Fields(
+        no_effect=because("about the file, the framework or the heads of other tasks", _FILE)
+        | because("selects what is returned beside the logits", _RETURNED)
+        | because("special tokens belong to the tokenizer", _TOKENS)
+        | because("settings of sampling, which `generate` has arguments for", _SAMPLING),
+        refuses={
+            "is_encoder_decoder": (False, None),
+            "cross_attention_hidden_size": (None,),
+            "add_cross_attention": (False, None),
+            "pruned_heads": ({}, None),
+            "quantization_config": (None,),
+            "compression_config": (None,),
+            "per_layer_config": ({}, None),
+            "sliding_window": (None,),
+            "use_sliding_window": (False, None),
+            "attention_chunk_size": (None,),
+            "layer_types": (None,),
+            "adapter_config": (None,),
+        },
+    ),
+    dtype="dtype",
+)
+
+#: transformers' names of activations -> ours.
+ACTIVATION_NAMES = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "relu": "relu",
+    "sigmoid": "sigmoid",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+
+#: The reason why dropout rates have no effect.
+DROPOUT = "dropout is not taken over: it is 0 unless asked for"
+
+
+def their_activation(settings: Mapping[str, Any], tanh_gelu: str = "gelu_new") -> str:
+    """transformers' name of a feed-forward's activation; `tanh_gelu` is what the model type calls that one."""
+    ours = settings["feed_forward"].get("activation", "silu")
+    return tanh_gelu if ours == "gelu_tanh" else ours
+
+
+def text_fields(module: nn.Module) -> dict[str, Any]:
+    """Fields that every model of text writes. Special tokens belong to the tokenizer and are null."""
+    return {
+        "vocab_size": module.vocabulary,
+        "tie_word_embeddings": getattr(module, "tied", True),
+        "dtype": fields.to_json(module.parameter_dtype),
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+
+
+def _label_count(name: str, value: Any) -> int | None:
+    """The number of names of classes."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or len(value) < 2:
+        raise UsageError(f"{name} is {shown(value)}; expected a name for each of at least 2 classes")
+    return len(value)
+
+
+#: The fields that say how many classes a classifier has.
+CLASSES = {"id2label": Field(_label_count), "num_labels": Field(whole_or_none)}
+
+
+def class_count(c: Mapping[str, Any]) -> int:
+    """The number of classes from the fields of `CLASSES`, read; transformers' default is 2."""
+    return c["id2label"] or c["num_labels"] or 2
+
+
+def class_fields(classes: int) -> dict[str, dict]:
+    """The fields that say how many classes there are, as transformers writes them."""
+    names = {str(number): f"LABEL_{number}" for number in range(classes)}
+    return {"id2label": names, "label2id": {name: int(number) for number, name in names.items()}}

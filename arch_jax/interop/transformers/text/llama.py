@@ -1,0 +1,169 @@
+"""Llama and Mistral (`model_type` "llama", "mistral"): one decoder, with biases or with a sliding window."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from arch_jax.errors import UsageError
+from arch_jax.interop.checkpoint_type import CheckpointType, text_inputs
+from arch_jax.interop.configuration_fields import (
+    Field,
+    Fields,
+    because,
+    choice,
+    divides,
+    flag,
+    number,
+    whole,
+    whole_or_none,
+)
+from arch_jax.interop.row import LINEAR, LayerRows, Naming, Row, linear_rows, norm_rows
+from arch_jax.interop.transformers.library import ACTIVATION_NAMES, DROPOUT, TRANSFORMERS, text_fields, their_activation
+from arch_jax.interop.transformers.text.rope import ROPE_FIELDS, ROPE_REFUSES, read_rope, write_rope
+from arch_jax.layers.mixers.attention import Attention
+from arch_jax.layers.norms import RMSNorm
+from arch_jax.layers.transformer.decoder import Decoder
+from arch_jax.layers.transformer.feed_forward import SwiGLU
+
+_SHARED = {
+    "vocab_size": Field(whole, 32_000),
+    "hidden_size": Field(whole, 4096),
+    "num_hidden_layers": Field(whole, 32),
+    "num_attention_heads": Field(whole, 32),
+    "head_dim": Field(whole_or_none),
+    "hidden_act": Field(choice(ACTIVATION_NAMES), "silu"),
+    "rms_norm_eps": Field(number, 1e-6),
+    "initializer_range": Field(number, 0.02),
+    "tie_word_embeddings": Field(flag, False),
+    **ROPE_FIELDS,
+}
+_NO_EFFECT = because(DROPOUT, "attention_dropout")
+LLAMA_FIELDS = Fields(
+    reads=_SHARED
+    | {
+        "intermediate_size": Field(whole, 11_008),
+        "num_key_value_heads": Field(whole_or_none),
+        "attention_bias": Field(flag, False),
+        "mlp_bias": Field(flag, False),
+    },
+    no_effect=_NO_EFFECT,
+    refuses={"pretraining_tp": (1, None)} | ROPE_REFUSES,
+)
+MISTRAL_FIELDS = Fields(
+    reads=_SHARED
+    | {
+        "intermediate_size": Field(whole, 14_336),
+        "num_key_value_heads": Field(whole_or_none, 8),
+        "max_position_embeddings": Field(whole, 4096 * 32),
+        "sliding_window": Field(whole_or_none, 4096),
+    },
+    no_effect=_NO_EFFECT,
+    refuses=ROPE_REFUSES,
+)
+
+
+def _read(c: Mapping[str, Any]) -> Decoder:
+    heads, kv_heads, head_size = c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"]
+    if head_size is None:
+        divides("num_attention_heads", heads, "hidden_size", c["hidden_size"])
+    if kv_heads is not None:
+        divides("num_key_value_heads", kv_heads, "num_attention_heads", heads)
+    size = head_size or c["hidden_size"] // heads
+    if size % 2:
+        raise UsageError(f"the heads have {size} dimensions, which can't be rotated in pairs; expected an even number")
+    whole("num_attention_heads * head_dim", heads * size)
+    std = c["initializer_range"]
+    head_size = None if size * heads == c["hidden_size"] else size
+    return Decoder(
+        vocabulary=c["vocab_size"],
+        depth=c["num_hidden_layers"],
+        width=c["hidden_size"],
+        mixer=Attention(
+            heads,
+            kv_heads or heads,
+            head_size,
+            read_rope(c),
+            bias=c.get("attention_bias", False),
+            window=c.get("sliding_window"),
+            initial_std=std,
+        ),
+        feed_forward=SwiGLU(
+            hidden=c["intermediate_size"], activation=c["hidden_act"], bias=c.get("mlp_bias", False), initial_std=std
+        ),
+        norm=RMSNorm(epsilon=c["rms_norm_eps"]),
+        tied=c["tie_word_embeddings"],
+        initial_std=std,
+        scale_residual=False,
+    )
+
+
+def _write_llama(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
+    own = {"attention_bias": m["mixer"].get("bias", False), "mlp_bias": m["feed_forward"].get("bias", False)}
+    return {"architectures": ["LlamaForCausalLM"], "pretraining_tp": 1} | own | _shared_fields(m, module)
+
+
+def _write_mistral(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
+    own = {"sliding_window": m["mixer"].get("window")}
+    return {"architectures": ["MistralForCausalLM"]} | own | _shared_fields(m, module)
+
+
+def _shared_fields(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
+    heads = m["mixer"].get("heads", 1)
+    return (
+        text_fields(module)
+        | {
+            "initializer_range": module.initial_std,
+            "hidden_size": m["width"],
+            "intermediate_size": m["feed_forward"].get("hidden", 1),
+            "num_hidden_layers": m["depth"],
+            "num_attention_heads": heads,
+            "num_key_value_heads": m["mixer"].get("kv_heads", heads),
+            "head_dim": m["mixer"].get("head_size", 2),
+            "hidden_act": their_activation(m, "gelu_pytorch_tanh"),
+            "rms_norm_eps": m["norm"].get("epsilon", 1e-6),
+            "attention_dropout": 0.0,
+        }
+        | write_rope(m["mixer"].get("rope") or {})
+    )
+
+
+def _naming(module: Decoder) -> Naming:
+    layer = "model.layers.{}."
+    projections = ("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("output", "o_proj")
+    rows = (
+        *norm_rows(f"{layer}input_layernorm", "mixer_norm"),
+        *(row for ours, theirs in projections for row in linear_rows(f"{layer}self_attn.{theirs}", f"mixer/{ours}")),
+        *norm_rows(f"{layer}post_attention_layernorm", "feed_forward_norm"),
+        *linear_rows(f"{layer}mlp.gate_proj", "feed_forward/gate"),
+        *linear_rows(f"{layer}mlp.up_proj", "feed_forward/up"),
+        *linear_rows(f"{layer}mlp.down_proj", "feed_forward/down"),
+    )
+    return Naming(
+        prefix="model.",
+        sizes={"model.embed_tokens.weight": (module.vocabulary, module.width)},
+        rows=(
+            Row("model.embed_tokens.weight", ("embedding/embedding",)),
+            *norm_rows("model.norm", "final_norm"),
+            Row("lm_head.weight", ("logits/kernel",), axes=LINEAR),
+        ),
+        stacks=(LayerRows("stack", module.depth, rows),),
+        buffers=re.compile(r"(model\.)?(layers\.[0-9]+\.self_attn\.)?rotary_emb\.inv_freq"),
+        copies={"lm_head.weight": "model.embed_tokens.weight"},
+    )
+
+
+def _check_written(data: Mapping[str, Any]) -> None:
+    """Refuses heads that do not divide the width, as transformers does even where they have a size of their own."""
+    divides("heads", data["num_attention_heads"], "width", data["hidden_size"])
+
+
+_TYPE = {
+    "library": TRANSFORMERS,
+    "module": Decoder,
+    "read": _read,
+    "namings": {"transformers": _naming},
+    "inputs": text_inputs,
+    "check_written": _check_written,
+}
+LLAMA_TYPE = CheckpointType(names=("llama",), fields=LLAMA_FIELDS, write=_write_llama, **_TYPE)
+MISTRAL_TYPE = CheckpointType(names=("mistral",), fields=MISTRAL_FIELDS, write=_write_mistral, **_TYPE)
