@@ -13,7 +13,7 @@ from arch_jax.fields import component
 from arch_jax.figures.image_grid import picture_grid, validation_pictures
 from arch_jax.objectives.autoencode import check_images
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
-from arch_jax.ops.convolution.patches import normalised, patch_statistics, patches, picture_of
+from arch_jax.ops.convolution.patches import normalised, patch_statistics, patches, unpatchify
 
 
 @component("masked_patches", kind="objective")
@@ -119,6 +119,6 @@ class MaskedPatches(ObjectiveBase):
             "pasted": jnp.where(hidden, predicted, real),
         }
         scaled = lambda x: (np.asarray(x) - data.low) / (data.high - data.low)
-        whole = lambda x: picture_of(x.astype(images.dtype), self.model.patch, *images.shape[1:3])
+        whole = lambda x: unpatchify(x.astype(images.dtype), self.model.patch, *images.shape[1:3])
         title = f"{self.model.masking_ratio:.0%} of the patches are masked"
         return {"reconstructions": picture_grid({name: scaled(whole(x)) for name, x in rows.items()}, title)}
