@@ -4,7 +4,7 @@
 
 A linear one of squared error spans the subspace of the principal components (Baldi & Hornik 1989). The deep one is
 Hinton & Salakhutdinov's (2006), and the k-sparse one keeps the k largest units of its code (Makhzani & Frey 2014,
-1312.5663). Which errors are minimised, and noise on the inputs, are of the objective "autoencode".
+1312.5663). The loss, and noise on the inputs, belong to the objective "autoencode".
 """
 
 from typing import Any
@@ -48,17 +48,17 @@ MAKHZANI = Paper("k-Sparse Autoencoders", "Makhzani & Frey", 2014, "1312.5663")
 
 @component("autoencoder", kind="model")
 class Autoencoder(nn.Module):
-    """A picture through a code and back; `encode` and `decode` are the two halves.
+    """An image autoencoder; `encode` and `decode` are the two halves.
 
     Attributes:
-      picture: pixels on a side.
+      picture: resolution.
       channels: 1 for grey, 3 for colour.
       latent: numbers in the code.
       hidden: width of the dense layers of the encoder; the decoder has them in reverse order.
-      widths: channels of the convolutions in front of them, each of which halves the picture.
+      widths: channels of the convolutions in front of them, each of which halves the image.
       activation: between layers.
-      code_activation: of the code; none leaves it linear.
-      kept: how many of the code's units are kept, the largest; none is all.
+      code_activation: of the code; None leaves it linear.
+      kept: the number of the code's units that are kept, the largest; None keeps all.
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """
@@ -85,10 +85,10 @@ class Autoencoder(nn.Module):
         self.decoder = ConvolutionalDecoder(self.picture, self.channels, **shared)
 
     def encode(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch latent"]:
-        """The code of each picture.
+        """The code of each image.
 
         Raises:
-          UsageError: pictures of another shape.
+          UsageError: images of another shape.
         """
         self.check(x.shape[1:])
         code = self.encoder(x)
@@ -102,11 +102,11 @@ class Autoencoder(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch height width channels"]:
-        """The reconstruction of each picture."""
+        """The reconstruction of each image."""
         return self.decode(self.encode(x))
 
     def check(self, shape: Any) -> None:
-        """Refuses pictures of another shape.
+        """Refuses images of another shape.
 
         Raises:
           UsageError: `shape` ("height width channels") is another.

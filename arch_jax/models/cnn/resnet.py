@@ -1,6 +1,6 @@
-"""ResNet (He et al. 2016, 1512.03385) and the plain networks that it is compared with.
+"""ResNet (He et al. 2016, 1512.03385) and its plain baselines.
 
-A residual block adds what its layers compute to what they are given (equations 1 and 2):
+A residual block adds the output of its layers to its input (equations 1 and 2):
 
     y = f(F(x) + s(x))        plain: y = f(F(x))
 
@@ -33,7 +33,7 @@ PAPER = Paper("Deep Residual Learning for Image Recognition", "He et al.", 2016,
 
 Shortcut = Literal["projection", "padding", "none"]
 
-#: How many times as wide as its 3 x 3 convolution the output of a bottleneck is.
+#: Ratio of a bottleneck's output channels to those of its 3 x 3 convolution.
 EXPANSION = 4
 
 
@@ -44,7 +44,7 @@ class Residual(nn.Module):
       width: channels of its 3 x 3 convolutions.
       stride: of the block.
       bottleneck: whether it is a bottleneck.
-      shortcut: what is added where the shapes differ; "none" adds nothing anywhere.
+      shortcut: the shortcut where the shapes differ; "none" adds nothing anywhere.
       stride_first: whether a bottleneck's stride is that of its first convolution.
       zero_scale: whether the last norm's scale starts at 0.
       norm: after each convolution.
@@ -95,15 +95,15 @@ class Residual(nn.Module):
 
 @component("resnet", kind="model")
 class ResNet(nn.Module):
-    """Residual or plain network on pictures, "batch height width channels".
+    """Residual or plain network on images, "batch height width channels".
 
     Attributes:
-      classes: how many there are.
+      classes: number of classes.
       blocks: in each stage; a stage's first block has stride 2, but the first stage's.
       width: channels of the 3 x 3 convolutions of the first stage; each further stage has twice as many.
       bottleneck: whether blocks are bottlenecks, or two 3 x 3 convolutions.
       stem: the first layers: "imagenet" (7 x 7 of stride 2, pooling of stride 2) or "cifar" (3 x 3 of stride 1).
-      shortcut: what is added where a block changes the shape: a "projection" (option B) or "padding" (option A); with
+      shortcut: the shortcut of a block that changes the shape: a "projection" (option B) or "padding" (option A); with
         "none" nothing is added anywhere, which is the plain network.
       stride_first: whether the stride of a bottleneck is that of its first convolution, as published, or of its 3 x 3
         convolution, which is usual today and half a percent better.

@@ -2,7 +2,7 @@
 
 Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule over Sequence Length" (2406.06484), and Yang,
 Kautz & Hatamizadeh 2024, "Gated Delta Networks: Improving Mamba2 with Delta Rule" (2412.06464). For each layer, with
-the mixers of `layers.delta_net`,
+the mixers of `layers.mixers.delta_net`,
 
     h' = h + mixer(RMSNorm(h)),   h'' = h' + SwiGLU(RMSNorm(h'))
 

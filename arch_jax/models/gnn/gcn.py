@@ -2,7 +2,7 @@
 
     Z = softmax(A^ ReLU(A^ X W0) W1),   A^ = D^(-1/2) (A + I) D^(-1/2)                             (equation 9)
 
-with dropout on the input of each layer, and W drawn as Glorot & Bengio (2010) do.
+with dropout on the input of each layer, and Glorot & Bengio's (2010) initializer for W.
 """
 
 import flax.linen as nn
@@ -24,9 +24,9 @@ class GCN(nn.Module):
     """Graph convolutions with an activation between them: a graph in, logits of each node's class out.
 
     Attributes:
-      classes: how many there are.
+      classes: number of classes.
       hidden: widths of the hidden layers.
-      dropout: share of each layer's input that is dropped in training.
+      dropout: dropout rate of each layer's input.
       bias: whether the layers have biases; the paper's have none.
       activation: between layers.
       dtype: of the computation; sums over edges are at least float32.

@@ -8,8 +8,8 @@ of Zaremba et al. (2014, 1409.2329): for each layer, with dropout only between l
     h_t = sigmoid(o) * tanh(c_t)
 
 The residual connections, the norm before each layer, and the output layer that shares the embedding table are the
-decoder's, not the papers': so it differs from a Transformer here in the mixer and in having no feed-forward, and in
-nothing else.
+decoder's, not the papers': so it differs from a Transformer here in the mixer and in having no feed-forward part, and
+in nothing else.
 """
 
 from arch_jax.inputs import tokens

@@ -1,10 +1,10 @@
 """RNN: Elman's simple recurrent network, stacked as a language model.
 
-Elman (1990), "Finding structure in time", with the hyperbolic tangent of what `torch.nn.RNN` calls an RNN:
+Elman (1990), "Finding structure in time", with the hyperbolic tangent, as in `torch.nn.RNN`:
 
     h_t = tanh(x_t W + h_{t-1} U + b)
 
-What stands around the layers is what stands around those of `lstm`.
+The rest of the model is that of `lstm`.
 """
 
 from arch_jax.inputs import tokens

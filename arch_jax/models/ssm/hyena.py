@@ -1,7 +1,7 @@
-"""Hyena: convolutions as long as the context in the place of attention (Poli et al. 2023, 2302.10866).
+"""Hyena: convolutions as long as the context in place of attention (Poli et al. 2023, 2302.10866).
 
-Each layer is a pre-norm residual block of the Hyena operator and a feed-forward part (section 4.2 takes GPT's blocks
-over, with another mixer):
+Each layer is a pre-norm residual block of the Hyena operator and a feed-forward part (section 4.2 keeps GPT's blocks,
+with another mixer):
 
     x_0, x_1, v = ShortConvolution(LayerNorm(h) W_in + b_in)
     a = h + (x_0 * (filter * (x_1 v) + d x_1 v)) W_out + b_out

@@ -1,11 +1,11 @@
 """S4 and S4D: language models of linear state spaces that don't depend on the token.
 
 S4 (Gu et al., 2111.00396) gives each channel a state space x' = A x + B u, y = C x + D u, whose A starts as
-HiPPO-LegS, the matrix by which x holds the past in Legendre polynomials; it is normal plus low rank, so that the
+HiPPO-LegS, the matrix by which x represents the past in Legendre polynomials; it is normal plus low rank, so that the
 convolution's kernel K_l = C A_bar^l B_bar costs a Cauchy product (algorithm 1). S4D (2206.11893) keeps the diagonal
 only, and a Vandermonde product is enough. Trained as convolutions, both decode as recurrences.
 
-A layer is x_l = x_{l-1} + S4(norm(x_{l-1})), with a gated linear unit behind the state space to mix the channels; the
+A layer is x_l = x_{l-1} + S4(norm(x_{l-1})), with a gated linear unit after the state space to mix the channels; the
 sizes are those of a small model over bytes, about as many parameters as `gpt` has.
 """
 

@@ -1,4 +1,4 @@
-"""GPT: decoder-only Transformers, in the form of GPT-2 (2019) and in the form that is usual today.
+"""GPT: decoder-only Transformers, in the form of GPT-2 (2019) and in their modern form.
 
 GPT-2 (Radford et al. 2019, section 2.3) is, with h_0 = W_e[tokens] + W_p[positions] and for each layer
 

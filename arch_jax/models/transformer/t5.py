@@ -53,7 +53,7 @@ V1_0, V1_1 = FACTS | {"architecture": "t5", "difference": 6e-7}, FACTS | {"archi
 def t5(depth: int, width: int, heads: int, hidden: int, head_size: int = 64, gated: bool = False) -> EncoderDecoder:
     """A T5 of any size; `gated` is v1.1."""
     attention = {"heads": heads, "head_size": head_size, "scale": 1.0, "initial_std": None}
-    # What the missing 1/sqrt(head_size) would do to the scores, the queries' initial weights do.
+    # The initial weights of the queries compensate for the missing 1/sqrt(head_size) of the scores.
     attention |= {"query_gain": head_size**-0.5}
     if gated:
         feed_forward = SwiGLU(hidden=hidden, activation="gelu_tanh", initial_std=None)
