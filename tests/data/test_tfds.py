@@ -42,7 +42,7 @@ class _Images(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, first, count, split):
         for i in range(first, first + count):
-            yield i, {"image": png(self.picture(i)), "label": self.label(i, split)}
+            yield i, {"image": png(self.image(i)), "label": self.label(i, split)}
 
     def image(self, i):
         return np.full((5, 4, 3), i, np.uint8)

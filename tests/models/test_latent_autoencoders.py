@@ -120,7 +120,7 @@ def test_what_is_shown_of_codes_that_are_images(kl):
     module, variables = kl
     batch = {"images": np.asarray(images()), "labels": np.zeros(2, np.int32), "weights": np.ones(2)}
     data = types.SimpleNamespace(low=-1.0, high=1.0, validation=lambda: [batch], shapes={"images": ((2, 8, 8, 1), "f")})
-    task = arch_jax.objective("variational", show_images=2).with_model(module)
+    task = arch_jax.objective("variational", show_pictures=2).with_model(module)
     task.check(data)
     shown = task.show(variables, data, jax.random.key(0))
     assert set(shown) == {"reconstructions", "samples", "interpolations"}

@@ -17,33 +17,33 @@ from arch_jax.layers.vision.convolution import Convolution, TransposedConvolutio
 GLOROT = nn.initializers.glorot_uniform()
 
 
-def check_shape(picture: int, channels: int, widths: tuple[int, ...]) -> None:
+def check_shape(resolution: int, channels: int, widths: tuple[int, ...]) -> None:
     """Refuses images that the convolutions can't halve.
 
     Raises:
       UsageError: a size is below 1, or 2 to the number of convolutions does not divide the side.
     """
-    if image < 1 or channels < 1:
-        raise UsageError(f"picture is {image} and channels is {channels}; expected at least 1 of each")
-    if image % 2 ** len(widths):
+    if resolution < 1 or channels < 1:
+        raise UsageError(f"picture is {resolution} and channels is {channels}; expected at least 1 of each")
+    if resolution % 2 ** len(widths):
         factor = 2 ** len(widths)
-        near = max(factor, round(image / factor) * factor)
+        near = max(factor, round(resolution / factor) * factor)
         raise UsageError(
-            f"picture is {image}, which {len(widths)} convolutions can't halve; expected a multiple of {factor}, "
+            f"picture is {resolution}, which {len(widths)} convolutions can't halve; expected a multiple of {factor}, "
             f"such as {near}"
         )
 
 
-def check_resolution(picture: int, channels: int, shape: tuple[int, ...]) -> None:
+def check_resolution(resolution: int, channels: int, shape: tuple[int, ...]) -> None:
     """Refuses images of another shape than the model's.
 
     Raises:
       UsageError: `shape` ("height width channels") is another.
     """
-    if tuple(shape) != (image, image, channels):
+    if tuple(shape) != (resolution, resolution, channels):
         raise UsageError(
-            f"the images have the shape {' x '.join(map(str, shape))}, and the model takes {image} x {image} x "
-            f"{channels}; set model.picture={shape[0]} and model.channels={shape[2]}, or data.resize={image}"
+            f"the images have the shape {' x '.join(map(str, shape))}, and the model takes {resolution} x {resolution} x "
+            f"{channels}; set model.picture={shape[0]} and model.channels={shape[2]}, or data.resize={resolution}"
         )
 
 

@@ -22,19 +22,25 @@ from arch_jax.layers.vision.unet_blocks import EPSILON, Middle, ResidualBlock, S
 
 
 def check_coders(
-    picture: int, channels: int, latent: int, widths: tuple[int, ...], units: int, groups: int, levels: tuple[int, ...]
+    resolution: int,
+    channels: int,
+    latent: int,
+    widths: tuple[int, ...],
+    units: int,
+    groups: int,
+    levels: tuple[int, ...],
 ) -> None:
     """Checks the settings of an encoder and decoder.
 
     Args:
-      image, channels, latent, widths, units, groups: as in `LatentEncoder` and the models.
+      resolution, channels, latent, widths, units, groups: as in `LatentEncoder` and the models.
       levels: those with attention.
 
     Raises:
       UsageError: a size below 1; widths that `groups` does not divide; a level that does not exist; an image that can't
         be halved between the levels.
     """
-    for name, size in (("picture", image), ("channels", channels), ("latent", latent), ("units", units)):
+    for name, size in (("picture", resolution), ("channels", channels), ("latent", latent), ("units", units)):
         if size < 1:
             raise UsageError(f"{name} is {size}; expected at least 1")
     if not widths or groups < 1 or any(width < 1 or width % groups for width in widths):
@@ -45,10 +51,10 @@ def check_coders(
                 f"attention is {levels}; expected levels from 0 to {len(widths) - 1}, of which widths says"
             )
     factor = 2 ** (len(widths) - 1)
-    if image % factor:
-        near = max(factor, round(image / factor) * factor)
+    if resolution % factor:
+        near = max(factor, round(resolution / factor) * factor)
         raise UsageError(
-            f"picture is {image}, which {len(widths) - 1} convolutions can't halve; expected a multiple of {factor}, "
+            f"picture is {resolution}, which {len(widths) - 1} convolutions can't halve; expected a multiple of {factor}, "
             f"such as {near}"
         )
 

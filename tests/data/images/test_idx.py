@@ -58,7 +58,7 @@ BAD = [
     (GOOD[:9], "ends in its header, after 9 bytes; expected 16 for 3 dimensions"),
     (header(3, 0, 2), "declares 3 x 0 x 2 values, which is none"),
     (GOOD[:-1], "ends after 23 bytes of values; expected 24, for 2 x 3 x 4 values of 1 bytes"),
-    (GOOD + b"x", "continues after the 24 bytes of values that it declares"),
+    (GOOD + b"x", "continues after the 24 bytes of values it declares"),
     (header(2**32 - 1, 2**32 - 1), "expected at most 4,294,967,296 (4 GiB)"),
     (header(2**31, 3, code=0x0E), "expected at most 4,294,967,296 (4 GiB)"),
     (PACKED[:-12], "is cut off: its gzip stream has no end"),
