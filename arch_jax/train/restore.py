@@ -1,4 +1,4 @@
-"""A run that was trained before, opened to be evaluated or sampled from."""
+"""A trained run, opened to be evaluated or sampled from."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from arch_jax.train.workdir import read_config
 
 @dataclasses.dataclass(frozen=True)
 class _Carried:
-    """What of the data a run carries with it: enough to sample where the data is not."""
+    """The part of the data that a run carries with it: enough to sample without the data."""
 
     tokenizer: Any
 
@@ -34,9 +34,9 @@ class Run:
 
     Attributes:
       path: its folder.
-      experiment: what was run.
+      experiment: the experiment.
       step: of the checkpoint that was opened.
-      variables: of the model, as they are evaluated (the moving average where there is one).
+      variables: of the model, as evaluated (the moving average if there is one).
       facts: of the data it was trained on.
     """
 
@@ -50,7 +50,7 @@ class Run:
         """Validation metrics over the whole validation data.
 
         Args:
-          data: other data to be judged on, such as `elsewhere` gives; its tokens are those that the model was trained
+          data: other data to evaluate on, such as `elsewhere` gives; its tokens are those that the model was trained
             with. None is the run's own.
 
         Raises:
@@ -73,7 +73,7 @@ class Run:
         """The run's data from another source, or other data altogether.
 
         Args:
-          source: what stands in the field `source` of the run's data; or the name of a kind of data, or JSON of one,
+          source: a value for the field `source` of the run's data; or the name of a kind of data, or JSON of one,
             such as {"module": "text", "source": "text:PATH"}.
           changes: other fields of the data, as `data.validation`.
 
@@ -104,7 +104,7 @@ class Run:
 
     @functools.cached_property
     def _evaluation(self) -> Any:
-        """Compiled once, however often the run is evaluated."""
+        """The evaluation, compiled once."""
         return jax.jit(self.experiment.task.evaluate)
 
     def sample(self, seed: int, **options: Any) -> list[str]:
@@ -173,7 +173,7 @@ def open_run(path: Path | str, imports: Sequence[str] = (), *, best: bool = Fals
         state = jax.eval_shape(lambda b: initial_state(experiment, b), batch)
     except ArchJaxError:
         raise
-    except Exception as problem:  # whatever the model says to shapes that it was not trained on
+    except Exception as problem:  # whatever the model raises for shapes that it was not trained on
         raise RunError(
             f"{path / 'config.json'} is damaged: its model can't be made for its batch "
             f"({type(problem).__name__}: {' '.join(str(problem).split())[:200]})"
