@@ -42,7 +42,7 @@ def test_selection():
         ([], {"parameters": "7"}, "parameters is '7'; expected a range such as 100M:1B, 1B: or :7B"),
         ([], {"parameters": ":"}, "parameters is ':'; expected a range"),
         ([], {"parameters": "9B:7B"}, "parameters is '9B:7B', which is empty; expected 7B:9B"),
-        ([], {"parameters": "many:7B"}, "'many' is no number of parameters; expected one such as 124439808"),
+        ([], {"parameters": "many:7B"}, "'many' is not a number of parameters; expected one such as 124439808"),
         (["gpt2"], {"family": "cnn"}, "no model has 'gpt2' and family 'cnn' together; leave one of them out"),
         ([], {"parameters": "1:2"}, "no model has parameters 1:2 together"),
     ],
