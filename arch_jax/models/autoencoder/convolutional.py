@@ -42,8 +42,8 @@ def check_resolution(resolution: int, channels: int, shape: tuple[int, ...]) -> 
     """
     if tuple(shape) != (resolution, resolution, channels):
         raise UsageError(
-            f"the images have the shape {' x '.join(map(str, shape))}, and the model takes {resolution} x {resolution} x "
-            f"{channels}; set model.picture={shape[0]} and model.channels={shape[2]}, or data.resize={resolution}"
+            f"the images have the shape {' x '.join(map(str, shape))}, and the model takes {resolution} x {resolution} "
+            f"x {channels}; set model.picture={shape[0]} and model.channels={shape[2]}, or data.resize={resolution}"
         )
 
 

@@ -54,8 +54,8 @@ def check_coders(
     if resolution % factor:
         near = max(factor, round(resolution / factor) * factor)
         raise UsageError(
-            f"picture is {resolution}, which {len(widths) - 1} convolutions can't halve; expected a multiple of {factor}, "
-            f"such as {near}"
+            f"picture is {resolution}, which {len(widths) - 1} convolutions can't halve; expected a multiple of "
+            f"{factor}, such as {near}"
         )
 
 
