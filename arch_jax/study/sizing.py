@@ -27,7 +27,7 @@ from arch_jax.train.step import make_step
 Changes = dict[str, Any]
 Count = Callable[[nn.Module], float]
 
-#: No search goes on after so many counts: each traces a model, which takes a tenth of a second and more.
+#: The search stops after so many counts: each traces a model, which takes a tenth of a second and more.
 _MOST = 50
 #: A depth is skipped if its narrowest layers already exceed the target by this factor.
 _LARGEST = 1e10

@@ -1,7 +1,7 @@
 """Several processes that train one run together: how they connect, agree, and terminate together.
 
 `jax.distributed` connects them and watches over them. Added here is how they terminate. JAX's own way, when one of them
-is gone, is to abort the others from C++ with a stack trace; here each says one sentence and exits with code 1. And a
+is dead, is to abort the others from C++ with a stack trace; here each says one sentence and exits with code 1. And a
 process that fails by itself tells the others why, instead of leaving them to wait for it.
 """
 

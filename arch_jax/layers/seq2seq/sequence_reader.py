@@ -54,7 +54,7 @@ class SequenceReader(nn.Module):
       width: size of what goes from block to block.
       mixer: the sequence mixer, or a tuple of them: layer i takes number i modulo the tuple's length.
       feed_forward: the position-wise part of each block, or None; or a tuple of such, in the same way.
-      norm: of each part, and at the end unless the placement is "post"; None is none anywhere.
+      norm: of each part, and at the end unless the placement is "post"; None disables norms.
       placement: position of the norms: "pre", "post" or "sandwich"; see `layers.transformer.block.Block`.
       residual: whether a part's output is added to its input; otherwise it replaces it.
       position: added after the first linear layer; None if the mixer encodes positions.

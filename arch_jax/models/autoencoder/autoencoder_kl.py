@@ -39,7 +39,7 @@ class AutoencoderKL(nn.Module):
     Height and width may be any multiples of 2 to the number of levels less 1.
 
     Attributes:
-      picture: training resolution; others are accepted too.
+      picture: resolution in training; others are accepted too.
       channels: 1 for grey, 3 for colour.
       latent: channels of z.
       widths: channels of each level; from one to the next, height and width are halved.

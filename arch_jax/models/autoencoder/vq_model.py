@@ -37,7 +37,7 @@ class VQModel(QuantisedAutoencoder):
     Height and width may be any multiples of 2 to the number of levels less 1.
 
     Attributes:
-      picture: training resolution; others are accepted too.
+      picture: resolution in training; others are accepted too.
       channels: 1 for grey, 3 for colour.
       latent: channels between the coders and the 1 x 1 convolutions.
       codes: in the codebook.

@@ -170,5 +170,5 @@ def _lstm_backward(carry, kept):
     return (c * f,), jnp.concatenate(sums, axis=-1)
 
 
-#: Steps with equations of their own for the gradient: (forward, backward). Held against automatic differentiation.
+#: Steps with equations of their own for the gradient: (forward, backward). Compared with automatic differentiation.
 _BY_HAND = {lstm_update: (_lstm_forward, _lstm_backward)}
