@@ -67,6 +67,7 @@ class Entry:
       reference: reference implementation for parity tests, and how closely the model equals it.
       difference: the largest difference from the reference that was seen for random tiny weights, as a fraction of the
         largest output; None without such a reference.
+      departures: what differs from the paper, one sentence each, with the reason; empty where nothing is known to.
       reproduces: the published result that an experiment here reproduces.
       uncounted: patterns of parameters that the published count leaves out, with the reason.
       no_gradient: patterns of parameters that have no gradient by mathematics, with the reason.
@@ -84,6 +85,7 @@ class Entry:
     shrink: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reference: str = ""
     difference: float | None = None
+    departures: tuple[str, ...] = ()
     reproduces: str = ""
     uncounted: Mapping[str, str] = dataclasses.field(default_factory=dict)
     no_gradient: Mapping[str, str] = dataclasses.field(default_factory=dict)

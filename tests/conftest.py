@@ -140,7 +140,7 @@ class Costs:
         rows = sorted(self.by_file.items(), key=lambda row: -row[1][1])
         shown = rows if os.environ.get("ARCH_JAX_COSTS") else rows[:12]
         write(
-            f"processor time {total[1]:.0f} s, {total[2]:.0f} programs compiled, {total[0]:.0f} tests; the most expensive:"
+            f"processor time {total[1]:.0f} s, {total[2]:.0f} programs compiled, {total[0]:.0f} tests; the costliest:"
         )
         for file, (tests, seconds, programs) in shown:
             write(f"  {seconds:7.1f} s {programs:6.0f} programs {tests:5.0f} tests  {file}")

@@ -128,6 +128,7 @@ _SHARED = {
     architecture="autoencoder",
     shrink=_TINY,
     reference="principal components: the optimum's error and subspace are theirs",
+    departures=("Both layers have biases, since pixels are not centred; the paper assumes centred data and has none.",),
     **_SHARED,
 )
 def autoencoder_linear() -> Autoencoder:
@@ -141,6 +142,10 @@ def autoencoder_linear() -> Autoencoder:
     architecture="autoencoder",
     shrink=_TINY | {"hidden": (7, 5)},
     reference="the paper's layers, counted by hand",
+    departures=(
+        "Trained from Glorot's initializer; the paper first pre-trains each pair of layers as a restricted Boltzmann "
+        "machine, which adaptive optimizers made unnecessary.",
+    ),
     **_SHARED,
 )
 def autoencoder_deep() -> Autoencoder:
@@ -153,6 +158,13 @@ def autoencoder_deep() -> Autoencoder:
     paper=MASCI,
     shrink=_TINY | {"widths": (4, 6)},
     reference="a transposed convolution is the adjoint of a convolution",
+    departures=(
+        "Convolutions of stride 2 halve the image, and a dense layer makes the code; the paper has max-pooling and "
+        "codes that are maps. The strided form is the customary one today.",
+        "Encoder and decoder have weights of their own; the paper ties the decoder's filters to the encoder's, "
+        "flipped.",
+        "ReLU, and training of all layers together; the paper has a scaled tanh and trains layer by layer.",
+    ),
     **_SHARED,
 )
 def autoencoder_convolutional() -> Autoencoder:
@@ -165,6 +177,12 @@ def autoencoder_convolutional() -> Autoencoder:
     paper=MAKHZANI,
     shrink=_TINY | {"latent": 12, "kept": 4},
     reference="the k largest units by sorting",
+    departures=(
+        "Encoder and decoder have weights of their own; the paper ties them. The decoder's weights then mean the same "
+        "in every autoencoder here.",
+        "The number of units kept is fixed; the paper anneals it over the first epochs, and keeps a multiple of it "
+        "when features are extracted.",
+    ),
     **_SHARED,
 )
 def autoencoder_k_sparse() -> Autoencoder:

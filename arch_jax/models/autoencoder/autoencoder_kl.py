@@ -178,6 +178,13 @@ _SHARED = {
     "architecture": "autoencoder-kl",
     "shrink": {"picture": 8, "widths": (8, 12), "units": 1, "groups": 2},
     "reference": "diffusers AutoencoderKL: moments, reconstruction, gradients; the count is of its model",
+    "departures": (
+        "Trained by the objective variational with Gaussian pixels of a given variance; the published models are "
+        "trained with an absolute and a perceptual error and a discriminator, which need networks of their own.",
+        "The latents are not rescaled in the model; scale and shift record the constants for the diffusion model that "
+        "uses them.",
+        "autoencoder-kl-flux has no paper: its sizes are those of the released configuration.",
+    ),
     "difference": 1.7e-6,
     "no_gradient": {"key/bias": "the same term for every key; softmax does not change with it"},
 }

@@ -161,6 +161,9 @@ _REFERENCE = "a linear one reaches the likelihood of probabilistic principal com
     inputs=images(28, 1),
     shrink={"picture": 8, "latent": 3, "hidden": (6,)},
     reference=_REFERENCE,
+    departures=(
+        "Glorot's initializer; the paper draws all weights from N(0, 0.01). Adaptive optimizers start faster from it.",
+    ),
     reproduces="the bound on Fashion-MNIST (vae_fashion)",
     **_SHARED,
 )
@@ -175,6 +178,10 @@ def vae() -> VAE:
     inputs=images(28, 1),
     shrink={"picture": 8, "latent": 3, "widths": (4, 6)},
     reference=_REFERENCE,
+    departures=(
+        "Convolutions before the dense layers and one learned variance of all pixels; the paper has one hidden layer "
+        "and a variance for each pixel. It is the customary form for images.",
+    ),
     **_SHARED,
 )
 def vae_convolutional() -> VAE:
@@ -188,6 +195,11 @@ def vae_convolutional() -> VAE:
     inputs=labelled_images(28, 1),
     shrink={"picture": 8, "latent": 3, "hidden": (6,), "classes": 3},
     reference=_REFERENCE,
+    departures=(
+        "The condition is a class, and the prior of z does not depend on it; the paper conditions on an image and "
+        "learns the prior. With one standard normal prior, digits of every class can be drawn from one z.",
+        "Dense layers of the VAE for MNIST; the paper has convolutional networks for images.",
+    ),
     **_SHARED,
 )
 def cvae() -> VAE:

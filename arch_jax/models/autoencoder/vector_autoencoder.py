@@ -145,6 +145,12 @@ _SHARED = {"family": "autoencoder", "objective": "autoencode", "architecture": "
     inputs=vectors(2),
     shrink={"latent": 5, "hidden": (6,)},
     reference="the score of a mixture of Gaussians, in closed form",
+    departures=(
+        "Normal noise on all coordinates; the paper sets some of them to 0. Theorem 1 of 1211.4246, by which it is "
+        "tested, is of normal noise.",
+        "Hidden layers with SiLU units and no tied weights; the paper has one sigmoid layer with tied weights. The "
+        "score of a mixture of Gaussians calls for more than one layer.",
+    ),
     reproduces="the score of noisy data, by theorem 1 of 1211.4246 (denoising_score)",
     **_SHARED,
 )
@@ -159,6 +165,12 @@ def autoencoder_denoising() -> VectorAutoencoder:
     inputs=vectors(64),
     shrink={"features": 6, "latent": 9},
     reference="planted dictionaries, recovered",
+    departures=(
+        "Rectified units with a penalty on their activity; the notes have sigmoid units with a penalty on their mean "
+        "activity, which the objective has too.",
+        "Rows of V are scaled to length 1, as Olshausen & Field (1996) do; else the penalty is escaped by small codes "
+        "and long rows. The notes have weight decay instead.",
+    ),
     reproduces="the atoms of a planted dictionary (sparse_dictionary)",
     **_SHARED,
 )

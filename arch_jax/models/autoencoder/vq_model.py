@@ -127,6 +127,11 @@ _SHARED = {
     "architecture": "vq-f4",
     "shrink": {"picture": 8, "codes": 5, "widths": (8, 12), "units": 1, "groups": 2},
     "reference": "diffusers VQModel: codes, reconstruction, gradients; the count is of its model at these sizes",
+    "departures": (
+        "Trained by the objective vector_quantised with squared errors; the published models are trained with a "
+        "perceptual error and a discriminator, which need networks of their own.",
+        "The latents are not rescaled in the model; scale records the constant for a diffusion model.",
+    ),
     "difference": 1.4e-6,
     "no_gradient": {"key/bias": "the same term for every key; softmax does not change with it"},
 }

@@ -152,6 +152,12 @@ class VQVAE(QuantisedAutoencoder):
     inputs=images(32),
     shrink={"picture": 8, "codes": 5, "code_width": 4, "width": 8, "hidden": 4},
     reference="nearest codes by all differences; moving averages without memory are k-means",
+    departures=(
+        "128 channels, and 32 inside the residual units, as in the authors' example; section 4.1 has 256 hidden units "
+        "throughout.",
+        "Codes follow by moving averages (appendix A.1), as in that example; the paper's main text trains them by a "
+        "gradient (average=None).",
+    ),
     reproduces="reconstruction and perplexity on Fashion-MNIST (vqvae_fashion)",
 )
 def vq_vae() -> VQVAE:

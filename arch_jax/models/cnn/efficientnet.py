@@ -129,6 +129,19 @@ class EfficientNet(nn.Module):
         return Dense(self.classes, initial_std=0.01, **dtypes, name="logits")(x)
 
 
+_DEPARTURES = (
+    "B1 to B7 have the depth and width factors of the released networks, which are near a^p and b^p but not equal to "
+    "them.",
+    "The rate of stochastic depth rises by the number of blocks and not by that less 1, as in the authors' code, so "
+    "that the last block does not reach it.",
+)
+_LITE_DEPARTURES = (
+    "Published in the authors' repository only, not in the paper: no squeeze and excitation, ReLU6 for SiLU, and first "
+    "and last layers of B0's size, so that it can be quantised.",
+    *_DEPARTURES[1:],
+)
+
+
 def _efficientnet(
     name: str, parameters: int, depth: float, width: float, pixels: int, dropout: float, **settings: Any
 ) -> None:
@@ -158,6 +171,7 @@ def _efficientnet(
             "project/norm/bias$": "what is added to all pixels of a channel is taken away by the next batch norm"
         },
         reference=reference,
+        departures=_LITE_DEPARTURES if settings else _DEPARTURES,
         difference=difference,
     )
     def build() -> EfficientNet:

@@ -174,6 +174,16 @@ def _registered(name: str, parameters: int, auxiliary: bool, doc: str) -> None:
         architecture="googlenet",
         shrink={"classes": 5, "width": 0.125, "modules": (1, 1, 1), "auxiliary_hidden": 16},
         reference="the same network in torch: logits and running statistics within 1e-5",
+        departures=(
+            "Batch norm after each convolution, and no local response normalisation, as in torchvision, whose weights "
+            "are the ones at hand (normalise=None leaves batch norm out).",
+            "The 5 x 5 convolutions are 3 x 3: a slip of torchvision's that its weights depend on (largest=5 gives "
+            "the paper's).",
+            "The last max-pooling is 2 x 2, as in torchvision; table 1 has 3 x 3.",
+            "Dropout of 0.2 before the logits, as in torchvision; the paper has 0.4.",
+            "The auxiliary classifiers average over a 4 x 4 grid, as in torchvision, which works at other image sizes "
+            "too; the paper has windows of 5 x 5 and stride 3.",
+        ),
         difference=1.6e-6,
     )
     def build() -> GoogLeNet:

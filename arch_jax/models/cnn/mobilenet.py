@@ -107,6 +107,11 @@ class MobileNetV2(nn.Module):
     },
     no_gradient={"project/norm/bias$": "what is added to all pixels of a channel is taken away by the next batch norm"},
     reference="transformers MobileNetV2ForImageClassification: logits within 1e-12 in float64",
+    departures=(
+        "Convolutions of stride 2 are padded alike on both sides, as in PyTorch's libraries; the authors' TensorFlow "
+        "code pads one side more (padding=same).",
+        "Dropout of 0.2 before the logits, as in the libraries; the paper uses dropout and gives no rate.",
+    ),
     difference=2.8e-14,
 )
 def mobilenet_v2() -> MobileNetV2:

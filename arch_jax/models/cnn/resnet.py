@@ -157,6 +157,20 @@ class ResNet(nn.Module):
         return Dense(self.classes, initial_std=0.01, **dtypes, name="logits")(global_average(x))
 
 
+_BASIC_DEPARTURES = (
+    "Shortcuts that change the shape are projections (option B), as in the libraries; the 18- and 34-layer networks of "
+    "table 2 pad with zeros (option A; shortcut=padding).",
+)
+_BOTTLENECK_DEPARTURES = (
+    "The stride of a bottleneck is in its 3 x 3 convolution, as in the libraries, which is about half a percent "
+    "better; the paper has it in the first 1 x 1 (stride_first=true).",
+)
+_CIFAR_DEPARTURES = (
+    "Zeros for new channels are put half before and half after the others, as in the usual implementations for CIFAR; "
+    "the paper does not say where.",
+)
+
+
 def _imagenet(layers: int, parameters: int, blocks: tuple[int, ...], **settings: bool) -> None:
     """Registers one of the networks for ImageNet."""
 
@@ -170,6 +184,7 @@ def _imagenet(layers: int, parameters: int, blocks: tuple[int, ...], **settings:
         architecture="resnet-bottleneck" if settings else "resnet-basic",
         shrink={"classes": 5, "blocks": (1, 2), "width": 4},
         reference="transformers ResNetForImageClassification: logits and running statistics within 1e-5",
+        departures=_BOTTLENECK_DEPARTURES if settings else _BASIC_DEPARTURES,
         difference=1.4e-6,
     )
     def build() -> ResNet:
@@ -198,6 +213,7 @@ def _cifar(layers: int, parameters: int | None, residual: bool) -> None:
         architecture="resnet-cifar",
         shrink={"classes": 5, "blocks": (1, 2), "width": 4},
         reference="the same network in torch: logits and running statistics within 1e-5",
+        departures=_CIFAR_DEPARTURES if residual else (),
         difference=5e-7,
     )
     def build() -> ResNet:

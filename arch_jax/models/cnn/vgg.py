@@ -203,6 +203,14 @@ class VGG(nn.Module):
     parameters=61_100_840,
     shrink={"classes": 5, "widths": (4, 6, 6, 4, 4), "hidden": 8, "grid": 2, "dropout": 0.1},
     reference="the same network in torch: logits within 1e-5",
+    departures=(
+        "One tower, as in the paper of 2014; the network of 2012 is divided over two GPUs.",
+        "No local response normalisation, as in torchvision; VGG's authors found that it does not improve results "
+        "(1409.1556).",
+        "The last maps are averaged to 6 x 6, as in torchvision, so that other image sizes pass; at 224 x 224 pixels "
+        "nothing changes.",
+        "He's initializer for the convolutions; the network of 2012 draws them from N(0, 0.01^2).",
+    ),
     difference=1.9e-7,
 )
 def alexnet() -> AlexNet:
@@ -226,6 +234,12 @@ def _vgg(layers: int, blocks: tuple[int, ...], parameters: int, parameters_with_
         architecture="vgg",
         difference=1.7e-7,
         reference="the same network in torch: logits within 1e-5",
+        departures=(
+            "He's initializer for the convolutions; the paper starts deep networks from trained shallow ones, and its "
+            "authors found later that random initial weights do as well.",
+            "The last maps are averaged to 7 x 7, as in torchvision, so that other image sizes pass; at 224 x 224 "
+            "pixels nothing changes.",
+        ),
         **facts,
     )
     def plain() -> VGG:
@@ -238,6 +252,11 @@ def _vgg(layers: int, blocks: tuple[int, ...], parameters: int, parameters_with_
         no_gradient={"/convolution/bias$": "batch norm takes away whatever is added to all pixels of a channel"},
         difference=3.5e-7,
         reference="the same network in torch: logits and running statistics within 1e-5",
+        departures=(
+            "Batch norm after each convolution, as in torchvision; the paper precedes it.",
+            "The last maps are averaged to 7 x 7, as in torchvision, so that other image sizes pass; at 224 x 224 "
+            "pixels nothing changes.",
+        ),
         **facts,
     )
     def with_norm() -> VGG:

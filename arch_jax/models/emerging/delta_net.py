@@ -32,6 +32,11 @@ _FACTS = {
         "feed_forward.hidden": 32,
     },
     "reference": "transformers Qwen3NextGatedDeltaNet and its delta rules: outputs within 1e-5",
+    "departures": (
+        "The papers give no vocabulary size and no exact hidden width: 32,000 tokens and 8/3 of the width, rounded up "
+        "to a multiple of 256, are assumed, as in Llama.",
+        "The hybrids with sliding-window attention are not registered; the mixers can be combined in any order.",
+    ),
     "difference": 1.5e-6,
 }
 DELTA_NET_FACTS = _FACTS | {

@@ -74,6 +74,11 @@ class MultilayerPerceptron(nn.Module):
     architecture="multilayer_perceptron",
     shrink={"classes": 5, "initial_std": 0.5},
     reference="Rosenblatt's rule in NumPy: the same weights after every example",
+    departures=(
+        "Inputs are the pixels themselves; the paper puts a layer of fixed random association units before them.",
+        "A score for each class, trained by Rosenblatt's rule in Kesler's form; the paper's single unit tells two "
+        "classes apart.",
+    ),
     difference=0.0,
     reproduces="which gates one layer learns (xor)",
 )
@@ -97,6 +102,10 @@ def perceptron() -> MultilayerPerceptron:
     architecture="multilayer_perceptron",
     shrink={"classes": 5, "hidden": (8, 6)},
     reference="the same network in torch: logits and gradients within 1e-5",
+    departures=(
+        "tanh units, and the sizes with which LeNet-5 is compared (LeCun et al. 1998, section III.C.4); the paper of "
+        "1986 has logistic units and small tasks.",
+    ),
     reproduces="XOR by two hidden units (xor)",
 )
 def mlp() -> MultilayerPerceptron:

@@ -139,6 +139,12 @@ class Bahdanau(RecurrentEncoderDecoder):
     inputs=pairs(50, 50),
     shrink={"vocabulary": 32, "embedding": 12, "hidden": 16, "maxout": 10, "score.hidden": 14},
     reference="the paper's equations in PyTorch: logits, loss and gradients within 1e-5",
+    departures=(
+        "Biases, which the paper leaves out of its equations, are added to the gates and to the output's layers.",
+        "v_a starts as wide as W_a and U_a; appendix B.1 starts it at 0, from where W_a and U_a have no gradient at "
+        "first.",
+        "The output matrix has full rank, as in the paper; the authors' code factors it.",
+    ),
     difference=2.6e-7,
 )
 def bahdanau() -> Bahdanau:

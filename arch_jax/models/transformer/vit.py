@@ -172,6 +172,14 @@ def _vit(name: str, parameters: int, patch: int, depth: int, width: int, heads: 
         architecture="vit",
         shrink={"classes": 5, "picture": 8, "patch": 4, "depth": 2, "width": 16, "mixer.heads": 2},
         reference="transformers ViTForImageClassification: logits within 1e-5",
+        departures=(
+            "One linear layer gives the logits, which is the form for fine-tuning; the paper pre-trains with a hidden "
+            "layer before it.",
+            "The logits' weights start normal with 0.02; the paper starts them at 0 when fine-tuning.",
+            "Dropout is off by default, and where it is on it acts on the tokens and on each part's output; the "
+            "paper's acts after every dense layer but queries, keys and values.",
+            "vit-tiny-16 and vit-small-16 have DeiT's sizes without its distillation token.",
+        ),
         difference=4.1e-7,
         no_gradient={r"mixer/key/bias": "softmax does not change when all scores of a query move by the same amount"},
     )
