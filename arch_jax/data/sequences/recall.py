@@ -153,7 +153,7 @@ class InductionHeads:
       validation: sequences of the validation set.
       asked: the number of queries in a sequence of training and validation; 1 in the paper.
       tested: lengths at which a finished model is also tested, on `tested_sequences` of each, with one query at the
-      end.
+        end.
       tested_sequences: the number of those sequences.
 
     Raises:

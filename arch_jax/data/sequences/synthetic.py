@@ -34,7 +34,7 @@ class DrawnCorpus:
       tokenizer: a character for each token.
       facts: what a run should record, as JSON values: source, sha256 (of the validation sequences), vocabulary,
         elsewhere: name -> validation sequences of other settings, such as greater lengths, on which a finished model is
-      tested; each a `DrawnCorpus`.
+        tested; each a `DrawnCorpus`.
         tested on; each a `DrawnCorpus`.
     """
 

@@ -3,9 +3,8 @@
     z_q(x) = argmin over codes e of |z_e(x) - e|, at every place                                        (equation 2)
 
 between the encoder and the decoder of `latent_encoder_decoder`, with a 1 x 1 convolution on either side of the
-codebook. Codes
-are parameters. The authors' error is perceptual with a discriminator (equations 5 and 6); here the objective
-"vector_quantised" trains it with squared errors, which the published models were not.
+codebook. Codes are parameters. The authors' error is perceptual with a discriminator (equations 5 and 6); here the
+objective "vector_quantised" trains it with squared errors, which the published models were not.
 
 Latent diffusion (2112.10752, section 3.1) counts the codebook as part of the decoder: the diffused latents are those
 before quantisation (`latents`, `decode_latents`), times `scale`, which is not applied here.

@@ -6,11 +6,10 @@ Sun et al. 2023, "Retentive Network: A Successor to Transformer for Large Langua
     X^(l+1) = FFN(LN(Y^l)) + Y^l,   FFN(X) = gelu(X W_1) W_2
 
 where MSR is `layers.mixers.retention.Retention`. A layer has 12 d^2 parameters (section 3.1): the retention 8 d^2, as
-values
-and gates are twice as wide as queries and keys, and the feed-forward 4 d^2, with 2 d hidden units. Heads have 256
-dimensions; 1 - gamma runs from 1/32 to 1/512 evenly by ratio. Layers, widths and heads are also those of torchscale's
-`retnet_xl`, `retnet_3b` and `retnet_7b`. The vocabulary is not published; GPT-2's gives the sizes in the models'
-names.
+values and gates are twice as wide as queries and keys, and the feed-forward 4 d^2, with 2 d hidden units. Heads have
+256 dimensions; 1 - gamma runs from 1/32 to 1/512 evenly by ratio. Layers, widths and heads are also those of
+torchscale's `retnet_xl`, `retnet_3b` and `retnet_7b`. The vocabulary is not published; GPT-2's gives the sizes in the
+models' names.
 """
 
 from arch_jax.inputs import tokens

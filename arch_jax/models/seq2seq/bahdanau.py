@@ -19,8 +19,7 @@ The encoder is the same but for c_i. Biases, which the paper leaves out of its e
 t~ and W_o. The authors' code (GroundHog, experiments/nmt/encdec.py) agrees: the score, s_0, where the reset gate
 stands, and that t~ sees the state before the step; its W_o has the rank of the word vectors, and here it has full rank.
 z is written as in equation 7 of Cho et al. (1406.1078) in code: the fraction of the old state, which is the same
-network
-with W_z, U_z, C_z and their bias of the other sign.
+network with W_z, U_z, C_z and their bias of the other sign.
 """
 
 from typing import ClassVar

@@ -10,8 +10,7 @@ the encoder's highest states (section 3) for its context c_t:
 
 With input feeding (section 3.3) the lowest layer's input is [E y_{t-1}; h~_{t-1}], so that a step knows the previous
 attention. Attention is global, or local: `score="local_attention"`. The source is read from its end (section 4.1);
-places
-in it are nevertheless counted from its first word.
+places in it are nevertheless counted from its first word.
 """
 
 from typing import ClassVar

@@ -50,7 +50,7 @@ class BERT(nn.Module):
       masked: whether there are `logits` of the masked tokens.
       following: whether there is `next`; needs the pooler.
       classes: number of classes of `classes`, logits of the whole sequence (section 4.1); needs the pooler. None for no
-      such head.
+        such head.
       embedding: whether there is `embedding`, the mean of the hidden states at real tokens, of length 1 (Reimers &
         Gurevych 2019, 1908.10084, section 3).
       activation: of the head for masked tokens.
