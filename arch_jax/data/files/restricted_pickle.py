@@ -161,8 +161,8 @@ def unpickle(content: bytes, where: str) -> "np.ndarray | Matrix | Table":
     """The contents of a Planetoid file, read without executing the pickle.
 
     Args:
+      content: the file's bytes.
       where: the file's name, for error messages.
-      where: the file's name, for what goes wrong.
 
     Returns:
       An array, a sparse `Matrix`, or a `Table` of links.

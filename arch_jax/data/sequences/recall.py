@@ -1,6 +1,6 @@
 """Tasks that probe a sequence model's memory: copying, recall by content, and parity.
 
-The target of every position of weight 1 is determined by the tokens before it. A model reads `tokens` and predicts
+The target of every position of weight 1 is determined by the tokens up to it. A model reads `tokens` and predicts
 `targets` in place.
 """
 

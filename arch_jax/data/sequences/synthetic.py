@@ -33,9 +33,9 @@ class DrawnCorpus:
       rule: the settings that it came from, with `batch` and `validation`.
       tokenizer: a character for each token.
       facts: what a run should record, as JSON values: source, sha256 (of the validation sequences), vocabulary,
-        elsewhere: name -> validation sequences of other settings, such as greater lengths, on which a finished model is
+        validation_sequences.
+      elsewhere: name -> validation sequences of other settings, such as greater lengths, on which a finished model is
         tested; each a `DrawnCorpus`.
-        tested on; each a `DrawnCorpus`.
     """
 
     #: Unit in which batches are counted.

@@ -17,8 +17,8 @@ class InvertedResidual(nn.Module):
     """1 x 1 to more channels, a depthwise convolution, 1 x 1 to few channels without activation; plus x if it fits.
 
     Attributes:
+      features: channels of the output.
       expansion: ratio of the inner channels to x's; 1 omits the first convolution.
-      expansion: how many times as many channels there are inside; 1 leaves the first convolution out.
       size: pixels of the depthwise kernel on a side.
       stride: of the depthwise convolution.
       padding: of the depthwise convolution.

@@ -44,7 +44,7 @@ class AutoencoderKL(nn.Module):
       latent: channels of z.
       widths: channels of each level; from one to the next, height and width are halved.
       units: residual blocks of a level of the encoder; the decoder has one more.
-      attention: levels, counted from 0, with attention after each residual block.
+      groups: of the group norms, a divisor of all widths.
       attention: levels, counted from 0, with attention after each residual block.
       mid_attention: whether there is attention where the resolution is lowest.
       moments_convolution: whether a 1 x 1 convolution follows the encoder.

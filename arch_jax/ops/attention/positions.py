@@ -207,8 +207,8 @@ def relative_buckets(
     """T5's buckets of relative positions: one for each small distance, then logarithmically wider ones.
 
     Args:
+      distance: position of the query less that of the key, in tokens.
       buckets: their number; if bidirectional, shared equally among keys before (or at) the query and after.
-      buckets: how many there are; bidirectional ones share them equally among keys before (or at) the query and after.
       longest: distances from here on share the last bucket.
       bidirectional: whether keys after the query have buckets of their own; else they fall into that of distance 0.
 

@@ -14,8 +14,8 @@ __all__ = ["ConvolutionState", "causal_convolution", "causal_convolution_referen
 class ConvolutionState(NamedTuple):
     """The tokens that the next outputs still depend on.
 
-    x: the latest real tokens, the last one last, "batch size-1 channels".
-      x: the latest tokens that were no padding, the last one last, "batch size-1 channels".
+    Attributes:
+      x: the latest real tokens, the last one last, "batch size-1 channels".
       run: the number of the run that each belongs to, 0 where there was none yet, "batch size-1".
     """
 
