@@ -1,7 +1,7 @@
-"""The facts of every registered model, stored, so that a list of them takes no JAX and no time.
+"""The facts of every registered model, stored, so that listing them needs neither JAX nor time.
 
-`catalogue.json` beside this file is written by `python -m arch_jax.catalogue` from the registry; a test holds the two
-together.
+`catalogue.json` beside this file is written by `python -m arch_jax.catalogue` from the registry; a test keeps the two
+equal.
 """
 
 import dataclasses
@@ -22,19 +22,19 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """What `arch-jax list` tells of a model.
+    """One model in the output of `arch-jax list`.
 
     Attributes:
-      name: that it is registered under.
-      family: that it belongs to.
+      name: registered name.
+      family: of the model.
       paper: title.
       authors: as the registration gives them.
       year: of the paper.
-      arxiv: identifier; None where there is none.
-      parameters: how many there are, less those that the publication does not count.
-      parameters_published: the published number; None where none was published.
-      reference: the reference implementation, and how closely it is equalled.
-      difference: the largest difference seen, as a share of the largest output; None without such a reference.
+      arxiv: identifier; None without one.
+      parameters: their number, less those that the publication does not count.
+      parameters_published: the published number; None if none was published.
+      reference: the reference implementation, and how closely the model equals it.
+      difference: the largest difference seen, as a fraction of the largest output; None without such a reference.
       reproduces: the published result that an experiment here reproduces.
     """
 
@@ -51,7 +51,7 @@ class ModelFacts:
     reproduces: str
 
     def mentions(self, word: str) -> bool:
-        """Whether a word stands in the name, family, paper, authors or reference, in any case."""
+        """True if a word occurs in the name, family, paper, authors or reference, in any case."""
         texts = (self.name, self.family, self.paper, self.authors, self.arxiv or "", self.reference)
         return any(word.casefold() in text.casefold() for text in texts)
 
@@ -94,7 +94,7 @@ def registered_facts(entry: "Entry") -> dict[str, Any]:
 
 
 def write_catalogue(entries: Mapping[str, "Entry"]) -> None:
-    """Stores the rows of a registry, one a line."""
+    """Writes the rows of a registry, one a line."""
     rows = (json.dumps(dataclasses.asdict(facts_of(entry)), ensure_ascii=False) for entry in entries.values())
     FILE.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
 
@@ -106,7 +106,7 @@ def select(
 
     Args:
       rows: to select from.
-      words: each must stand in the name, family, paper, authors or reference.
+      words: each must occur in the name, family, paper, authors or reference.
       family: e.g. "ssm".
       parameters: from and to, such as "100M:1B", "1e6:" or ":7B"; both ends belong to it.
 
@@ -149,7 +149,7 @@ def _range(text: str) -> tuple[float, float]:
 def _number(text: str) -> float:
     match = re.fullmatch(r"(\d[\d_,]*(?:\.\d+)?(?:e\d+)?)([kmbt]?)", text.strip().casefold())
     if match is None:
-        raise UsageError(f"{text!r} is no number of parameters; expected one such as 124439808, 100M or 1.5B")
+        raise UsageError(f"{text!r} is not a number of parameters; expected one such as 124439808, 100M or 1.5B")
     return float(re.sub("[_,]", "", match[1])) * _UNITS[match[2]]
 
 

@@ -1,4 +1,4 @@
-"""What a model is made of: a table of its layers, its size and its cost, without running it."""
+"""The layers of a model, its size and its cost, without running it."""
 
 import dataclasses
 from typing import Any
@@ -15,11 +15,11 @@ class Layer:
     """One row of the table.
 
     Attributes:
-      path: where the layer is, "stack/layers/block_0/mixer".
+      path: of the layer, "stack/layers/block_0/mixer".
       kind: its class.
-      output: shape of what it gives for a batch of one; empty where it gives no single array.
+      output: shape of its output for a batch of one; empty if it returns no single array.
       parameters: its own, without those of the layers inside it; name -> shape.
-      count: how many numbers those are.
+      count: the number of those parameters.
     """
 
     path: str
@@ -37,8 +37,8 @@ class _Trace:
       batch: the example that it was traced with, name -> shape and dtype.
       variables: shapes and dtypes.
       kinds: path of each layer -> its class, in the order of the calls.
-      outputs: path -> shape of what the layer gives.
-      flops: of the whole.
+      outputs: path -> shape of the layer's output.
+      flops: of the whole model.
     """
 
     batch: dict[str, jax.ShapeDtypeStruct]
@@ -90,7 +90,7 @@ def _layers(trace: _Trace) -> list[Layer]:
 
 
 def describe(name: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """All that `arch-jax describe` tells of a registered model, as JSON data.
+    """The output of `arch-jax describe` for a registered model, as JSON data.
 
     Raises:
       UsageError: unknown model or field, or a value of the wrong type.

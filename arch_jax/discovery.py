@@ -1,4 +1,4 @@
-"""Files that register something are found by walking their folders: no list of them is kept anywhere."""
+"""Discovery of registered parts by walking folders: no list of them is kept by hand."""
 
 import functools
 import importlib

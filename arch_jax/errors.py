@@ -1,4 +1,4 @@
-"""What goes wrong, as sentences for a person.
+"""Errors raised on purpose, each with one sentence for the user.
 
 Two kinds reach the command line: a `UsageError` (wrong usage, exit code 2) and a `RunError` (the run failed, exit
 code 1). Each message is one sentence that names the offending value, what was expected, and the nearest valid choice.
@@ -9,13 +9,13 @@ from collections.abc import Iterable
 
 
 class ArchJaxError(Exception):
-    """Base of the errors raised on purpose; its message is one sentence, and `exit_code` what the command ends with."""
+    """Base of the errors raised on purpose; its message is one sentence, and `exit_code` the command's exit status."""
 
     exit_code = 1
 
 
 class UsageError(ArchJaxError, ValueError):
-    """A value, name or argument that the caller gave is not valid."""
+    """A value, name or argument of the caller is not valid."""
 
     exit_code = 2
 
@@ -40,7 +40,7 @@ def nearest(name: str, valid: Iterable[str], most: int = 3) -> str:
     if not choices:
         return ""
     close = difflib.get_close_matches(str(name), choices, n=most, cutoff=0.5)
-    # A prefix or a part of a name is what people type when they don't remember the whole.
+    # People who don't remember the whole name type a prefix or a part of it.
     close += [c for c in choices if (str(name).lower() in c.lower() and name) and c not in close][: most - len(close)]
     if close:
         return ("; the nearest is " if len(close) == 1 else "; the nearest are ") + ", ".join(map(repr, close))

@@ -64,14 +64,14 @@ def components(kind: str | None = None) -> dict[str, type]:
 
 
 def settings(owner: Any) -> Iterator[dataclasses.Field]:
-    """The fields of a dataclass (instance or class) that a person sets; without Linen's own `parent` and `name`."""
+    """The settable fields of a dataclass (instance or class); without Linen's own `parent` and `name`."""
     fields = [field for field in dataclasses.fields(owner) if field.init]
     is_module = any(field.name == "parent" for field in fields)
     return (field for field in fields if not (is_module and field.name in ("parent", "name")))
 
 
 def required(field: dataclasses.Field) -> bool:
-    """Whether a field has no default."""
+    """True if a field has no default."""
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
@@ -123,7 +123,7 @@ def from_json(data: Any, kind: str | None = None) -> Any:
 
 
 def coerce(annotation: Any, value: Any, path: str) -> Any:
-    """Turns `value` (JSON data, text from a command line, or already right) into what a field's annotation asks for.
+    """Converts `value` (JSON data, text from a command line, or already right) to the type of a field's annotation.
 
     Raises:
       UsageError: names `path`, what was expected, and what was given.
@@ -185,7 +185,7 @@ def _number(value: Any, path: str) -> float:
         if isinstance(value, bool):
             raise ValueError
         number = float(value)
-        if math.isnan(number):  # equal to nothing, not even to itself when a run goes on
+        if math.isnan(number):  # equal to nothing, not even to itself on resume
             raise ValueError
         return number
     except (ValueError, TypeError):
@@ -374,7 +374,7 @@ def walk(owner: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def difference(one: Any, other: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two JSON configurations differ, as (dotted path, value in one, value in the other)."""
+    """Differences of two JSON configurations, as (dotted path, value in one, value in the other)."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in sorted(one.keys() | other.keys()):
             yield from difference(one.get(key), other.get(key), f"{path}.{key}" if path else key)

@@ -23,12 +23,12 @@ _REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "cumsum"
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """What a computation costs.
+    """The cost of a computation.
 
     Attributes:
       products: of matrix products and convolutions, two for a multiply and an add. What the literature counts.
       elementwise: one for every element of every other floating-point result, and of what a reduction reads.
-      unbounded: loops whose length is not known before they run; their bodies were counted once.
+      unbounded: loops of unknown length; their bodies were counted once.
     """
 
     products: int = 0
@@ -74,7 +74,7 @@ def _of_equation(equation: Any) -> Flops:
     if name == "while":
         once = _of_jaxpr(parameters["body_jaxpr"].jaxpr) + _of_jaxpr(parameters["cond_jaxpr"].jaxpr)
         return once + Flops(unbounded=1)
-    if name == "cond":  # the costliest branch
+    if name == "cond":  # the most expensive branch
         return max((_of_jaxpr(b.jaxpr) for b in parameters["branches"]), key=lambda f: f.products + f.elementwise)
     if name == "pallas_call":
         grid = math.prod(parameters["grid_mapping"].grid)

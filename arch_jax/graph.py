@@ -1,4 +1,4 @@
-"""A graph as arrays of fixed size, and how graphs are checked, padded and put side by side."""
+"""Graphs as arrays of fixed size: checks, padding and batching."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ class Graph(NamedTuple):
     """One graph, or several side by side that share no edge, padded to fixed sizes (a pytree of arrays).
 
     Padding nodes and edges stand at the end; padding edges join the last node, which is padding wherever there is
-    padding, to itself. `sizes` says how many nodes and edges are real: what stands behind them is padding.
+    padding, to itself. `sizes` says how many nodes and edges are real: the rest is padding.
 
     Attributes:
       nodes: features, "nodes features".

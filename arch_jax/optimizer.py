@@ -21,22 +21,22 @@ MATRICES = ("kernel", "embedding")
 @component("optimizer", kind="optimizer")
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """How parameters follow gradients.
+    """Optimizer settings.
 
     Attributes:
       name: "adamw" (1711.05101), "adam" (1412.6980), "sgd", "lion" (2302.06675), "adafactor" (1804.04235), "muon".
-      learning_rate: the highest of the schedule.
-      schedule: what follows the warm-up: "constant", "cosine", "linear", "steps" (`final`^1/2 of the rate from half
+      learning_rate: peak of the schedule.
+      schedule: after the warm-up: "constant", "cosine", "linear", "steps" (`final`^1/2 of the rate from half
         of the way on, `final` from three quarters on; 1512.03385, section 4.2), or "rsqrt" (1706.03762, section 5.3).
       warmup: steps of linear warm-up, from learning_rate / (warmup + 1).
-      horizon: the step at which the schedule ends; none is the experiment's `steps` when the run begins.
-      final: the learning rate at the horizon, as a share of `learning_rate`.
+      horizon: the step at which the schedule ends; None is the experiment's `steps` when the run begins.
+      final: the learning rate at the horizon, as a fraction of `learning_rate`.
       weight_decay: strength of decoupled decay, multiplied by the learning rate.
-      decay: what decays: "matrices" (kernels and embeddings), "kernels" or "all".
+      decay: parameters that decay: "matrices" (kernels and embeddings), "kernels" or "all".
       b1: decay of the first moment; the momentum of "sgd" and "muon".
       b2: decay of the second moment.
       epsilon: added to the denominator.
-      clip: the global norm that gradients are clipped to; none is no clipping.
+      clip: the global norm that gradients are clipped to; None disables it.
     """
 
     name: Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"] = "adamw"
@@ -73,7 +73,7 @@ class Optimizer:
     def numbers(self) -> dict[str, float]:
         """The settings that a compiled step takes as arguments: runs that differ in these alone share a compilation.
 
-        Those in which everything is a product, so that nothing is lost by float32. (1 - b2 would lose digits.) A decay
+        Only linear factors, so that float32 loses nothing. (1 - b2 would lose digits.) A decay
         of 0 and no clipping are other programs, and not among them.
         """
         found = {"learning_rate": self.learning_rate, "final": self.final, "epsilon": self.epsilon}
@@ -106,7 +106,7 @@ class Optimizer:
 
         Args:
           steps: of the run, where `horizon` is open.
-          numbers: what stands for `self.numbers`, such as arguments of a compiled step; none is those themselves.
+          numbers: in place of `self.numbers`, such as arguments of a compiled step; None takes those themselves.
         """
         settled = self.numbers | dict(numbers or {})
         rates, strength = self.learning_rates(steps, settled), settled.get("weight_decay", 0.0)
@@ -151,7 +151,7 @@ class Optimizer:
         )
 
     def decays(self, parameters: Any) -> Any:
-        """A tree of booleans: which parameters decay."""
+        """A tree of booleans: the parameters that decay."""
         names = {"matrices": MATRICES, "kernels": ("kernel",), "all": None}[self.decay]
         return jax.tree_util.tree_map_with_path(lambda path, _: names is None or leaf_name(path) in names, parameters)
 
@@ -162,7 +162,7 @@ def leaf_name(path: tuple) -> str:
 
 
 def muon_dimensions(parameters: Any) -> Any:
-    """Which parameters Muon orthogonalises: kernels of hidden layers, each scanned layer by itself.
+    """The parameters that Muon orthogonalises: kernels of hidden layers, each scanned layer by itself.
 
     Embeddings, the output layer, biases and norms go to AdamW, as its author advises.
     """

@@ -33,14 +33,14 @@ from arch_jax.ops.tracing import shapes_alone
 
 @dataclasses.dataclass(frozen=True)
 class Paper:
-    """Where an architecture was published.
+    """The publication of an architecture.
 
     Attributes:
       title: as printed.
       authors: the first author and "et al.", or all of up to three.
       year: of the first public version.
       arxiv: identifier such as "1706.03762"; None where there is none.
-      url: where it is read, if not on arXiv.
+      url: where it can be read, if not on arXiv.
     """
 
     title: str
@@ -52,21 +52,22 @@ class Paper:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One registered name and everything that is claimed of it.
+    """One registered name and every claim about it.
 
     Attributes:
-      name: what `create` and the command line call it.
+      name: as `create` and the command line take it.
       family: the folder of `arch_jax/models` that it stands in, or a name of one's own elsewhere.
       build: returns the module at its published size.
-      objective: the name of the training shape it is made for.
-      paper: where it was published.
+      objective: the name of its training objective.
+      paper: the publication.
       inputs: example inputs.
       parameters: the published parameter count, or None where none was published.
       architecture: names that share one are the same architecture at other sizes; it is checked for real once.
       shrink: dotted overrides that make it tiny for those checks.
-      reference: the implementation it is held against, and how closely it equals it.
-      difference: the largest difference from the reference that was seen for random tiny weights, as a share of the
-        largest output; None where there is no such reference.
+      reference: reference implementation for parity tests, and how closely the model equals it.
+      difference: the largest difference from the reference that was seen for random tiny weights, as a fraction of the
+        largest output; None without such a reference.
+      departures: what differs from the paper, one sentence each, with the reason; empty where nothing is known to.
       reproduces: the published result that an experiment here reproduces.
       uncounted: patterns of parameters that the published count leaves out, with the reason.
       no_gradient: patterns of parameters that have no gradient by mathematics, with the reason.
@@ -84,6 +85,7 @@ class Entry:
     shrink: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reference: str = ""
     difference: float | None = None
+    departures: tuple[str, ...] = ()
     reproduces: str = ""
     uncounted: Mapping[str, str] = dataclasses.field(default_factory=dict)
     no_gradient: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -102,7 +104,7 @@ class Entry:
             return jax.eval_shape(lambda k, b: module.init(k, *self.arguments(b)), key, batch)
 
     def arguments(self, batch: Mapping[str, Any]) -> tuple:
-        """What of an example batch the model itself is called with."""
+        """The arguments of the model itself from an example batch."""
         return self.inputs.arguments(batch)
 
     def count(self) -> int:

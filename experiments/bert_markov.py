@@ -3,7 +3,7 @@
     arch-jax train bert_markov
 
 The source is a random chain of 8 states with an entropy rate of 1.1329 nats a token; sequences have 32 tokens, and each
-token is chosen with probability 0.15 and masked, replaced or kept 80/10/10. Two figures are held against it:
+token is chosen with probability 0.15 and masked, replaced or kept 80/10/10. Two numbers are compared with it:
 
 - The entropy rate h = H(x_t | x_{t-1}): each validation row's last token is masked, alone; all that is known is what
   came before it. "last_excess" is how far the model's loss is above -log P(x_t | x_{t-1}) of the same tokens.
@@ -44,7 +44,7 @@ published = (
 
 
 def config() -> arch_jax.Experiment:
-    """107,000 parameters, 64 sequences of 32 tokens a step, each token chosen alone with probability 0.15."""
+    """107,000 parameters, 64 sequences of 32 tokens a step, each token chosen independently with probability 0.15."""
     return arch_jax.Experiment(
         model=arch_jax.create(
             "bert-base",

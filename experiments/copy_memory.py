@@ -2,15 +2,15 @@
 
     arch-jax ablate copy_memory --seeds 3
 
-Every place is asked, blanks too. Who knows when to begin but not what has 10 ln 8 / (T + 20): .0945 nats a token at the
-delay of T = 200 that is used here. Bai et al. (2018, 1803.01271, table 1) have T = 1,000, where that is .0204: LSTM
-.0204, GRU .0197 and RNN .0202 have learned next to nothing of the symbols. After 1,000 steps, half a minute to two
-on one CPU core, in nats and as a share of .0945:
+Every place has a target, blanks too. A model that knows when to begin but not what has 10 ln 8 / (T + 20): .0945 nats a
+token at the delay of T = 200 that is used here. Bai et al. (2018, 1803.01271, table 1) have T = 1,000, where that is
+.0204: LSTM .0204, GRU .0197 and RNN .0202 have learned next to nothing of the symbols. After 1,000 steps, half a minute
+to two on one CPU core, in nats and as a fraction of .0945:
 
     LSTM                 .0948    1.003 +- .001 (seeds 0 to 2)
     RNN                  .0950    1.01 (seed 0)
     GRU                  .0793     .84 (seed 0)
-    S4D                  .0008     .01 (seed 0): what is asked stands 210 tokens before, so a convolution is enough
+    S4D                  .0008     .01 (seed 0): the target stands 210 tokens before, so a convolution is enough
     attention, rotary    .0007     .01 (seed 0)
 """
 
@@ -19,7 +19,7 @@ import math
 import arch_jax
 
 DELAY = 200
-#: What a model pays that says blank where blanks are asked and guesses the ten symbols: 10 ln 8 / (T + 20).
+#: The loss of a model that says blank where blanks are asked and guesses the ten symbols: 10 ln 8 / (T + 20).
 MEMORYLESS = 10 * math.log(8) / (DELAY + 20)
 
 published = (

@@ -1,4 +1,4 @@
-"""Parity of a string of bits: what a recurrence must be able to do that attention and most linear recurrences can't.
+"""Parity of a string of bits: an ability that attention and most linear recurrences lack.
 
     arch-jax ablate formal_languages --seeds 2
 

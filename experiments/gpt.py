@@ -32,7 +32,7 @@ def config() -> arch_jax.Experiment:
 
 
 def ablate_position():
-    """What rotary positions are worth: without them +0.37 +- 0.08 (p 0.04)."""
+    """The effect of rotary positions: without them +0.37 +- 0.08 (p 0.04)."""
     yield {"model.mixer.rope": "rope"}
     yield {"model.mixer.rope": None}
 
@@ -40,14 +40,14 @@ def ablate_position():
 def ablate_kv_heads():
     """Multi-head, grouped-query and multi-query attention (2305.13245).
 
-    Of 6 heads, against 2 for keys and values: 6 give +0.12 +- 0.68, 1 gives +0.11 +- 0.39: not told apart.
+    Of 6 heads, against 2 for keys and values: 6 give +0.12 +- 0.68, 1 gives +0.11 +- 0.39: not significant.
     """
     for heads in (6, 2, 1):
         yield {"model.mixer.kv_heads": heads}
 
 
 def ablate_encoding():
-    """How the model knows positions: RoPE, nothing, a learned table, sines, ALiBi, T5's buckets, Shaw's vectors.
+    """Position encodings: RoPE, nothing, a learned table, sines, ALiBi, T5's buckets, Shaw's vectors.
 
     Against RoPE: nothing +0.37 +- 0.08 (p 0.04), a learned table +0.52 +- 0.23, sines +0.43 +- 0.06 (p 0.02), ALiBi
     +0.06 +- 0.07, T5's buckets +0.35 +- 0.07 (p 0.04), Shaw's vectors +0.07 +- 0.03. So short a training favours what
@@ -68,7 +68,7 @@ def ablate_norm():
 
 
 def ablate_placement():
-    """Where the norms stand: before a part (2002.04745), after the sum (1706.03762), or on both sides of it.
+    """Placement of the norms: before a part (2002.04745), after the sum (1706.03762), or on both sides of it.
 
     Against before: after +0.23 +- 0.11, both sides +0.32 +- 0.14 (p 0.16 each).
     """
@@ -79,7 +79,7 @@ def ablate_placement():
 def ablate_feed_forward():
     """SwiGLU and GeGLU (2002.05202) and the networks of two matrices, which have as many parameters.
 
-    Against SwiGLU: GeGLU +0.09 +- 0.47, ReLU -0.04 +- 0.08, GELU +0.07 +- 0.13: not told apart.
+    Against SwiGLU: GeGLU +0.09 +- 0.47, ReLU -0.04 +- 0.08, GELU +0.07 +- 0.13: not significant.
     """
     yield {"model.feed_forward": "swiglu"}
     yield {"model.feed_forward": {"module": "swiglu", "activation": "gelu_tanh"}}

@@ -1,13 +1,13 @@
-"""Induction heads (Olsson et al. 2022, 2209.11895): a small Llama learns to say a random stretch a second time.
+"""Induction heads (Olsson et al. 2022, 2209.11895): a small Llama learns to repeat random sequences.
 
     arch-jax train induction
 
-16 different symbols of 32 kinds, then the same again from any place on; what counts is the second time, whose symbols
-follow from the first. No look at a fixed distance will do, so two layers are needed: one whose heads look at the token
-before, and one that looks for what followed the present token earlier.
+16 different symbols of 32 kinds, then the same again from any place on; what counts is the repetition, whose symbols
+follow from the first occurrence. No look at a fixed distance will do, so two layers are needed: one whose heads look at
+the token before, and one that looks for what followed the present token earlier.
 
 Expected: at least 99 % of the symbols of the 512 validation sequences after 1,500 steps (seeds 0 and 1), in a minute
-each on 2 CPU cores. The sample shows it: the prompt is a stretch and its first symbol again, and the rest follows.
+each on 2 CPU cores. The sample shows it: the prompt is a sequence and its first symbol again, and the rest follows.
 
 Initial weights of fan-in size matter: with GPT-2's 0.02 at this width, the model stood at 13 % after 1,500 steps. So
 does the rate: at 3e-3, and with 2 heads for keys and values, one of two seeds never made the jump (23 %).
@@ -16,7 +16,7 @@ does the rate: at 3e-3, and with 2 heads for keys and values, one of two seeds n
 import arch_jax
 
 published = (
-    # Not from the paper, which shows curves of larger models: what a model with induction heads must reach.
+    # Not from the paper, which shows curves of larger models: a model with induction heads must reach this.
     arch_jax.Published(
         99,
         "the task itself: every symbol follows from the first time",

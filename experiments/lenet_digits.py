@@ -1,8 +1,8 @@
-"""LeNet-5 as it was published, on scikit-learn's handwritten digits (1,797 pictures of 8 x 8 pixels).
+"""LeNet-5 as it was published, on scikit-learn's handwritten digits (1,797 images of 8 x 8 pixels).
 
     arch-jax train lenet_digits
 
-The pictures are enlarged to 28 x 28 and padded to the 32 x 32 that LeNet-5 takes; a fifth of each class is held out.
+The images are enlarged to 28 x 28 and padded to the 32 x 32 that LeNet-5 takes; a fifth of each class is held out.
 Nothing is downloaded. Expected: 98 % of the held-out digits (seeds 0 to 4: 98.1, 98.3, 98.3, 97.8, 98.1), in 15
 seconds on 2 CPU cores.
 """
@@ -11,7 +11,7 @@ import arch_jax
 
 
 def config() -> arch_jax.Experiment:
-    """60,000 parameters, 64 pictures a step, pixels from -0.1 (background) to 1.175 (foreground) as in the paper."""
+    """60,000 parameters, 64 images a step, pixels from -0.1 (background) to 1.175 (foreground) as in the paper."""
     return arch_jax.Experiment(
         model=arch_jax.create("lenet5"),
         objective=arch_jax.objective("classify", rubbish=10.0),
@@ -24,7 +24,7 @@ def config() -> arch_jax.Experiment:
 
 
 def ablate_form():
-    """What the paper's own parts are worth against today's: pooling, output, and connections of C3."""
+    """The paper's own parts against their modern replacements: pooling, output, and connections of C3."""
     yield {}
     yield {"model.pool": "max_pool"}
     yield {"model.pool": "average_pool"}
@@ -33,7 +33,7 @@ def ablate_form():
 
 
 def ablate_rubbish():
-    """The constant class of equation 9, which holds F6's outputs near the codes."""
+    """The constant class of equation 9, which keeps F6's outputs near the codes."""
     for j in (None, 1.0, 10.0):
         yield {"objective.rubbish": j}
 

@@ -13,7 +13,7 @@ Seen: all of the 512 validation sequences (seeds 0 and 1) after 800 steps, in 8 
 import arch_jax
 
 published = (
-    # Not from the paper, which has no such task: what a model that attends where it should must reach.
+    # Not from the paper, which has no such task: a model that attends where it should must reach this.
     arch_jax.Published(
         99,
         "the task itself: what is not noise can be learned",
@@ -50,6 +50,6 @@ def ablate_score():
 
 
 def ablate_input_feeding():
-    """Whether a step knows what was read before it (section 3.3)."""
+    """Input feeding: whether a step sees the previous attention (section 3.3)."""
     for feeding in (True, False):
         yield {"model.input_feeding": feeding}

@@ -1,20 +1,20 @@
-"""What masked pre-training is worth to a linear probe (He et al. 2021, 2111.06377), on Fashion-MNIST.
+"""Masked pre-training, judged by a linear probe (He et al. 2021, 2111.06377), on Fashion-MNIST.
 
     arch-jax train mae_fashion
 
-A masked autoencoder sees 4 of a picture's 16 patches and predicts the others, without labels. Then a linear classifier
-is fitted on its class token for 10,000 training pictures and tested on the 10,000 test pictures: "probe_accuracy",
+A masked autoencoder sees 4 of an image's 16 patches and predicts the others, without labels. Then a linear classifier
+is fitted on its class token for 10,000 training images and tested on the 10,000 test images: "probe_accuracy",
 beside that on the same network untrained, "probe_untrained".
 
-Seen, three seeds, 95 % interval: 81.9 +- .3 % of the test pictures, and 75.5 % untrained: 6.4 +- .3 points gained. In
-the pictures sleeves, legs and soles come back in their places, smooth, without prints and checks; where all that is
+Seen, three seeds, 95 % interval: 81.9 +- .3 % of the test images, and 75.5 % untrained: a gain of 6.4 +- .3 points. In
+the reconstructions sleeves, legs and soles are in their places, smooth, without prints and checks; where all that is
 visible is empty, a shoe is drawn.
 """
 
 import arch_jax
 
-# Written before the first run. The paper gives no figure of an untrained encoder; its claim is that what is learned
-# without labels serves a linear classifier. An accuracy on 10,000 pictures is sure to within about one point.
+# Written before the first run. The paper gives no figure of an untrained encoder; its claim is that features learned
+# without labels serve a linear classifier. An accuracy on 10,000 images has an error of about one point.
 published = (
     arch_jax.Published(
         1,
@@ -31,7 +31,7 @@ published = (
 
 
 def config() -> arch_jax.Experiment:
-    """16 patches of 7 x 7 pixels, of which 4 are seen; 550,000 parameters, 6 passes over 60,000 training pictures."""
+    """16 patches of 7 x 7 pixels, of which 4 are seen; 550,000 parameters, 6 passes over 60,000 training images."""
     return arch_jax.Experiment(
         model=arch_jax.create(
             "mae-base-16",
@@ -45,7 +45,7 @@ def config() -> arch_jax.Experiment:
             **{"mixer.heads": 4, "decoder_mixer.heads": 4},
         ),
         objective=arch_jax.objective("masked_patches"),
-        # Mean 0 and variance 1 over the training pictures.
+        # Mean 0 and variance 1 over the training images.
         data=arch_jax.Images(source="idx:/usr/share/datasets/fashion-mnist", batch=128, low=-0.81, high=2.02),
         optimizer=arch_jax.Optimizer(
             "adamw", learning_rate=1.5e-3, schedule="cosine", warmup=200, weight_decay=0.05, b2=0.95
@@ -58,7 +58,7 @@ def config() -> arch_jax.Experiment:
 
 
 def ablate_masking_ratio():
-    """How much is masked (figure 5 of the paper: 75 % is best for a linear probe)."""
+    """Masking ratios (figure 5 of the paper: 75 % is best for a linear probe)."""
     for ratio in (0.25, 0.5, 0.75, 0.9):
         yield {"model.masking_ratio": ratio}
 

@@ -1,4 +1,4 @@
-"""Multi-query associative recall (Arora et al. 2023, Zoology, 2312.04927, figure 2): who can look things up by content.
+"""Multi-query associative recall (Arora et al. 2023, Zoology, 2312.04927, figure 2): look-ups by content.
 
     arch-jax ablate mqar --seeds 2
 
@@ -14,7 +14,7 @@ Accuracy after 1,000 steps (seeds 0 and 1; 1 to 6 minutes each on one CPU core),
     Hyena             26.8 34.5 %
     RWKV-4            25.2 25.6 %
 
-At 25 % a model knows which values there were and not yet which is whose; the paper trains many times as long.
+At 25 % a model knows which values there were but not yet which key has which; the paper trains many times as long.
 """
 
 import arch_jax

@@ -52,13 +52,13 @@ def config() -> arch_jax.Experiment:
 
 
 SIZES = {"vocabulary": VOCABULARY, "embedding": EMBEDDING, "hidden": HIDDEN, "dropout": DROPOUT}
-#: The papers' draws (0.01, and 0.001 in the score) are for 1000 units. At 256 they learn the alignment so late that
-#: Bahdanau's model has 25.3 BLEU after as many steps (seed 0), and 36.0 with this draw.
+#: The papers' initial weights (0.01, and 0.001 in the score) are for 1000 units. At 256 the alignment comes late:
+#: Bahdanau's model has 25.3 BLEU after as many steps (seed 0), and 36.0 with this initializer.
 GATED = {"maxout": 128, "initial_std": STD}
 
 
 def ablate_model():
-    """The three papers at equal sizes: one state for all, one seen at every step, and attention."""
+    """The three papers at equal sizes: one summary for all, one seen at every step, and attention."""
     yield {"model": {"module": "sutskever", **SIZES, "depth": 2}}
     yield {"model": {"module": "cho", **SIZES, **GATED, "rank": None}}
     score = {"module": "additive_attention", "hidden": HIDDEN, "initial_std": STD}

@@ -1,4 +1,4 @@
-r"""A small Transformer (Vaswani et al. 2017, 1706.03762) translates captions of pictures from English to German.
+r"""A small Transformer (Vaswani et al. 2017, 1706.03762) translates image captions from English to German.
 
     arch-jax train multi30k_transformer
 

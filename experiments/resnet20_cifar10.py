@@ -1,13 +1,13 @@
-"""ResNet-20 on CIFAR-10 as it was published (He et al. 2016, 1512.03385, section 4.2).
+"""ResNet-20 on CIFAR-10 as published (He et al. 2016, 1512.03385, section 4.2).
 
     arch-jax train resnet20_cifar10
 
-The setting of the paper: 64,000 steps of 128 pictures, a rate of 0.1 divided by 10 at 32,000 and at 48,000, four pixels
-of background around each picture, of which a window is cut out, and half of them mirrored. The paper's decay of 1e-4 is
+The setting of the paper: 64,000 steps of 128 images, a rate of 0.1 divided by 10 at 32,000 and at 48,000, four pixels
+of background around each image, of which a window is cut out, and half of them mirrored. The paper's decay of 1e-4 is
 a part of the gradient and goes through the momentum of 0.9, which makes 1e-3 of it; here it does not. Pixels go from -2
 to 2, a deviation of about 1, where the paper subtracts each pixel's mean.
 
-Not run so far: on 2 CPU cores it would take a day, and there is no copy of CIFAR-10 on this machine. A GPU needs some
+Not run so far: on 2 CPU cores it would take a day, and CIFAR-10 was not at hand. A GPU needs some
 minutes.
 """
 
@@ -19,7 +19,7 @@ published = (
         "1512.03385, table 6: ResNet-20, 8.75 % error on CIFAR-10",
         tolerance=0.5,
         metric="accuracy",
-        unit="% of the test pictures",
+        unit="% of the test images",
         factor=100,
         direction="at least",
     ),
@@ -27,7 +27,7 @@ published = (
 
 
 def config() -> arch_jax.Experiment:
-    """270,000 parameters, 164 passes over 50,000 pictures."""
+    """270,000 parameters, 164 passes over 50,000 images."""
     return arch_jax.Experiment(
         model=arch_jax.create("resnet-cifar-20"),
         objective=arch_jax.objective("classify"),
@@ -45,7 +45,7 @@ def config() -> arch_jax.Experiment:
 
 
 def ablate_augmentation():
-    """What each of the two adds, and what came after them."""
+    """Augmentation: each of the paper's two, and later methods."""
     yield {"data.augment.crop": 0, "data.augment.flip": 0.0}
     yield {"data.augment.crop": 0}
     yield {}

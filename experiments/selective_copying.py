@@ -1,10 +1,10 @@
-"""Selective copying (Gu and Dao 2023, Mamba, 2312.00752, table 1): what must depend on the token, and what need not.
+"""Selective copying (Gu and Dao 2023, Mamba, 2312.00752, table 1): remembering some tokens and ignoring noise.
 
     arch-jax ablate selective_copying --seeds 2
 
-8 symbols of 14 kinds stand at random places among 256 tokens and are to be said in order behind them. A state space
+8 symbols of 14 kinds stand at random places among 256 tokens and are to be repeated in order after them. A state space
 whose step, B and C are the same for every token (S4) keeps everything that passes alike, noise too; one whose step
-depends on the token (S6) lets the noise pass. The paper has 4,096 tokens and 400,000 steps:
+depends on the token (S6) can ignore the noise. The paper has 4,096 tokens and 400,000 steps:
 
     without the block     S4 18.3 %     S6 97.0 %
     in Mamba's block      S4 56.4 %     S6 99.8 %

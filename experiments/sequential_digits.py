@@ -4,7 +4,7 @@
 
 scikit-learn's digits of 8 x 8 pixels are 64 numbers, one after another; the published 99.63 % of S4 (2111.00396, table
 6) is of MNIST's 784, where an LSTM has 98.9. Nothing is downloaded. Two residual blocks of width 64, and the mean over
-time; shares of the 359 held-out digits after 1,000 steps, in a minute or two on one CPU core:
+time; accuracy on the 359 held-out digits after 1,000 steps, in a minute or two on one CPU core:
 
     S4      98.3, 97.5, 98.6 % (seeds 0, 1, 2)
     S4D     98.1 % (seed 0)
@@ -30,7 +30,7 @@ published = (
 
 
 def config() -> arch_jax.Experiment:
-    """Two layers of S4 of width 64, 64 pictures of 64 pixels a step."""
+    """Two layers of S4 of width 64, 64 images of 64 pixels a step."""
     return arch_jax.Experiment(
         model=arch_jax.SequenceReader(
             outputs=10, depth=2, width=64, residual=True, pooling="mean", dropout=0.1, scan=False

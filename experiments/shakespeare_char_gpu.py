@@ -6,8 +6,8 @@ The setting is the one that nanoGPT gives for a GPU (config/train_shakespeare_ch
 biases, dropout 0.2, AdamW with decay on matrices, 100 steps of warm-up and a cosine to a tenth, all in bfloat16.
 
 Published: 1.4697 nats a character, the lowest of the estimates taken every 250 steps, each over 200 batches of random
-windows (karpathy/nanoGPT, README). A model of this size has learned the text by heart long before step 5000: it is the
-lowest `validation/loss` in `metrics.jsonl` that stands beside that figure, and the checkpoint that is kept as the best.
+windows (karpathy/nanoGPT, README). A model of this size has memorised the text long before step 5000: it is the
+lowest `validation/loss` in `metrics.jsonl` that compares with it, and the checkpoint that is kept as the best.
 Not run so far: on 2 CPU cores it would take half a day.
 """
 

@@ -21,8 +21,8 @@ CPU core:
     slstm              1.742    136 ms     98 MB
     rwkv7              1.749    153 ms    110 MB
 
-The last two see no positions. So few tokens, with one rate for all, show how fast each learns, and not where it would
-end; differences under about .02 are within what another seed does.
+The last two have no position encoding. So few tokens, with one rate for all, show how fast each learns, not where it
+would end; differences under about .02 are within the variation of seeds.
 """
 
 import arch_jax

@@ -6,8 +6,8 @@ The paper's pre-training task (section 3.3.4) at a size for a CPU: 15 % of the b
 architecture (relative buckets, GeGLU, no scaling of the scores) and Adafactor, on the documentation that comes with
 CPython.
 
-Expected: 1.742 nats a token of the target on the validation text (seed 0), sentinels counted in, in about 4 minutes on
-2 CPU cores. Who knows the sentinels and the bytes' frequencies, and nothing of the text, has 2.307. That is too short a
+Expected: 1.742 nats a token of the target on the validation text (seed 0), sentinels included, in about 4 minutes on 2
+CPU cores. Knowing the sentinels and the bytes' frequencies, and nothing of the text, gives 2.307. That is too short a
 run to spell: greedy decoding still writes mostly spaces between the sentinels.
 """
 
@@ -51,6 +51,6 @@ def ablate_mean_span():
 
 
 def ablate_density():
-    """Share of the tokens that are corrupted (the paper's table 6)."""
+    """Fraction of the tokens that are corrupted (the paper's table 6)."""
     for share in (0.10, 0.15, 0.25, 0.50):
         yield {"data.density": share}

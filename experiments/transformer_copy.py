@@ -13,7 +13,7 @@ steps, in about 1 minute on 2 CPU cores; more than 99 % of them after 1,000 step
 import arch_jax
 
 published = (
-    # Not from the paper, which has no such task: what a model that attends where it should must reach.
+    # Not from the paper, which has no such task: a model that attends where it should must reach this.
     arch_jax.Published(
         99,
         "the task itself: what is not noise can be learned",

@@ -2,9 +2,9 @@
 
     arch-jax train vae_fashion --set data.source=idx:/usr/share/datasets/fashion-mnist
 
-The evidence lower bound on the 10,000 test pictures, whose pixels are probabilities. Seen, seed 0: 248.2 nats (16.9 of
+The evidence lower bound on the 10,000 test images, whose pixels are probabilities. Seen, seed 0: 248.2 nats (16.9 of
 divergence, 231.3 of reconstruction) with 20 latent variables, and 275.3 (6.5 and 268.8) with 2, in under 2 minutes each
-on one CPU core. Samples from the prior are articles, blurred; on the way from a boot to a pullover the pictures fade
+on one CPU core. Samples from the prior are articles, blurred; interpolating from a boot to a pullover, the images fade
 from one into the other; on the plane of 2 variables trousers, boots, shirts and pullovers have regions of their own.
 The paper gives its bounds for MNIST as curves only (figure 2).
 """
@@ -13,7 +13,7 @@ import arch_jax
 
 
 def config() -> arch_jax.Experiment:
-    """The paper's 500 tanh units and 20 latent variables, pixels as probabilities; 10 passes over 60,000 pictures."""
+    """The paper's 500 tanh units and 20 latent variables, pixels as probabilities; 10 passes over 60,000 images."""
     return arch_jax.Experiment(
         model=arch_jax.create("vae"),
         objective=arch_jax.objective("variational"),
@@ -27,18 +27,18 @@ def config() -> arch_jax.Experiment:
 
 
 def ablate_latent():
-    """How many latent variables it takes; with 2 the latent plane is drawn."""
+    """Numbers of latent variables; with 2 the latent plane is drawn."""
     for latent in (2, 10, 20):
         yield {"model.latent": latent}
 
 
 def ablate_beta():
-    """beta-VAE (Higgins et al. 2017): what a higher price on the code costs in reconstruction."""
+    """beta-VAE (Higgins et al. 2017): the cost of a larger weight of the divergence in reconstruction."""
     for beta in (1.0, 4.0):
         yield {"objective.beta": beta}
 
 
 def ablate_condition():
-    """The class of the article, given to both sides."""
+    """Conditioning of both sides on the class of the article."""
     yield {"model.classes": None}
     yield {"model.classes": 10}

@@ -2,7 +2,7 @@
 
     arch-jax train vqvae_fashion --set data.source=idx:/usr/share/datasets/fashion-mnist
 
-Seen on the test pictures, seed 0: a squared error of 6.7 % of the pixels' variance (0.1246), and a perplexity of 51 of
+Seen on the test images, seed 0: a squared error of 6.7 % of the pixels' variance (0.1246), and a perplexity of 51 of
 64 codes, in 2 minutes on one CPU core. Outlines and folds are there; print on a shirt is blurred.
 """
 
@@ -10,7 +10,7 @@ import arch_jax
 
 
 def config() -> arch_jax.Experiment:
-    """49 of 64 codes for a picture of 784 pixels: 294 bits."""
+    """49 of 64 codes for an image of 784 pixels: 294 bits."""
     return arch_jax.Experiment(
         model=arch_jax.create(
             "vq-vae", picture=28, channels=1, codes=64, code_width=16, width=32, hidden=16, least=0.1
@@ -26,7 +26,7 @@ def config() -> arch_jax.Experiment:
 
 
 def ablate_codebook():
-    """Codes that follow by moving averages, with dead ones put elsewhere and without; and codes as parameters."""
+    """Codes by moving averages, with dead ones revived and without; and codes as parameters."""
     yield {}
     yield {"model.least": 0.0}
     yield {"model.average": None}

@@ -1,8 +1,8 @@
-"""XOR: what one layer cannot compute, and two hidden units can (Minsky & Papert 1969; Rumelhart et al. 1986).
+"""XOR: beyond one layer, and within two hidden units (Minsky & Papert 1969; Rumelhart et al. 1986).
 
     arch-jax train xor
 
-The four rows of the truth table are both what is trained on and what is judged: nothing is to be generalised. No line
+The four rows of the truth table are both training and test data: nothing is to be generalised. No line
 has (0, 0) and (1, 1) on one side and (0, 1) and (1, 0) on the other, so a perceptron gets three rows at most; hidden
 units fold the plane.
 
@@ -42,7 +42,7 @@ def config() -> arch_jax.Experiment:
 
 
 def ablate_hidden():
-    """Units of the hidden layer; with none it is a perceptron."""
+    """Units of the hidden layer; without any it is a perceptron."""
     for hidden in ((), (1,), (2,), (4,), (8,)):
         yield {"model.hidden": hidden}
 

@@ -83,7 +83,7 @@ def pytest_runtest_teardown(item, nextitem):
 
 
 class Costs:
-    """Processor time and programs compiled, by test; the dearest files and architectures are printed at the end.
+    """Processor time and programs compiled, by test; the most expensive files and architectures are printed at the end.
 
     An architecture may cost the quick suite 6 s and both tiers together 20 s: this is where it is seen.
     """
@@ -139,7 +139,9 @@ class Costs:
         total = [sum(column) for column in zip(*self.by_file.values())] or [0, 0, 0]
         rows = sorted(self.by_file.items(), key=lambda row: -row[1][1])
         shown = rows if os.environ.get("ARCH_JAX_COSTS") else rows[:12]
-        write(f"processor time {total[1]:.0f} s, {total[2]:.0f} programs compiled, {total[0]:.0f} tests; the dearest:")
+        write(
+            f"processor time {total[1]:.0f} s, {total[2]:.0f} programs compiled, {total[0]:.0f} tests; the costliest:"
+        )
         for file, (tests, seconds, programs) in shown:
             write(f"  {seconds:7.1f} s {programs:6.0f} programs {tests:5.0f} tests  {file}")
         write("most memory held: " + ", ".join(f"{name} {size:.1f} GiB" for name, size in sorted(self.peaks.items())))

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from arch_jax import catalogue, registry
+from arch_jax import catalogue, model_pages, registry
 from arch_jax.errors import UsageError
 
 
@@ -15,6 +15,23 @@ def test_the_stored_facts_are_the_registry_s():
         del row["parameters"]
     now = [catalogue.registered_facts(entry) for entry in registry.models().values()]
     assert stored == now, "python -m arch_jax.catalogue writes it anew"
+
+
+@pytest.mark.parametrize("page", ["models.md", "fidelity.md"])
+def test_generated_pages_are_the_registry_s(page, tmp_path):
+    model_pages.write_pages(tmp_path)
+    stored = (model_pages.DOCS / page).read_text(encoding="utf-8")
+    assert stored == (tmp_path / page).read_text(encoding="utf-8"), "python -m arch_jax.model_pages writes it anew"
+
+
+def test_the_pages_hold_every_model_and_departure():
+    models = (model_pages.DOCS / "models.md").read_text(encoding="utf-8")
+    fidelity = (model_pages.DOCS / "fidelity.md").read_text(encoding="utf-8")
+    for name, entry in registry.models().items():
+        assert f"| `{name}` |" in models
+        assert f"`{name}`" in fidelity
+        assert all(sentence in fidelity and sentence.endswith(".") for sentence in entry.departures), name
+        assert entry.family in model_pages.HEADINGS, entry.family
 
 
 def names(*words: str, **options: str) -> list[str]:
@@ -42,7 +59,7 @@ def test_selection():
         ([], {"parameters": "7"}, "parameters is '7'; expected a range such as 100M:1B, 1B: or :7B"),
         ([], {"parameters": ":"}, "parameters is ':'; expected a range"),
         ([], {"parameters": "9B:7B"}, "parameters is '9B:7B', which is empty; expected 7B:9B"),
-        ([], {"parameters": "many:7B"}, "'many' is no number of parameters; expected one such as 124439808"),
+        ([], {"parameters": "many:7B"}, "'many' is not a number of parameters; expected one such as 124439808"),
         (["gpt2"], {"family": "cnn"}, "no model has 'gpt2' and family 'cnn' together; leave one of them out"),
         ([], {"parameters": "1:2"}, "no model has parameters 1:2 together"),
     ],

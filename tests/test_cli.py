@@ -275,7 +275,7 @@ def test_a_finished_run_trained_again(says, tiny, run):
 
 
 def test_the_folder_of_another_run(fails, tiny, run):
-    end = "; only steps and the mesh may change when a run goes on"
+    end = "; only steps and the mesh may change on resume"
     told = fails(*tiny(run, **{"optimizer.warmup": 3}))
     assert re.fullmatch(rf"{run} holds a run with optimizer.warmup=\d+, and now it is 3{end}", told)
     told = fails("train", "gpt", "--workdir", run)

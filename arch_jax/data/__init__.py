@@ -1,4 +1,4 @@
-"""Data by name, as batches: text, pairs of sequences, pictures, nodes of a graph, points; through Grain pipelines.
+"""Data sets by name, as batches: text, sequence pairs, images, graphs and points, through Grain pipelines.
 
 Every pipeline can be resumed. The names below are imported when first used, so that `import arch_jax.data` costs
 nothing.

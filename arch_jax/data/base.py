@@ -1,4 +1,4 @@
-"""Batches by number: an endless stream of them through Grain, a validation set in batches of one size, and checks."""
+"""Numbered batches: an endless Grain stream, a validation set in batches of one size, and argument checks."""
 
 import dataclasses
 import numbers
@@ -103,10 +103,10 @@ class _Adopted(Corpus):
 
 @runtime_checkable
 class Tokenized(Protocol):
-    """Data that can be read under a tokenizer that a model was trained with, to be judged on."""
+    """Data that can be read under the tokenizer a model was trained with, for evaluation."""
 
     def load_with(self, tokenizer: Any) -> Any:
-        """As `load`, with this tokenizer in place of one of its own."""
+        """As `load`, but with the given tokenizer."""
         ...
 
 
@@ -187,7 +187,7 @@ def check_shard(shard: Any) -> tuple[int, int]:
 
 
 def check_divides(batch: int, count: int) -> None:
-    """That `count` shards can share a batch.
+    """Checks that `count` shards can share a batch.
 
     Raises:
       UsageError: they can't; with the nearest number that can.

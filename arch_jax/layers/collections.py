@@ -1,7 +1,7 @@
-"""Collections that training updates without a gradient, and what becomes of each: declared where it is made.
+"""Rules for collections that training updates without a gradient, declared next to the layer that makes them.
 
-Batch statistics, codebooks, a router's biases, spectral norms, buffers of images. A blended buffer or an averaged count
-would be a fault, so each collection says what a moving average of the parameters makes of it, and how the values of
+Batch statistics, codebooks, a router's biases, spectral norms, image buffers. Blending a buffer or averaging a count
+would be a fault, so each collection declares how it enters a moving average of the parameters, and how the values of
 several devices become one under `pmap`. (Under `jit`, arrays are global and there is one value.)
 """
 
@@ -18,12 +18,12 @@ _DEVICES = ("mean", "sum", "replicate", "shard")
 
 @dataclasses.dataclass(frozen=True)
 class CollectionRule:
-    """What becomes of a collection.
+    """The rule of a collection.
 
     Attributes:
-      average: what is evaluated where the parameters are averaged: the collection as it is ("copy"), or its own
+      average: the collection evaluated with averaged parameters: the collection as it is ("copy"), or its own
         moving average with the same decay ("average").
-      devices: what one device has after a step under `pmap`: the mean of all devices' values ("mean"); the old value
+      devices: the value after a step under `pmap`: the mean of all devices' values ("mean"); the old value
         plus the sum of all changes ("sum"), for counts; its own value, which is the same everywhere ("replicate"), or
         is not to be mixed ("shard").
     """
@@ -41,10 +41,10 @@ _RULES: dict[str, CollectionRule] = {}
 
 
 def declare(collection: str, **rule: Any) -> None:
-    """Says what becomes of a collection; keywords are those of `CollectionRule`.
+    """Declares the rule of a collection; keywords are those of `CollectionRule`.
 
     Raises:
-      UsageError: it is declared otherwise already.
+      UsageError: it is already declared otherwise.
     """
     new = CollectionRule(**rule)
     if _RULES.setdefault(collection, new) != new:
@@ -52,17 +52,17 @@ def declare(collection: str, **rule: Any) -> None:
 
 
 def rule(collection: str) -> CollectionRule:
-    """The rule of a collection; for one that nobody declared, that of batch statistics."""
+    """The rule of a collection; an undeclared one has that of batch statistics."""
     return _RULES.get(collection, CollectionRule())
 
 
 def averaged(others: dict[str, Any]) -> dict[str, Any]:
-    """Those of a state's collections that are averaged with the parameters."""
+    """The collections of a state that are averaged with the parameters."""
     return {kind: tree for kind, tree in others.items() if rule(kind).average == "average"}
 
 
 def evaluated(others: dict[str, Any], average: dict[str, Any]) -> dict[str, Any]:
-    """The collections as they are evaluated beside averaged parameters."""
+    """The collections that are evaluated with averaged parameters."""
     return {kind: average[kind] if rule(kind).average == "average" else tree for kind, tree in others.items()}
 
 

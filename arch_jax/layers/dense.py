@@ -1,4 +1,4 @@
-"""The linear layer, and the token embedding that can serve as output layer too."""
+"""The linear layer, and the token embedding that can also serve as output layer."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,11 +17,11 @@ class Dense(nn.Module):
     Attributes:
       features: width of the output.
       bias: whether b exists.
-      initial_std: standard deviation of the normal draw for W; none is width^-1/2, which keeps the size of what passes
-        through (fan-in scaling). b starts at 0.
-      initial: another draw for W, called with (key, shape, dtype); none is the normal one.
+      initial_std: standard deviation of the normal initializer of W; None is width^-1/2, which preserves the variance
+        (fan-in scaling). b starts at 0.
+      initial: another initializer of W, called with (key, shape, dtype); None is the normal one.
       gain: factor on the standard deviation.
-      initial_bias: the draw of b, called with (key, shape, dtype).
+      initial_bias: initializer of b, called with (key, shape, dtype).
       dtype: of the computation.
       parameter_dtype: of W and b.
     """
@@ -66,7 +66,7 @@ def affine(
 
 
 def joint(x: Float[Array, "*batch width"], layers: Sequence[Dense]) -> list[Float[Array, "*batch _"]]:
-    """What each of the layers gives for the same x, in one product: a GPT-2 step on CPU takes 0.94 of the time."""
+    """The outputs of several layers for the same x, in one product: a GPT-2 step on CPU takes 0.94 of the time."""
     kernels, biases = zip(*(layer.weights(x.shape[-1]) for layer in layers))
     bias = None if biases[0] is None else jnp.concatenate(biases)
     y = affine(x.astype(layers[0].dtype), jnp.concatenate(kernels, axis=1), bias)

@@ -1,4 +1,4 @@
-"""Normalisation layers, all called alike: `norm(x, train=False)`.
+"""Normalisation layers with one call: `norm(x, train=False)`.
 
 LayerNorm (Ba et al. 2016, 1607.06450), RMSNorm (Zhang & Sennrich 2019, 1910.07467), GroupNorm (Wu & He 2018,
 1803.08494) and BatchNorm (Ioffe & Szegedy 2015, 1502.03167). Only the last differs in training.
@@ -65,7 +65,7 @@ class GroupNorm(nn.Module):
     """y = scale * (x - mean) / sqrt(variance + epsilon) + bias, over places and a group of channels (1803.08494).
 
     Attributes:
-      groups: equal runs of channels, each of which has a mean and a variance of its own in each example.
+      groups: equal groups of channels, each of which has a mean and a variance of its own in each example.
       epsilon: added to the variance.
       dtype: of the computation; the statistics are at least float32.
       parameter_dtype: of scale and bias.
@@ -95,9 +95,9 @@ class BatchNorm(nn.Module):
 
     Attributes:
       epsilon: added to the variance.
-      momentum: share of the old moving average that is kept at each step.
-      axis_name: of a mapped axis over devices, whose batches then count as one (`pmap` sets it); none otherwise.
-      initial_scale: where scale starts.
+      momentum: fraction of the old moving average kept at each step.
+      axis_name: of a mapped axis over devices, whose batches then count as one (`pmap` sets it); None otherwise.
+      initial_scale: initial value of scale.
       dtype: of the computation; the statistics are at least float32.
       parameter_dtype: of scale, bias and the moving averages.
     """

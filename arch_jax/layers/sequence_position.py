@@ -1,4 +1,4 @@
-"""Where each row of a sequence stands that is fed in parts: the part that all states have in common."""
+"""The position of each row of a sequence that is fed in parts: the part that all states share."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from arch_jax.ops.segments import runs_and_positions
 
 @flax.struct.dataclass
 class SequencePosition:
-    """What a state remembers of the segments that went by.
+    """Segment bookkeeping of a state.
 
     Attributes:
       last_id: the last segment id, "batch".
@@ -26,7 +26,7 @@ class SequencePosition:
 
 
 def at_start(batch: int) -> SequencePosition:
-    """Before the first token."""
+    """The position before the first token."""
     zeros = jnp.zeros((batch,), jnp.int32)
     return SequencePosition(zeros, zeros, zeros - 1)
 
@@ -34,6 +34,6 @@ def at_start(batch: int) -> SequencePosition:
 def advanced(
     at: SequencePosition, segment_ids: Int[Array, "batch time"]
 ) -> tuple[Int[Array, "batch time"], Int[Array, "batch time"], SequencePosition]:
-    """Run and position of each token of a part, and where each row stands behind it; ids of 0 are padding."""
+    """Run and position of each token of a part, and each row's position after it; ids of 0 are padding."""
     run, position, after = runs_and_positions(segment_ids, at.last_id, at.last_run, at.last_position)
     return run, position, SequencePosition(*after)

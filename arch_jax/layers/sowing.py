@@ -1,6 +1,6 @@
-"""What a layer reports beside its output: losses that training adds to the main one, metrics, further outputs.
+"""Losses, metrics and further outputs that a layer reports beside its output, through Linen's `sow`.
 
-Linen's `sow` writes into collections that only training asks for: in evaluation and at initialisation nothing is
+The collections are mutable in training only: in evaluation and at initialisation nothing is
 written, and no collection of these is ever part of a model's state. An objective collects them under any stack of
 layers, scanned, rematerialised or unrolled (`objectives.base.ObjectiveBase.total_loss`).
 """
@@ -14,18 +14,18 @@ import jax.numpy as jnp
 from arch_jax.errors import UsageError
 from arch_jax.ops.losses import Pair
 
-#: The collections that training asks for.
+#: The collections that training makes mutable.
 COLLECTIONS = ("losses", "metrics", "outputs")
 
 
 def sow_loss(module: nn.Module, name: str, total: Any, weight: Any = 1.0) -> None:
-    """Adds total / weight to what is minimised. The sums of one layer that is called several times are added up first.
+    """Adds total / weight to the training loss. The sums of one layer that is called several times are added up first.
 
     Args:
       module: the layer.
-      name: it is reported under; the losses of different layers under one name are added.
+      name: the loss's name; losses of different layers under one name are added.
       total: a sum, a scalar.
-      weight: what it is divided by.
+      weight: the divisor.
     """
     _sow(module, "losses", name, total, weight)
 
@@ -36,7 +36,7 @@ def sow_metric(module: nn.Module, name: str, total: Any, weight: Any = 1.0) -> N
 
 
 def sow_output(module: nn.Module, name: str, value: Any) -> None:
-    """Hands an array to the objective in training, such as the logits of an auxiliary classifier."""
+    """Passes an array to the objective in training, such as the logits of an auxiliary classifier."""
     if not module.is_initializing():
         module.sow("outputs", name, value, init_fn=lambda: None, reduce_fn=lambda _, new: new)
 

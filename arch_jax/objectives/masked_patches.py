@@ -14,7 +14,7 @@ from arch_jax.figures.base import Figure
 from arch_jax.figures.reconstructions import Reconstructions
 from arch_jax.objectives.autoencode import check_images
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
-from arch_jax.ops.convolution.patches import normalised, patch_statistics, patches, picture_of
+from arch_jax.ops.convolution.patches import normalised, patch_statistics, patches, unpatchify
 from arch_jax.sampling.reconstruct import Reconstruct
 
 
@@ -120,5 +120,5 @@ class MaskedPatches(ObjectiveBase):
             "predicted": predicted,
             "pasted": jnp.where(hidden, predicted, real),
         }
-        whole = lambda x: picture_of(x.astype(images.dtype), self.model.patch, *images.shape[1:3])
+        whole = lambda x: unpatchify(x.astype(images.dtype), self.model.patch, *images.shape[1:3])
         return {name: whole(x) for name, x in rows.items()}

@@ -1,4 +1,4 @@
-"""Mixtures of equally likely, equally wide Gaussians: their density and its slope, to hold models against."""
+"""Mixtures of equally likely Gaussians of equal variance: their density and score, as ground truth for models."""
 
 import math
 

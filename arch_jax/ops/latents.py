@@ -1,4 +1,4 @@
-"""Distributions of latent variables: divergences, likelihoods, bounds, sparsity, and ways from one code to another."""
+"""Distributions of latent variables: divergences, likelihoods, bounds, sparsity, and interpolation between codes."""
 
 import math
 
@@ -33,10 +33,10 @@ def draw_gaussian(
     mean: Float[Array, "*batch latent"],
     log_variance: Float[Array, "*batch latent"],
 ) -> Float[Array, "*draws latent"]:
-    """mean + standard deviation * noise: a draw through which gradients pass (1312.6114, section 2.4).
+    """mean + standard deviation * noise: a reparameterised sample (1312.6114, section 2.4).
 
     Args:
-      noise: standard normal; may have more leading axes than the mean, for several draws.
+      noise: standard normal; may have more leading axes than the mean, for several samples.
       mean, log_variance: of the distribution.
     """
     return mean + jnp.exp(0.5 * log_variance) * noise
@@ -63,12 +63,12 @@ def bernoulli_log_likelihood(
 
 
 def importance_bound(log_weights: Float[Array, "draws *batch"]) -> Float[Array, "*batch"]:
-    """log of the mean importance weight: a lower bound on log p(x) that rises with the number of draws.
+    """log of the mean importance weight: a lower bound on log p(x) that rises with the number of samples.
 
-    Burda et al. 2016, 1509.00519, equation 8. With one draw it is the evidence lower bound's estimate.
+    Burda et al. 2016, 1509.00519, equation 8. With one sample it is the evidence lower bound's estimate.
 
     Args:
-      log_weights: log p(x, z) - log q(z | x) of each draw z.
+      log_weights: log p(x, z) - log q(z | x) of each sample z.
     """
     return jax.nn.logsumexp(log_weights, axis=0) - math.log(len(log_weights))
 
@@ -80,13 +80,13 @@ def bernoulli_sparsity(activity: Float[Array, "batch units"], target: float) -> 
 
     Args:
       activity: in (0, 1).
-      target: share of the time that a unit should be active, in (0, 1).
+      target: fraction of the time that a unit should be active, in (0, 1).
 
     Raises:
       UsageError: target outside (0, 1).
     """
     if not 0 < target < 1:
-        raise UsageError(f"target is {target}; expected a share between 0 and 1, such as 0.05")
+        raise UsageError(f"target is {target}; expected a fraction between 0 and 1, such as 0.05")
     share = jnp.mean(activity.astype(jnp.promote_types(activity.dtype, jnp.float32)), axis=0)
     tiny = jnp.finfo(share.dtype).tiny
     log = lambda p: jnp.log(jnp.maximum(p, tiny))

@@ -60,7 +60,7 @@ def layer_norm(
     Args:
       x: any shape.
       scale: one factor a feature.
-      bias: one term a feature, or None for none.
+      bias: one term a feature, or None for no bias.
       epsilon: at least 0, added to the variance (the mean square of x - mean).
 
     Returns:
@@ -78,7 +78,7 @@ def layer_norm(
 def batch_statistics(
     x: Float[Array, "*batch features"], axis_name: str | None = None
 ) -> tuple[Float[Array, "features"], Float[Array, "features"], Float[Array, ""]]:
-    """Mean and (biased) variance of each feature over all other axes, and how many numbers each is made of.
+    """Mean and (biased) variance of each feature over all other axes, and the number of values averaged.
 
     Args:
       x: activations.

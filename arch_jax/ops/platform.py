@@ -1,4 +1,4 @@
-"""The platform that a program is made for: the one JAX runs on, or another, for which it is only lowered here."""
+"""The platform that a program is compiled for: the one JAX runs on, or another, for which it is only lowered here."""
 
 import contextlib
 import contextvars
@@ -26,7 +26,7 @@ def named_platform() -> str | None:
 
 @contextlib.contextmanager
 def acting_as(name: str) -> Iterator[None]:
-    """What is traced inside is made for the platform `name`, wherever JAX runs now: for lowering ahead of time.
+    """Traces inside it are for the platform `name`, wherever JAX runs now: for lowering ahead of time.
 
     What jit has traced before is not traced again.
 

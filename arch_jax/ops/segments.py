@@ -1,4 +1,4 @@
-"""Packed sequences: which run of equal segment ids a token belongs to, and where in its run it stands.
+"""Packed sequences: the run of equal segment ids that a token belongs to, and its position in the run.
 
 A batch row may hold several documents one after another, told apart by integer ids; id 0 is padding. Mixers that carry
 a state (recurrent, or attention with a cache) see a row in chunks, so both questions are answered with a carried state.

@@ -19,7 +19,7 @@ def filter_logits(
     top_k: int | None = None,
     top_p: float | int | None = None,
 ) -> Float[Array, "batch vocabulary"]:
-    """Divides logits by the temperature and sets those that may not be drawn to -inf.
+    """Divides logits by the temperature and sets those excluded from sampling to -inf.
 
     First the temperature, then top-k, then top-p on what top-k has left (the order of Hugging Face's `generate`).
 
@@ -68,7 +68,7 @@ def sample(
     top_k: int | None = None,
     top_p: float | int | None = None,
 ) -> Int[Array, "batch"]:
-    """Draws one token a row from the softmax of the logits that `filter_logits` leaves.
+    """Samples one token a row from the softmax of the logits that `filter_logits` leaves.
 
     Args:
       key: a jax random key; not used at temperature 0.

@@ -1,4 +1,4 @@
-"""What a trace is for: values, or shapes alone."""
+"""The purpose of a trace: values, or shapes alone."""
 
 import contextlib
 import contextvars
@@ -9,7 +9,7 @@ _SHAPES = contextvars.ContextVar("shapes", default=False)
 
 @contextlib.contextmanager
 def shapes_alone() -> Iterator[None]:
-    """Within the block nothing but shapes is asked for, so that what only settles random draws may be left out."""
+    """Within the block only shapes are asked for, so that what affects random values alone may be left out."""
     token = _SHAPES.set(True)
     try:
         yield
@@ -18,5 +18,5 @@ def shapes_alone() -> Iterator[None]:
 
 
 def asks_for_values() -> bool:
-    """Whether a trace is for a program that will run."""
+    """True if a trace is for a program that will run."""
     return not _SHAPES.get()

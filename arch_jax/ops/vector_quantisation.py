@@ -1,4 +1,4 @@
-"""Vector quantisation: the nearest code, a gradient through it, and codebooks that follow what is given to them."""
+"""Vector quantisation: the nearest code, its straight-through gradient, and codebooks by moving averages."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ __all__ = ["moved_codes", "nearest_code", "nearest_code_reference", "perplexity"
 def nearest_code(x: Float[Array, "*batch width"], codes: Float[Array, "codes width"]) -> Int[Array, "*batch"]:
     """The number of the code nearest to each vector (van den Oord et al. 2017, 1711.00937, equation 1).
 
-    argmin |e|^2 - 2 x.e, which leaves out |x|^2: a matrix product instead of all differences.
+    argmin |e|^2 - 2 x.e, which omits |x|^2: a matrix product instead of all differences.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     x, codes = x.astype(wide), codes.astype(wide)
@@ -45,7 +45,7 @@ def moved_codes(
       x: vectors.
       chosen: the code of each.
       counts, sums: N and m so far.
-      decay: share of what was that is kept, in [0, 1).
+      decay: fraction of the old average that is kept, in [0, 1).
       epsilon: added to each count, at the cost of all.
 
     Returns:
@@ -67,14 +67,14 @@ def revived(
     sums: Float[Array, "codes width"],
     least: float,
 ) -> tuple[Float[Array, "codes width"], Float[Array, "codes"], Float[Array, "codes width"]]:
-    """Codes that hardly any vector chooses, put where a random vector of the batch is (Dhariwal et al. 2020,
+    """Codes that hardly any vector chooses, moved to a random vector of the batch (Dhariwal et al. 2020,
     2005.00341, section 3.1; 1711.00937 has no such thing).
 
     Args:
       key: draws the vectors.
       x: vectors.
       codes, counts, sums: the codebook, as `moved_codes` returns it.
-      least: a code whose count is below that is put elsewhere, with a count of 1; 0 for none.
+      least: a code whose count is below that is moved, with a count of 1; 0 disables it.
     """
     dead = counts < least
     drawn = x[jax.random.randint(key, (len(codes),), 0, len(x))].astype(codes.dtype)

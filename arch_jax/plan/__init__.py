@@ -1,1 +1,1 @@
-"""Plans: what a step costs on a machine that one does not have."""
+"""Plans: the cost of a step on a machine that one does not have."""

@@ -5,7 +5,7 @@ Sources, by the letters at the entries:
 - (a) cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e: peak compute, HBM capacity and HBM bandwidth a chip, slice shapes,
   and how slices are named (v4 and v5p by TensorCores, of which a chip has two; v5e and v6e by chips).
 - (b) What libtpu 0.0.42 leaves a program: the "available HBM" of its own messages. It is less than the capacity, and
-  what decides.
+  decides.
 - (c) NVIDIA's data sheets of T4, P100 PCIe, L4, A100 SXM, H100 SXM and H200 SXM. Peaks are without sparsity. T4 and
   P100 have no bfloat16, which is then computed in float32. What a program gets is capacity less 1 GiB for driver and
   context, an assumption.
@@ -42,7 +42,7 @@ class Chip:
       usable: bytes of these that one program can use.
       bandwidth: bytes a second from its memory.
       cores: TensorCores of a TPU chip.
-      family: how libtpu names its topologies; none where nothing can be compiled for it.
+      family: libtpu's name of its topologies; None if nothing can be compiled for it.
       accelerator: the same in `TPU_ACCELERATOR_TYPE`.
     """
 
@@ -100,11 +100,11 @@ class Target:
     """A machine that a plan is made for.
 
     Attributes:
-      name: as it is asked for.
-      chip: which accelerator it has.
-      chips: how many.
-      shape: of the slice, in chips; none where nothing can be compiled for it.
-      hours: the longest session, where somebody lends the machine for sessions.
+      name: as requested.
+      chip: the accelerator.
+      chips: number of chips.
+      shape: of the slice, in chips; None if nothing can be compiled for it.
+      hours: the longest session, if the machine is lent for sessions.
     """
 
     name: str
@@ -115,12 +115,12 @@ class Target:
 
     @property
     def compiles(self) -> bool:
-        """Whether there is a compiler for it; other targets are estimated."""
+        """True if there is a compiler for it; other targets are estimated."""
         return self.chip.family is not None and self.shape is not None
 
     @property
     def topology(self) -> dict[str, Any]:
-        """What `jax.experimental.topologies.get_topology_desc` takes.
+        """The arguments of `jax.experimental.topologies.get_topology_desc`.
 
         Raises:
           UsageError: nothing can be compiled for it.
@@ -137,7 +137,7 @@ class Target:
 
     @property
     def accelerator(self) -> str:
-        """What `TPU_ACCELERATOR_TYPE` is on it."""
+        """The value of `TPU_ACCELERATOR_TYPE` on it."""
         return f"{self.chip.accelerator}-{self.chips * self.chip.cores}"
 
 

@@ -1,4 +1,4 @@
-"""What a training step or a decoding step needs on a machine: found by the TPU's compiler, or estimated."""
+"""Memory and FLOPs of a training step or a decoding step on a machine: from the TPU's compiler, or estimated."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ from arch_jax.train.step import make_step
 
 
 def size(count: int) -> str:
-    """Bytes as a person reads them."""
+    """Human-readable bytes."""
     for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
         if count >= 2**power:
             return f"{count / 2**power:.2f} {unit}"
@@ -45,7 +45,7 @@ class MemoryUse:
       other: of the arguments: averages, statistics, keys; the cache of a decoding step.
       temporaries: gradients, activations and what the compiler adds.
       program: the compiled instructions.
-      available: what a program can have.
+      available: what a program can use.
     """
 
     parameters: int
@@ -58,29 +58,29 @@ class MemoryUse:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The total."""
         return self.parameters + self.optimizer + self.batch + self.other + self.temporaries + self.program
 
     @property
     def fits(self) -> bool:
-        """Whether a chip has as much."""
+        """True if a chip has as much."""
         return self.total <= self.available
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What is found about one program: a training step, or a decoding step.
+    """Findings on one program: a training step, or a decoding step.
 
     Attributes:
-      rows: examples in the batch; none where the data has no batch size.
-      compiles: whether the compiler takes it; none where nothing was compiled.
+      rows: examples in the batch; None if the data has no batch size.
+      compiles: whether the compiler accepts it; None if nothing was compiled.
       reason: why not, in a sentence.
-      needed: bytes that it would need, where that is the reason.
-      memory: on one chip; none where the compiler refused.
+      needed: bytes that it would need, if that is the reason.
+      memory: on one chip; None if the compiler refused.
       flops: of the matrix products of one step, over all chips.
       seconds: to compile.
       collectives: kind, count and bytes of what moves between chips in one step.
-      unbounded: loops of unknown length, of which one turn was counted.
+      unbounded: loops of unknown length, of which one iteration was counted.
     """
 
     rows: int | None
@@ -95,7 +95,7 @@ class Step:
 
     @property
     def fits(self) -> bool:
-        """Whether it runs on the machine, as far as memory goes."""
+        """True if it runs on the machine, as far as memory goes."""
         return self.compiles is not False and self.memory is not None and self.memory.fits
 
     def __str__(self) -> str:
@@ -106,7 +106,7 @@ class Step:
 
 
 class Compiler(contextlib.AbstractContextManager):
-    """The TPU's compiler in its own process, which is kept for several requests."""
+    """The TPU's compiler in its own process, which is reused for several requests."""
 
     def __init__(self, machine: Target, chips: int) -> None:
         self.machine, self.chips = machine, chips
@@ -127,13 +127,13 @@ class Compiler(contextlib.AbstractContextManager):
                 stream.close()
         try:
             self.process.wait(5)
-        except subprocess.TimeoutExpired:  # it is compiling, and nobody wants the answer any more
+        except subprocess.TimeoutExpired:  # it is compiling, and nobody waits for the result any more
             self.process.kill()
             self.process.wait()
         self.errors.close()
 
     def train(self, workload: Workload) -> tuple[Step, int]:
-        """The training step, and how many parameters it trains."""
+        """The training step, and the number of parameters it trains."""
         found = self._ask(workload, "train", None)
         memory = None
         if found["compiles"]:
@@ -189,16 +189,16 @@ class Compiler(contextlib.AbstractContextManager):
 
 
 class Estimator(contextlib.AbstractContextManager):
-    """Memory from the jaxpr, where nothing can be compiled."""
+    """Memory from the jaxpr, for machines that nothing can be compiled for."""
 
     def __init__(self, machine: Target, sizes: Mapping[str, int]) -> None:
         self.machine, self.sizes = machine, dict(sizes)
 
     def __exit__(self, *_: Any) -> None:
-        """Nothing is held."""
+        """Holds no resources."""
 
     def train(self, workload: Workload) -> tuple[Step, int]:
-        """The training step, and how many parameters it trains.
+        """The training step, and the number of parameters it trains.
 
         Raises:
           UsageError: the batch can't be divided among the chips.
@@ -219,7 +219,7 @@ class Estimator(contextlib.AbstractContextManager):
             step = jax.jit(make_step(experiment))  # so that it is traced once
             cost = count_flops(step, state, local) * parts
             live = peak_bytes(step, state, local, donated=(0,))
-        # Shapes alone are asked of the mesh, so that one device can stand for all.
+        # Only shapes are asked of the mesh, so that one device can stand for all.
         mesh = Mesh(np.full(tuple(self.sizes.values()), jax.devices()[0]), tuple(self.sizes))
         shardings = state_shardings(state, mesh, patterns(experiment.model))
         give = lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)

@@ -1,10 +1,10 @@
-"""What a compiler says: the collectives in the text of its program, and why it refuses one."""
+"""Parsing of compiler output: the collectives in a program's text, and the reason of a refusal."""
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
-#: What moves data between chips.
+#: Operations that move data between chips.
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 _WIDTHS = {"pred": 1, "bf16": 2, "c64": 8, "c128": 16}  # bytes; the others say their bits in their name
@@ -20,7 +20,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def too_large(message: str) -> tuple[int, int] | None:
-    """What a refusal says of memory, as (bytes needed, bytes there); none where it speaks of something else."""
+    """The memory that a refusal mentions, as (bytes needed, bytes available); None if its reason is another."""
     for pattern in _FULL:
         if found := pattern.search(message):
             needed, unit, there, other = found.groups()
@@ -29,7 +29,7 @@ def too_large(message: str) -> tuple[int, int] | None:
 
 
 def refusal(problem: Exception) -> dict[str, Any]:
-    """The compiler's reason in a sentence, and what it says of memory."""
+    """The compiler's reason in a sentence, and the memory it mentions."""
     text = " ".join(str(problem).split())
     sizes = too_large(text)
     if sizes is not None:
@@ -52,7 +52,7 @@ def collectives(text: str) -> list[dict[str, Any]]:
 
     Returns:
       For each kind that occurs: `kind`; `count`, how often it runs; `bytes`, of its results on one chip, summed; and
-      `at_least`, whether it stands in a further loop of unknown length, whose body was counted once.
+      `at_least`, whether it is inside a further loop of unknown length, whose body was counted once.
     """
     lines, entry = _computations(text)
     found: dict[tuple[str, str], tuple[int, int, bool]] = {}
@@ -109,7 +109,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _length(line: str, condition: Sequence[str]) -> int | None:
-    """How often a loop runs: as it says, or as its condition compares a counter with a constant."""
+    """The number of iterations of a loop: as stated, or the constant that its condition compares a counter with."""
     if (known := re.search(r'known_trip_count"?:?=?\{"n":"(\d+)"', line)) is not None:
         return int(known[1])
     constants = dict(re.findall(r"%?([\w.-]+) = s\d+\[\]\S* constant\((\d+)\)", "\n".join(condition)))
@@ -120,7 +120,7 @@ def _length(line: str, condition: Sequence[str]) -> int | None:
 
 
 def _moved(result: str, kind: str, begun: bool) -> int:
-    """Bytes of a collective's result on one chip; what only begins one names its operand beside."""
+    """Bytes of a collective's result on one chip; a start operation also lists its operand."""
     sizes = []
     for dtype, shape in _ARRAY.findall(result):
         width = _WIDTHS.get(dtype) or max(1, int(re.sub(r"\D", "", dtype)) // 8)

@@ -1,6 +1,6 @@
-"""How much memory a computation holds at once, estimated from its jaxpr: for devices that nothing can be compiled for.
+"""Peak memory of a computation, estimated from its jaxpr: for devices that nothing can be compiled for.
 
-Values are taken in program order; each is stored, and freed after its last use. What XLA does on every platform:
+Values are taken in program order; each is stored, and freed after its last use. As XLA does on every platform:
 
 - Calls (jit, remat, hand-written derivatives) are written out where they stand.
 - An element-wise result may take the place of an operand of its size that is not needed any more; so may an updated
@@ -27,7 +27,7 @@ _VIEWS = {
     "reshape", "squeeze", "expand_dims", "bitcast_convert_type", "stop_gradient", "copy", "copy_p", "device_put",
     "name", "sharding_constraint", "random_wrap", "random_unwrap",
 }  # fmt: skip
-#: What can be written where an operand lay: one number out for each number in, or fewer.
+#: Operations that can write where an operand lay: one number out for each number in, or fewer.
 _IN_PLACE = {
     "neg", "sign", "abs", "floor", "ceil", "round", "not", "is_finite", "convert_element_type", "transpose", "rev",
     "pad", "add", "add_any", "sub", "mul", "div", "rem", "max", "min", "and", "or", "xor", "eq", "ne", "lt", "le", "gt",
@@ -36,13 +36,13 @@ _IN_PLACE = {
     "erf_inv", "pow",
     "integer_pow", "sqrt", "rsqrt", "cbrt", "square", "atan2", "real", "imag", "conj",
 }  # fmt: skip
-#: What writes into its first operand where that dies.
+#: Operations that write into their first operand if it dies there.
 _UPDATING = {"dynamic_update_slice", "scatter", "scatter-add", "scatter_add", "scatter_mul"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Live:
-    """What a computation holds, in bytes.
+    """The memory of a computation, in bytes.
 
     Attributes:
       peak: the most that is live at once, arguments and outputs included.
@@ -56,7 +56,7 @@ class Live:
 
     @property
     def temporary(self) -> int:
-        """What is live at the peak beside the arguments."""
+        """The bytes live at the peak beside the arguments."""
         return self.peak - self.arguments
 
 
@@ -66,7 +66,7 @@ def peak_bytes(function: Callable, *arguments: Any, donated: Sequence[int] = ())
     Args:
       function: traced, not run.
       *arguments: trees of arrays or `jax.ShapeDtypeStruct`.
-      donated: which arguments the computation may write over.
+      donated: the arguments that the computation may overwrite.
     """
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     sizes = [len(jax.tree.leaves(argument)) for argument in arguments]
@@ -95,7 +95,7 @@ class _Operation:
 
     @property
     def values(self) -> list[int]:
-        """All values that are there while it runs."""
+        """All values that are live while it runs."""
         return [*self.reads, *self.writes]
 
 
@@ -168,7 +168,7 @@ class _Body:
 
 
 def _operation(equation: Any, reads: list[int], writes: list[int]) -> _Operation:
-    """What an equation does that is no call: loops and branches with the memory of their insides."""
+    """The memory inside an equation that is no call: loops and branches."""
     name, parameters = equation.primitive.name, equation.params
     if name == "scan":
         constants, carried = parameters["num_consts"], parameters["num_carry"]

@@ -1,4 +1,4 @@
-"""What a training step costs on an accelerator that one does not have: whether it fits, and how fast it can be.
+"""The cost of a training step on an accelerator that one does not have: whether it fits, and how fast it can be.
 
 For TPUs the real train program is compiled by the real compiler, in a process of its own (`tpu_compiler`). For GPUs,
 where nothing can be compiled without one, memory is estimated from the jaxpr (`liveness`), and the plan says so. Times
@@ -20,7 +20,7 @@ from arch_jax.plan.workload import Workload, workload
 
 __all__ = ["Largest", "Plan", "Step", "Workload", "plan", "search", "workload"]
 
-#: Shares of the peak that times are given for.
+#: Fractions of the peak that times are given for.
 SHARES = (0.3, 0.4, 0.5)
 #: Compilations that close in on the largest batch, after the doublings.
 HALVINGS = 4
@@ -32,12 +32,12 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Largest:
-    """What was found about the largest batch.
+    """The search for the largest batch.
 
     Attributes:
-      fits: the largest that was confirmed to fit; none where none did.
-      refused: the smallest above it that was refused, or is over memory; none where no limit was met.
-      tried: batch -> what was found about it, in the order of the attempts.
+      fits: the largest that was confirmed to fit; None if none did.
+      refused: the smallest above it that was refused, or exceeds memory; None if no limit was met.
+      tried: batch -> its findings, in the order of the attempts.
     """
 
     fits: int | None
@@ -57,19 +57,19 @@ class Largest:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A plan: see `Step` for what was found, here is what follows from it.
+    """A plan: the findings of `Step`, and what follows from them.
 
     Attributes:
       name: of the experiment or the model.
       target: the machine.
-      chips: how many of its chips are used.
+      chips: the number of its chips in use.
       estimate: whether memory is estimated, and nothing was compiled.
       dtype: of the computation.
-      parameters: how many there are.
-      unit, units: what one step trains on.
+      parameters: number of parameters.
+      unit, units: of the training data in one step.
       step: the training step.
-      largest: the largest batch, where it was asked for.
-      decode: the decoding step, where it was asked for; `length` tokens a row have room in its cache.
+      largest: the largest batch, if requested.
+      decode: the decoding step, if requested; `length` tokens a row have room in its cache.
       length: see `decode`.
     """
 
@@ -93,18 +93,18 @@ class Plan:
 
     @property
     def seconds(self) -> dict[float, float]:
-        """Share of the peak -> seconds that a step then takes."""
+        """Fraction of the peak -> seconds a step."""
         return {share: self.step.flops / (self.peak * share) for share in SHARES}
 
     @property
     def token_seconds(self) -> float | None:
-        """The least that a decoding step takes: every chip reads its parameters and its cache once."""
+        """A lower bound on a decoding step: every chip reads its parameters and its cache once."""
         if self.decode is None or self.decode.memory is None:
             return None
         return (self.decode.memory.parameters + self.decode.memory.other) / self.target.chip.bandwidth
 
     def lines(self) -> list[tuple[str, str]]:
-        """What a person wants to see of it, as (what, how much)."""
+        """The plan as rows (name, value) of text."""
         machine, step, peak = self.target, self.step, self.peak / 1e12
         chips, rate = f"{self.chips} x {machine.chip.name}", f"{peak:,.0f}" if peak >= 100 else f"{peak:.1f}"
         found = [
@@ -179,15 +179,15 @@ def plan(
     largest_batch: bool = False,
     say: Say = lambda sentence: None,
 ) -> Plan:
-    """What a workload's training step costs on a target.
+    """Plans a workload's training step on a target.
 
     Args:
       workload: from `workload`.
       target: a name of `chips.TARGETS`.
-      chips: how many of the machine's chips are used; all by default.
+      chips: the number of the machine's chips in use; all by default.
       decode: the decoding step as well.
       largest_batch: looks for the largest batch that fits as well; a compilation for each that is tried.
-      say: is told of each attempt, in a sentence.
+      say: called with a sentence on each attempt.
 
     Raises:
       UsageError: an unknown target; a mesh or a batch that does not suit it; a model that has no decoding step.
@@ -232,10 +232,10 @@ def search(first: Step, parts: int, attempt: Callable[[int], Step], say: Say) ->
     """The largest batch that fits: doubling until one is refused, then at most `HALVINGS` halvings of the interval.
 
     Args:
-      first: what was found about the batch to start from. If it does not fit, it is halved until one does.
-      parts: what every batch is a multiple of.
-      attempt: batch -> what is found about it.
-      say: is told of each attempt.
+      first: findings on the batch to start from. If it does not fit, it is halved until one does.
+      parts: every batch is a multiple of this.
+      attempt: batch -> its findings.
+      say: called with a sentence on each attempt.
     """
     tried = {first.rows: first}
 

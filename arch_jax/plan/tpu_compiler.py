@@ -36,7 +36,7 @@ from arch_jax.train.step import make_program, make_step
 
 
 def environment(accelerator: str) -> dict[str, str]:
-    """What the program is started with: this environment, with libtpu in reach and no TPU asked for.
+    """The program's environment: this process's, with libtpu in reach and no TPU asked for.
 
     Args:
       accelerator: the machine's `TPU_ACCELERATOR_TYPE`.
@@ -76,15 +76,15 @@ def local_bytes(tree: Any) -> int:
     return sum(map(of, jax.tree.leaves(tree)))
 
 
-#: What gives the lowered program, and what is known of it before it is compiled.
+#: Returns the lowered program, and what is known of it before it is compiled.
 Lowering = tuple[Callable[[], Any], dict[str, Any]]
 
 
 def train_step(experiment: Experiment, batch: Any, devices: list, full_batch: bool = False) -> Lowering:
-    """The real train program on devices that need not be here, laid over them as `train` would.
+    """The real train program on devices that need not be present, laid out over them as by `train`.
 
     Args:
-      experiment: what is trained.
+      experiment: the experiment.
       batch: shapes of one batch.
       devices: of a topology.
       full_batch: every batch is the same one.
@@ -139,9 +139,9 @@ def train_step(experiment: Experiment, batch: Any, devices: list, full_batch: bo
 
 
 def decode_step(experiment: Experiment, batch: Any, devices: list, length: int) -> Lowering:
-    """One decoding step, as `generate` takes it: one more token for each row, through the state that the model carries.
+    """One decoding step of `generate`: one more token for each row, through the model's recurrent state or cache.
 
-    Rows are dealt over all parts of the mesh that batches are cut into; parameters lie as in training.
+    Rows are sharded over all parts of the mesh that batches are cut into; parameters lie as in training.
 
     Args:
       experiment: whose model decodes.
@@ -212,7 +212,7 @@ def _placed(tree: Any, sharding: Any) -> Any:
 
 
 class _Slice:
-    """The chips that requests ask for, and what is compiled for them."""
+    """The requested chips, and what is compiled for them."""
 
     def __init__(self) -> None:
         self.known: dict[str, Any] = {}
@@ -231,7 +231,7 @@ class _Slice:
         return list(self.known[key].devices)[:chips]
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What is found about one request."""
+        """The findings on one request."""
         import arch_jax.plan.workload  # noqa: F401  names the data of a model that is planned by its name
 
         for file in request["files"]:
@@ -266,14 +266,14 @@ class _Slice:
 
 @contextlib.contextmanager
 def _answers() -> Iterator[Any]:
-    """The standard output for answers alone: what libraries print goes to the standard error."""
+    """Keeps the standard output for answers: what libraries print goes to the standard error."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as file:
         os.dup2(2, 1)
         yield file
 
 
 def _leave_with(parent: int) -> None:
-    """Ends this process once the one that started it is gone: nobody wants the answer, and compiling takes long."""
+    """Ends this process once the one that started it is gone: compiling takes long, and nobody waits for the answer."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

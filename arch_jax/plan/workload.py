@@ -1,4 +1,4 @@
-"""What a plan is made of: an experiment, or a registered model with batches of the shapes that it takes."""
+"""The subject of a plan: an experiment, or a registered model with batches of the shapes that it takes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from arch_jax.objectives import objective
 @fields.component("examples", kind="data")
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Batches of the shapes that a registered model takes, with nothing in them: what it is planned with.
+    """Empty batches of the shapes that a registered model takes, for planning.
 
     Attributes:
       model: a registered name.
       batch: examples in a batch.
-      length: tokens in an example, where it is a sequence; none is what the model is registered with.
+      length: tokens in an example, if it is a sequence; None is the model's registered length.
     """
 
     model: str
@@ -52,16 +52,16 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What a plan is made of.
+    """The subject of a plan.
 
     Attributes:
       name: of the experiment or the model.
-      experiment: the run.
+      experiment: the experiment.
       batch: name -> shape and dtype, of one batch.
-      unit: what a batch is counted in.
-      units: how many of them one batch holds.
+      unit: of a batch.
+      units: the number of them in one batch.
       full_batch: every batch is the same one, of all the data.
-      files: Python files that hold parts of it.
+      files: Python files that define parts of it.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Workload:
 
     @property
     def rows(self) -> int | None:
-        """Examples in a batch; none where the data has no batch size."""
+        """Examples in a batch; None if the data has no batch size."""
         return getattr(self.experiment.data, "batch", None)
 
     def resized(self, rows: int) -> "Workload":

@@ -1,10 +1,9 @@
 """Studies: answers with an interval instead of one lucky run. They work on any experiment, and know no architecture.
 
-cells, together, progress, lock     runs that are kept, several seeds as one program
-statistics, report                  means, intervals, tables, pictures
-ablate                              what each part of an experiment is worth
-compare/                            different architectures under one budget (`sizing`, `lengths`)
-scaling/                            laws of measured points, or of a family that is trained
-reproduce, ledger                   what was published beside what is measured
-plan/                               what a step costs on a machine that one does not have
+runs/                               the runs of a study: kept, resumed, several seeds as one program
+statistics, formatting              means, intervals, tables, figures
+ablate/                             the effect of each part of an experiment
+compare/                            different architectures under one budget (`sizing`)
+scaling/                            laws of measured points, or of a trained family
+reproduce/                          published numbers beside measured ones, and their ledger
 """

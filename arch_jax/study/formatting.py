@@ -1,4 +1,4 @@
-"""Numbers as a person reads them, tables as CSV, and figures as files: shared by all studies."""
+"""Human-readable numbers, tables as CSV, and figures as files: shared by all studies."""
 
 import csv
 import io
@@ -10,28 +10,28 @@ from typing import Any
 from arch_jax import fields
 from arch_jax.train.workdir import write
 
-#: Colours that are told apart by most eyes, and in grey (Okabe & Ito 2008).
+#: Colours that most people, and grey prints, tell apart (Okabe & Ito 2008).
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 
 
 def format_setting(value: Any) -> str:
-    """A setting as a person writes it."""
+    """A setting in command-line form."""
     value = fields.to_json(value)
     return value if isinstance(value, str) else "none" if value is None else json.dumps(value)
 
 
 def format_count(number: float | int | None) -> str:
-    """Such as 1.23 M; "-" for none."""
+    """Such as 1.23 M; "-" for None."""
     return _scaled(number, ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")))
 
 
 def format_size(number: float | int | None) -> str:
-    """Bytes, such as 12.3 MB; "-" for none."""
+    """Bytes, such as 12.3 MB; "-" for None."""
     return "-" if number is None else f"{_scaled(number, ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')))}B"
 
 
 def format_duration(seconds: float | None) -> str:
-    """Such as 12.3 ms; "-" for none."""
+    """Such as 12.3 ms; "-" for None."""
     if seconds is None:
         return "-"
     return (
@@ -49,7 +49,7 @@ def _scaled(number: float | int | None, units: Sequence[tuple[float, str]]) -> s
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Rows with the same keys as CSV; none is an empty cell.
+    """Rows with the same keys as CSV; None is an empty cell.
 
     Raises:
       RunError: it can't be written.
@@ -63,7 +63,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def save(figure: Any, path: Path) -> Path:
-    """Writes a figure as PNG, as a whole, and closes it."""
+    """Writes a figure as PNG, atomically, and closes it."""
     from matplotlib import pyplot as plt
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""A model scaled to a budget: deeper and wider in its family's usual shape, until a count is what it should be.
+"""A model scaled to a budget: deeper and wider in its family's usual shape, until a count meets the target.
 
 What a family's usual shape is follows from the fields that a model has, whose names mean the same in all of them:
 `depth` and `width`, parts with `heads` and `kv_heads`, and `hidden`. A class for which that is not enough has a method
@@ -27,9 +27,9 @@ from arch_jax.train.step import make_step
 Changes = dict[str, Any]
 Count = Callable[[nn.Module], float]
 
-#: No search goes on after so many counts: each traces a model, which takes a tenth of a second and more.
+#: The search stops after so many counts: each traces a model, which takes a tenth of a second and more.
 _MOST = 50
-#: A depth is not tried where its narrowest layers already hold more than this.
+#: A depth is skipped if its narrowest layers already exceed the target by this factor.
 _LARGEST = 1e10
 
 
@@ -39,7 +39,7 @@ class Sized:
 
     Attributes:
       module: the scaled model.
-      changes: the fields that make it of the one it was; none where that met the budget.
+      changes: the fields that were changed; empty if the model met the budget already.
       value: its count.
     """
 
@@ -49,10 +49,10 @@ class Sized:
 
 
 def parameters(experiment: Experiment, batch: Mapping[str, Any]) -> int:
-    """How many parameters an experiment's model has, of all players; nothing is computed.
+    """The number of parameters of an experiment's model, of all players; nothing is computed.
 
     Args:
-      experiment: what is counted; its data is not read.
+      experiment: the experiment; its data is not read.
       batch: the shapes of one batch.
     """
     task = _folded(experiment).task
@@ -63,7 +63,7 @@ def step_flops(experiment: Experiment, batch: Mapping[str, Any]) -> int:
     """Floating-point operations of one training step in matrix products and convolutions; nothing is computed.
 
     Args:
-      experiment: what is counted; its data is not read.
+      experiment: the experiment; its data is not read.
       batch: the shapes of one batch.
     """
     folded = _folded(experiment)
@@ -89,14 +89,14 @@ def scaled(
 
     Args:
       module: the model at its usual size.
-      target: what the count should be.
-      measure: counts; called for at most some fifty models.
-      tolerance: as a share of the target.
-      name: what errors call the model; its class's name by default.
-      unit: what errors say is counted.
+      target: the desired count.
+      measure: counts a model; called for at most some fifty models.
+      tolerance: as a fraction of the target.
+      name: the model's name in errors; its class's name by default.
+      unit: the unit of the count in errors.
 
     Returns:
-      The model as it is where it meets the target already, or the scaled one.
+      The model itself if it meets the target already, or the scaled one.
 
     Raises:
       UsageError: a target that is not positive, a model without fields that scale it, or a target that no scaling
@@ -119,7 +119,7 @@ def scaled(
 
 
 class _Search:
-    """Counts, each once, and what is nearest to the target so far."""
+    """Counts, each once, and the nearest to the target so far."""
 
     def __init__(self, module: nn.Module, target: float, measure: Count, tolerance: float) -> None:
         self.module, self.target, self.measure, self.tolerance = module, target, measure, tolerance
@@ -134,7 +134,7 @@ class _Search:
         return self._counts[key]
 
     def meets(self, changes: Changes) -> bool:
-        """Whether a size is within the tolerance."""
+        """True if a size is within the tolerance."""
         return abs(self.count(changes) - self.target) <= self.tolerance * self.target
 
     def sized(self, changes: Changes) -> Sized:
@@ -142,13 +142,13 @@ class _Search:
         return Sized(fields.override(self.module, changes), changes, self.count(changes))
 
     def expected(self, depths: Sequence[int], power: float) -> int:
-        """The number of the depth to look at first, if the depth grows as that power of the count."""
+        """The number of the depth to start at, if the depth grows as that power of the count."""
         goal = max(1, self.module.depth) * (self.target / max(self.count({}), 1)) ** power
         return min(range(len(depths)), key=lambda i: abs(math.log(depths[i] / goal)))
 
     @property
     def spent(self) -> bool:
-        """Whether enough was counted."""
+        """True if the search has counted enough models."""
         return len(self._counts) >= _MOST
 
     @property
@@ -160,14 +160,14 @@ class _Search:
         """Two neighbours of a line with the target between them, nearest first; twice the same end if it lies outside.
 
         Counts grow about as powers do, so the next place to look at is interpolated between their logarithms; halving
-        takes turns with that where it gets on slowly. Whatever bends the line may have, the lower of the two is below
+        alternates with that where it progresses slowly. Whatever bends the line may have, the lower of the two is below
         the target and the upper one above it.
 
         Args:
           length: of the line.
           at: its sizes by number.
-          start: where to look first, and from there in steps that double: the far end of a line may be so large that
-            it takes minutes to count. None begins with both ends.
+          start: the first size to count, and from there in steps that double: the far end of a line may be so large
+            that it takes minutes to count. None begins with both ends.
         """
         below = lambda i: self.count(at(i)) <= self.target
         low, high = (0, length - 1) if start is None else (start, start)
@@ -216,7 +216,7 @@ class _Line(Sequence):
     Args:
       sizes: the overrides.
       fine: for one of them, overrides around it in smaller steps, from small to large.
-      start: number of the one to look at first; none for a line whose ends are both soon counted.
+      start: number of the first size to count; None for a line whose ends are both soon counted.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class _Line(Sequence):
 
 
 def _lines(module: nn.Module, name: str, search: _Search) -> Iterator[_Line]:
-    """The lines to look along, those with proportions nearest to the model's own first."""
+    """The lines to search, those with proportions nearest to the model's own first."""
     if hasattr(type(module), "sizes"):
         yield _Line(list(module.sizes()), start=0)
         return
@@ -278,7 +278,7 @@ def _lines(module: nn.Module, name: str, search: _Search) -> Iterator[_Line]:
 
 
 class _Shape:
-    """What follows from the depth and width of a model in the shape that it has."""
+    """The overrides that scale depth and width of a model in its own shape."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -306,14 +306,14 @@ class _Shape:
         return found
 
     def nearest(self, width: float) -> Changes | None:
-        """The size of the nearest width that all parts can have; none where there is none from half of it to twice."""
+        """The size of the nearest width that all parts accept; None if there is none from half of it to twice."""
         middle = max(1, round(width))
         outwards = itertools.chain.from_iterable((middle - i, middle + i) for i in range(middle + 1))
         sizes = (self.size(near) for near in outwards if width / 2 <= near <= 2 * width)
         return next(filter(None, sizes), None)
 
     def size(self, width: int) -> Changes | None:
-        """Overrides for a width; none where a part can't have it."""
+        """Overrides for a width; None if a part can't have it."""
         changes: Changes = {"width": width}
         for path, part in self.parts.items():
             heads = _heads(part, self.own, width)
@@ -335,7 +335,7 @@ class _Shape:
 
     @functools.cached_property
     def hidden(self) -> dict[str, int]:
-        """The hidden widths of the model's feed-forward parts as it is, also where they are left open."""
+        """The hidden widths of the model's feed-forward parts, also those left at their default."""
         kinds = tuple(fields.components("feed_forward").values())
         found = {}
         for path, part in self.parts.items():
@@ -366,14 +366,14 @@ def _count(part: nn.Module, width: int, hidden: int | None) -> int:
 
 
 def _rounded(hidden: float) -> int:
-    """A hidden width: a multiple of 8 where that is less than a hundredth."""
+    """A hidden width: rounded to a multiple of 8 if that changes less than a hundredth."""
     return 8 * round(hidden / 8) if hidden >= 800 else max(1, round(hidden))
 
 
 def _heads(part: Any, own: int, width: int) -> dict[str, int] | None:
     """Fields of a part that has `heads` for the width `own`, for another width; nothing for a part without.
 
-    None where no heads of nearly the same size divide the width, the part refuses it, or it is large and no multiple
+    None if no heads of nearly the same size divide the width, the part refuses it, or it is large and no multiple
     of 8.
     """
     heads = getattr(part, "heads", None)
@@ -404,7 +404,7 @@ def _heads(part: Any, own: int, width: int) -> dict[str, int] | None:
 
 
 def _takes(part: Any, width: int, **changes: int) -> bool:
-    """Whether a part with these fields can be of that width, if it has a method that says so: `sizes` or `heads`."""
+    """True if a part with these fields accepts that width, by its method `sizes` or `heads`."""
     says = [name for name in ("sizes", "heads") if callable(getattr(type(part), name, None))]
     try:
         return not says or getattr(unbound(part).clone(**changes), says[0])(width) is not None

@@ -1,4 +1,4 @@
-"""What a few seeds say: a mean with its interval, a paired difference, and a correction for many comparisons."""
+"""Statistics of a few seeds: a mean with its interval, a paired difference, and a correction for many comparisons."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ import numpy as np
 
 from arch_jax.errors import UsageError
 
-#: Fewer values than this give no interval: with two, Student's factor is 12.7 and the interval says nothing.
+#: Fewer values than this give no interval: with two, Student's factor is 12.7, too wide to be of use.
 LEAST = 3
 
 Numbers = Sequence[float | int] | np.ndarray
@@ -16,14 +16,14 @@ Numbers = Sequence[float | int] | np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A mean and where it lies.
+    """A mean and its interval.
 
     Attributes:
       mean: of the values.
-      low: lower end of the interval; none with fewer than 3 values.
-      high: upper end; none with fewer than 3 values.
-      deviation: the sample's standard deviation (divided by count - 1); none for a single value.
-      count: how many values there were.
+      low: lower end of the interval; None with fewer than 3 values.
+      high: upper end; None with fewer than 3 values.
+      deviation: the sample's standard deviation (divided by count - 1); None for a single value.
+      count: number of values.
     """
 
     mean: float
@@ -34,24 +34,24 @@ class Interval:
 
     @property
     def half(self) -> float | None:
-        """Half the interval's width; none where there is no interval."""
+        """Half the interval's width; None without an interval."""
         return _half(self.low, self.high)
 
     def __str__(self) -> str:
-        """Such as "1.9037 ± 0.0085", or "1.9037 (2 seeds)" where there is no interval."""
+        """Such as "1.9037 ± 0.0085", or "1.9037 (2 seeds)" without an interval."""
         return _text(self.mean, self.half, self.count)
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A mean of paired differences, where it lies, and how probable it is without any effect.
+    """A mean of paired differences, its interval and its p-value.
 
     Attributes:
       mean: of value - baseline.
-      low: lower end of the interval; none with fewer than 3 pairs.
-      high: upper end; none with fewer than 3 pairs.
-      p: two-sided probability of a mean at least this far from zero, were the true one zero; none with fewer than 3.
-      count: how many pairs there were.
+      low: lower end of the interval; None with fewer than 3 pairs.
+      high: upper end; None with fewer than 3 pairs.
+      p: two-sided probability of a mean at least this far from zero, were the true one zero; None with fewer than 3.
+      count: number of pairs.
     """
 
     mean: float
@@ -62,11 +62,11 @@ class Difference:
 
     @property
     def half(self) -> float | None:
-        """Half the interval's width; none where there is no interval."""
+        """Half the interval's width; None without an interval."""
         return _half(self.low, self.high)
 
     def __str__(self) -> str:
-        """Such as "+0.112 ± 0.024", or "+0.112 (2 seeds)" where there is no interval."""
+        """Such as "+0.112 ± 0.024", or "+0.112 (2 seeds)" without an interval."""
         return _text(self.mean, self.half, self.count, sign="+")
 
 
@@ -95,7 +95,7 @@ def interval(values: Numbers, level: float = 0.95) -> Interval:
 def paired(values: Numbers, baseline: Numbers, level: float = 0.95) -> Difference:
     """The mean of value - baseline, paired by position (the same seed), by Student's t on the differences.
 
-    Pairs share their data order and initial draw, so that what both have in common cancels.
+    Pairs share their data order and initial values, so that what both have in common cancels.
 
     Args:
       values: one a seed; all finite.
@@ -132,10 +132,10 @@ def holm(ps: Sequence[float | int | None]) -> list[float | None]:
     alpha may be called real with a probability of at most alpha that any of them is not.
 
     Args:
-      ps: p-values from 0 to 1; none where there is no p-value, which doesn't count as a comparison.
+      ps: p-values from 0 to 1; None for no p-value, which doesn't count as a comparison.
 
     Returns:
-      The adjusted ones in the same order; none stays none.
+      The adjusted ones in the same order; None stays None.
 
     Raises:
       UsageError: a p-value that is not from 0 to 1.
@@ -162,7 +162,7 @@ def against(
       reference: seed -> value.
 
     Returns:
-      (difference, corrected p) of each; both none where there is no seed in common.
+      (difference, corrected p) of each; both None without a seed in common.
     """
     found: list[Difference | None] = []
     for own in others:
@@ -181,14 +181,14 @@ def _finite(name: str, values: Numbers) -> np.ndarray:
 
 
 def _moments(found: np.ndarray) -> tuple[float, float | None]:
-    """Mean and sample deviation; equal values deviate by exactly nothing, which rounding would hide."""
+    """Mean and sample deviation; equal values deviate by exactly zero, which rounding would hide."""
     if (found == found[0]).all():
         return float(found[0]), (0.0 if len(found) > 1 else None)
     return float(found.mean()), float(found.std(ddof=1))
 
 
 def _factor(count: int, level: float) -> float | None:
-    """Student's two-sided quantile for so many values; none where there are too few."""
+    """Student's two-sided quantile for so many values; None if there are too few."""
     from scipy.special import stdtrit
 
     if not 0 < level < 1:
@@ -201,7 +201,7 @@ def _half(low: float | None, high: float | None) -> float | None:
 
 
 def _text(mean: float, half: float | None, count: int, sign: str = "") -> str:
-    """The mean to the second significant digit of its half-width; to five digits where there is none."""
+    """The mean to the second significant digit of its half-width; to five digits without one."""
     if half is None:
         return f"{mean:{sign}.5g}" + (" (1 seed)" if count == 1 else f" ({count} seeds)")
     if half == 0:

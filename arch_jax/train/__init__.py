@@ -1,4 +1,4 @@
-"""The train loop and what it needs: state, step, placement on devices, checkpoints, reports.
+"""The train loop and its parts: state, step, placement on devices, checkpoints, reports.
 
 The names below are imported when first used. Calling the package trains: `arch_jax.train(experiment, "runs/mine")`.
 """
@@ -32,7 +32,7 @@ def __dir__() -> list[str]:
 
 
 class _Train(types.ModuleType):
-    """A package is a module, and this one is callable: what it is for and what it is made of share a name."""
+    """A package is a module, and this one is callable: the function and its parts share a name."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """`arch_jax.train.loop.train`."""

@@ -1,7 +1,7 @@
-"""Several processes that train one run together: how they find one another, agree, and end together.
+"""Several processes that train one run together: how they connect, agree, and terminate together.
 
-`jax.distributed` connects them and watches over them. What is added here is how they end. Its own way, when one of them
-is gone, is to abort the others from C++ with a stack trace; here each says one sentence and exits with code 1. And a
+`jax.distributed` connects them and watches over them. Added here is how they terminate. JAX's own way, when one of them
+is dead, is to abort the others from C++ with a stack trace; here each says one sentence and exits with code 1. And a
 process that fails by itself tells the others why, instead of leaving them to wait for it.
 """
 
@@ -24,12 +24,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from arch_jax.errors import ArchJaxError, RunError, UsageError
 
-#: Seconds without a sign of life after which a process counts as gone.
+#: Seconds without a heartbeat before a process is declared dead.
 HEARTBEAT = 30
 _FAILURE = "arch_jax/failure"
-#: What JAX writes before it aborts a process because another one is gone.
+#: JAX's message before it aborts a process because another one is dead.
 _ABORTS = re.compile("distributed service|coordination|heartbeat", re.IGNORECASE)
-#: What an error says that a computation raises because another process is gone.
+#: Messages of an error that a computation raises because another process is dead.
 _LOST = re.compile(
     r"gloo|nccl|coordination|heartbeat|socket closed|connection (reset|closed|refused)|another task|peer|unavailable|"
     r"barrier|deadline",
@@ -38,7 +38,7 @@ _LOST = re.compile(
 
 
 def leader() -> bool:
-    """Whether this process writes the run's files and talks; with one process, always."""
+    """True if this process writes the run's files and reports; with one process, always."""
     return jax.process_index() == 0
 
 
@@ -56,13 +56,13 @@ def on_host(tree: Any) -> Any:
 
 
 class Votes:
-    """Whether any process wants to stop, agreed upon without making the devices wait.
+    """A vote on stopping, agreed upon by all processes without making the devices wait.
 
     Every process casts a vote with each dispatch, and counts it where it fetches that dispatch's metrics: all count the
     same, and so stop after the same step.
 
     Args:
-      stop: set when this process wants to stop. With one process, that is all there is to it.
+      stop: set when this process wants to stop. With one process, nothing else matters.
     """
 
     def __init__(self, stop: threading.Event) -> None:
@@ -82,18 +82,18 @@ class Votes:
             self._cast = self._any(jax.make_array_from_process_local_data(self._each, flags))
 
     def count(self) -> None:
-        """Waits for what the last vote came to; in every process at the same point."""
+        """Waits for the result of the last vote; in every process at the same point."""
         if self._several:
             self._counted = bool(self._cast)
 
     @property
     def stopping(self) -> bool:
-        """Whether to stop, as last counted."""
+        """True to stop, as last counted."""
         return self._counted if self._several else self._stop.is_set()
 
 
 def agreed(name: str, value: str) -> str:
-    """The value that the first process gives; the others wait for it."""
+    """The first process's value; the others wait for it."""
     if jax.process_count() == 1:
         return value
     client = _client()
@@ -120,19 +120,19 @@ def connected(
     timeout: int = 300,
     quiet: bool = True,
 ) -> Iterator[None]:
-    """Joins this process with the others for as long as the context lasts; to be entered before any use of a device.
+    """Joins this process with the others for the duration of the context; to be entered before any use of a device.
 
-    Within it, what goes wrong ends the process: with the sentence of what went wrong here, or in another process, or
-    one that says that another process is gone.
+    Within it, an error ends the process: with the message of the error here, or in another process, or
+    one that says that another process is dead.
 
     Args:
-      coordinator: HOST:PORT of process 0; none asks the cluster (Cloud TPU, SLURM, Open MPI, Kubernetes).
-      processes: how many there are.
-      process: which of them this is.
-      heartbeat: seconds without a sign of life after which a process counts as gone.
+      coordinator: HOST:PORT of process 0; None asks the cluster (Cloud TPU, SLURM, Open MPI, Kubernetes).
+      processes: number of processes.
+      process: index of this one.
+      heartbeat: seconds without a heartbeat before a process is declared dead.
       timeout: seconds to wait for the others at the start.
-      quiet: what the C++ libraries write on stdout and stderr is kept back, and shown only where the process aborts for
-        another reason than a process that is gone.
+      quiet: hides what the C++ libraries write on stdout and stderr, and shows it only if the process aborts for
+        another reason than a dead process.
 
     Raises:
       UsageError: there is no cluster to ask.
@@ -173,10 +173,10 @@ def connected(
 
 
 class _Ending:
-    """How a process of several ends: once, with one sentence.
+    """Termination of one of several processes: once, with one sentence.
 
     Args:
-      kept: gives what the C++ libraries wrote; None where that is shown.
+      kept: returns the output of the C++ libraries; None if that is shown.
       absent: the sentence for an abort before all are there.
     """
 
@@ -193,16 +193,16 @@ class _Ending:
         library.signal(signal.SIGABRT, self._handler)
 
     def watch(self, done: threading.Event) -> None:
-        """Begins to listen to the other processes' failures, once all are there."""
+        """Starts to listen to the other processes' failures, once all are there."""
         self._process, self._count = jax.process_index(), jax.process_count()
         threading.Thread(target=self._listen, args=(done,), daemon=True).start()
 
     def unwatch(self) -> None:
-        """The abort of a process that is alone again is its own."""
+        """Restores the plain abort of a process that is alone again."""
         signal.signal(signal.SIGABRT, signal.SIG_DFL)
 
     def fail(self, problem: BaseException) -> NoReturn:
-        """Ends this process for what went wrong in it, and tells the others."""
+        """Ends this process for an error in it, and informs the others."""
         if self._kept is None:
             traceback.print_exception(problem)
         if isinstance(problem, SystemExit | KeyboardInterrupt):
@@ -243,7 +243,7 @@ class _Ending:
             return self._absent
         return (
             f"process {self._process} of {self._count} has lost contact with another one, which was killed or can't "
-            "be reached; start all of them again to go on from the last checkpoint"
+            "be reached; start all of them again to resume from the last checkpoint"
         )
 
     def _say_and_end(self, sentence: str, code: int, wait: float = 0) -> NoReturn:
@@ -259,7 +259,7 @@ class _Ending:
 
 @contextlib.contextmanager
 def _kept_back() -> Iterator[Any]:
-    """Sends what C++ writes to stdout and stderr to a file, while Python's own streams stay; gives what reads it."""
+    """Redirects C++ output on stdout and stderr to a file, Python's own streams apart; returns its reader."""
     saved = sys.stdout, sys.stderr
     for stream in saved:
         stream.flush()
@@ -286,6 +286,6 @@ def _kept_back() -> Iterator[Any]:
 
 
 def _line(problem: BaseException) -> str:
-    """What an exception says, on one line of bounded length."""
+    """An exception's message, on one line of bounded length."""
     text = " ".join(str(problem).split())
     return text if len(text) <= 400 or isinstance(problem, ArchJaxError) else text[:397] + "..."

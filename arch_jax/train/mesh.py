@@ -1,8 +1,8 @@
-"""Where arrays live: one device, a mesh of several under `jit`, or copies under `pmap`.
+"""Placement of arrays: one device, a mesh of several under `jit`, or replicas under `pmap`.
 
-All three run the same program and give the same losses. Under `jit` that holds for what is drawn at random too, since a
-draw over the mesh is that of one device; `pmap` folds each device's index into the key, so that with dropout only
-expectations agree.
+All three run the same program and give the same losses. Under `jit` that includes random values, since
+sampling over the mesh gives the values of one device; `pmap` folds each device's index into the key, so that with
+dropout only expectations agree.
 """
 
 from collections.abc import Callable
@@ -22,11 +22,11 @@ from arch_jax.train.step import make_program
 
 
 class Placement:
-    """How the state and the batches of a run are laid on the devices, and the compiled program for it.
+    """The layout of a run's state and batches on the devices, and the compiled program for it.
 
     Args:
-      experiment: settles `parallel` and `mesh`.
-      devices: what to use; all by default, of all processes.
+      experiment: determines `parallel` and `mesh`.
+      devices: the devices; all by default, of all processes.
       full_batch: every batch is the same one, of all the data; it is placed once.
 
     Raises:
@@ -44,7 +44,7 @@ class Placement:
         self._check(experiment, sizes, len(available))
         self.numbers = experiment.numbers
         self._compiling: Future | None = None
-        self._placed: Any = None  # the one batch of `full_batch`
+        self._placed: Any = None  # the batch of `full_batch`
         self.shardings: Any = None  # of the state's leaves, on a mesh
         self._make(experiment, sizes)
 
@@ -118,7 +118,7 @@ class Placement:
         return (AxisType.Auto,) * len(sizes)
 
     def laid(self, shapes: Any) -> Any:
-        """The shapes of a state with where each leaf goes, for what restores it; on a mesh, also settles the program.
+        """The shapes of a state with the sharding of each leaf, for restoring it; on a mesh, also fixes the program.
 
         Args:
           shapes: as `jax.eval_shape` gives them.
@@ -137,7 +137,7 @@ class Placement:
         return jax.tree.map(give, shapes, self.shardings)
 
     def compile_ahead(self, state: Any, batch: Any, size: int) -> None:
-        """Begins to compile in the background, from shapes alone, while the state is made and the data opened.
+        """Starts to compile in the background, from shapes alone, while the state is made and the data opened.
 
         Args:
           state: shapes and dtypes of the state.
@@ -152,16 +152,16 @@ class Placement:
 
     @property
     def compiled(self) -> Any:
-        """The program that `compile_ahead` began to compile, once it is done; none where it is compiled at its call."""
+        """The program that `compile_ahead` started to compile, once it is done; None if it is compiled at its call."""
         return None if self._compiling is None else self._compiling.result()
 
     def fresh(self, make: Callable, batch: Any, *arguments: Any) -> Any:
-        """A new state, made where it lives: no device ever holds all of one that is cut.
+        """A new state, made where it lives: no device ever holds all of a sharded one.
 
         Args:
           make: (batch, *arguments) -> state; called again with the same function, it is not compiled again.
           batch: shapes and dtypes of one batch; the state depends on nothing else of it.
-          *arguments: numbers that it depends on too, such as a seed.
+          *arguments: other numbers that it depends on, such as a seed.
         """
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch)
         if self.single or self.mapped:
@@ -170,7 +170,7 @@ class Placement:
         return jax.jit(make, out_shardings=self.shardings)(zeros, *arguments)
 
     def place(self, state: Any) -> Any:
-        """A state on the devices as the program wants it."""
+        """A state on the devices in the program's layout."""
         if self.single:
             return state
         if self.mapped:
@@ -192,11 +192,11 @@ class Placement:
         return jax.tree.map(lambda x: x[0], state) if self.mapped else state
 
     def shown(self, variables: Any) -> Any:
-        """Variables for what one process does alone, such as drawing samples: on a mesh, all of each on the host."""
+        """Variables for work that one process does alone, such as sampling: on a mesh, all of each on the host."""
         return variables if self.single or self.mapped else on_host(variables)
 
     def stack(self, batches: list[Any], size: int) -> Any:
-        """Batches of one dispatch on a leading axis, filled up to `size` with the last (those are not trained on).
+        """Batches of one dispatch on a leading axis, padded to `size` with the last one (those are not trained on).
 
         With several processes each gives its own rows. A full batch stands alone on that axis, and is placed once.
         """
@@ -217,11 +217,11 @@ class Placement:
         return jax.device_put(stacked, self._rows)
 
     def spread(self, batch: Any) -> Any:
-        """A batch that every process has as a whole, such as one of validation: cut by rows where that is possible."""
+        """A batch that every process has as a whole, such as one of validation: sharded by rows if possible."""
         return batch if self.single or self.mapped else self._spread(batch, 0)
 
     def _spread(self, batch: Any, axis: int) -> Any:
-        """Arrays that are whole in every process, on the devices; cut along an axis where that divides."""
+        """Arrays that are whole in every process, on the devices; sharded along an axis if it divides."""
         if self.single:
             return jax.device_put(batch)
         parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
@@ -235,13 +235,13 @@ class Placement:
         return jax.tree.map(put, batch)
 
     def run(self, state: Any, batches: Any, count: int, numbers: Any = None) -> tuple[Any, Any]:
-        """Takes `count` steps. The state given is used up.
+        """Takes `count` steps. The given state is donated.
 
         Args:
           state: as `place` gave it.
           batches: as `stack` gave them.
           count: at most as many steps as were stacked.
-          numbers: of the experiment that is run, where it differs in them from the one this was made for.
+          numbers: of the experiment, if it differs in them from the one this was made for.
         """
         numbers = self.numbers if numbers is None else numbers
         program = self.compiled or self._program

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar, a loss curve, samples, TensorBoard events."""
+"""Reports of a run: a progress bar, a loss curve, samples, TensorBoard events."""
 
 import io
 import statistics
@@ -22,7 +22,7 @@ class Progress:
     Args:
       total: steps of the whole run.
       done: steps taken already.
-      unit: what is counted: "tokens", "images" ...
+      unit: "tokens", "images" ...
       per_step: how many of them a step takes.
       every: seconds between plain lines.
     """
@@ -68,7 +68,7 @@ class Progress:
         return (self._step - self._first) * self.per_step / seconds if seconds > 0 else 0.0
 
     def update(self, step: int, loss: float | None) -> None:
-        """Tells that `step` steps are done."""
+        """Reports that `step` steps are done."""
         if not self._warm:
             # The first dispatch holds the compilation: counting from its end, the rate is that of training.
             self._started, self._first, self._warm = time.perf_counter(), step, True
@@ -83,31 +83,31 @@ class Progress:
             self.say(f"step {step}/{self.total}  loss {shown}  {pace}")
 
     def say(self, sentence: str) -> None:
-        """A line for the person, above the bar where there is one."""
+        """Prints a line, above the bar if there is one."""
         self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 class Pace:
-    """How long a step takes: the time between two dispatches that were seen to be done, evaluations left out."""
+    """The time of a step: between two dispatches that were seen to be done, evaluations excluded."""
 
     def __init__(self) -> None:
         self._at: tuple[int, float] | None = None
         self._seconds: list[float] = []
 
     def reached(self, step: int) -> None:
-        """Step `step` is done now. The first since a pause begins the measure: what compiled before is not in it."""
+        """Marks step `step` as done now. The first after a pause starts the clock: compilation is excluded."""
         now = time.perf_counter()
         if self._at is not None and step > self._at[0]:
             self._seconds.append((now - self._at[1]) / (step - self._at[0]))
         self._at = (step, now)
 
     def paused(self) -> None:
-        """Something else than steps was done meanwhile."""
+        """Pauses the clock for anything but steps."""
         self._at = None
 
     @property
     def median(self) -> float | None:
-        """Seconds a step, the median over dispatches; none before there are two in a row."""
+        """Seconds a step, the median over dispatches; None before there are two in a row."""
         return statistics.median(self._seconds) if self._seconds else None
 
 
@@ -171,11 +171,11 @@ def save_shown(folder: Path, prefix: str, shown: Mapping[str, Any]) -> list[Path
 
 
 def draw_films(path: Path, most: int = 6) -> list[Path]:
-    """Puts what was shown over the training side by side: `film_NAME.png`, of pictures that were drawn more than once.
+    """Writes the samples over the training side by side: `film_NAME.png`, of figures that were drawn more than once.
 
     Args:
       path: the run's folder.
-      most: how many pictures of a film, evenly chosen, the first and the last among them.
+      most: the number of figures in a film, evenly chosen, the first and the last among them.
     """
     from PIL import Image, ImageDraw
 
@@ -188,15 +188,15 @@ def draw_films(path: Path, most: int = 6) -> list[Path]:
             continue
         count = min(most, len(files))
         chosen = [files[round(i * (len(files) - 1) / (count - 1))] for i in range(count)]
-        pictures = [Image.open(file).convert("RGB") for file in chosen]
+        figures = [Image.open(file).convert("RGB") for file in chosen]
         height = 320
-        pictures = [p.resize((round(p.width * height / p.height), height)) for p in pictures]
-        film = Image.new("RGB", (sum(p.width for p in pictures), height + 20), "white")
+        figures = [f.resize((round(f.width * height / f.height), height)) for f in figures]
+        film = Image.new("RGB", (sum(f.width for f in figures), height + 20), "white")
         draw, left = ImageDraw.Draw(film), 0
-        for file, picture in zip(chosen, pictures):
+        for file, figure in zip(chosen, figures):
             draw.text((left + 8, 4), f"step {int(file.stem.split('_')[1]):,}", fill="black")
-            film.paste(picture, (left, 20))
-            left += picture.width
+            film.paste(figure, (left, 20))
+            left += figure.width
         buffer = io.BytesIO()
         film.save(buffer, format="png")
         write(path / f"film_{name}.png", buffer.getvalue())
@@ -209,7 +209,7 @@ class Events:
 
     Args:
       path: the run's folder.
-      wanted: whether they are asked for.
+      wanted: whether they are wanted.
       step: steps taken before this call; events of later ones, from a run that was killed, are hidden.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A run that was trained before, opened to be evaluated or sampled from."""
+"""A trained run, opened to be evaluated or sampled from."""
 
 import dataclasses
 import functools
@@ -24,9 +24,9 @@ class Run:
 
     Attributes:
       path: its folder.
-      experiment: what was run.
+      experiment: the experiment.
       step: of the checkpoint that was opened.
-      variables: of the model, as they are evaluated (the moving average where there is one).
+      variables: of the model, as evaluated (the moving average if there is one).
       facts: of the data it was trained on.
     """
 
@@ -40,7 +40,7 @@ class Run:
         """Validation metrics over the whole validation data.
 
         Args:
-          data: other data to be judged on, such as `elsewhere` gives; its tokens are those that the model was trained
+          data: other data to evaluate on, such as `elsewhere` gives; its tokens are those that the model was trained
             with. None is the run's own.
 
         Raises:
@@ -63,7 +63,7 @@ class Run:
         """The run's data from another source, or other data altogether.
 
         Args:
-          source: what stands in the field `source` of the run's data; or the name of a kind of data, or JSON of one,
+          source: a value for the field `source` of the run's data; or the name of a kind of data, or JSON of one,
             such as {"module": "text", "source": "text:PATH"}.
           changes: other fields of the data, as `data.validation`.
 
@@ -94,7 +94,7 @@ class Run:
 
     @functools.cached_property
     def _evaluation(self) -> Any:
-        """Compiled once, however often the run is evaluated."""
+        """The evaluation, compiled once."""
         return jax.jit(self.experiment.task.evaluate)
 
     def sample(

@@ -1,4 +1,4 @@
-"""How a state is cut over a mesh: path patterns that a family lays down, and a rule for what they leave open.
+"""Sharding of a state over a mesh: path patterns declared by a family, and a rule for the rest.
 
 A model's class may have `shardings`: ordered pairs of a regular expression, searched for in a parameter's path
 ("stack/layers/block_0/mixer/query/kernel"), and an axis of the mesh for each of its dimensions, None for one that stays
@@ -21,7 +21,7 @@ Pattern = tuple[str, tuple[str | None, ...]]
 
 
 def patterns(model: Any) -> tuple[Pattern, ...]:
-    """What a model's class lays down; nothing for most."""
+    """The patterns that a model's class declares; empty for most."""
     return getattr(type(model), "shardings", ())
 
 

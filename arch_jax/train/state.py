@@ -1,4 +1,4 @@
-"""What training carries from step to step."""
+"""The training state."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ class TrainState:
     """Everything that the next step depends on, beside its batch.
 
     Attributes:
-      step: how many steps were taken; an int32 scalar.
+      step: number of steps taken; an int32 scalar.
       parameters: player -> the parameters it owns.
       optimizer: player -> its Optax state.
       others: the model's collections other than parameters, such as batch statistics.
       average: exponential moving average of the parameters, by player, and of the collections that are averaged with
-        them; empty where there is none.
+        them; empty without one.
       key: the run's random key; the key for step n is fold_in(key, n), so nothing random depends on stops.
       frozen: hash -> variables of each frozen part of the objective; no step changes them, no checkpoint holds them.
     """
@@ -44,7 +44,7 @@ class TrainState:
 
     @property
     def evaluated(self) -> dict[str, Any]:
-        """The variables that are evaluated and sampled from: the moving average where there is one."""
+        """The variables for evaluation and sampling: the moving average if there is one."""
         if not self.average:
             return self.variables
         parameters = {name: part for name, part in self.average.items() if name in self.parameters}
@@ -85,7 +85,7 @@ def initial_state(experiment: Experiment, batch: Any, seed: Any = None, given: G
     """The state before the first step; a pure function of the experiment's seed (run it under `jit` or `eval_shape`).
 
     Args:
-      experiment: settles model, objective, optimizers and seed.
+      experiment: determines model, objective, optimizers and seed.
       batch: one batch, for its shapes.
       seed: in place of the experiment's: an argument, where one compiled program is to serve many.
       given: frozen parts, and weights to start from.

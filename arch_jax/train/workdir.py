@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, whose it is, and that only one process writes to it.
+"""A run's folder: its files, its owner, and a lock so that only one process writes to it.
 
 `config.json`, `metrics.jsonl`, `loss.png`, `samples/`, `checkpoints/`, `tokenizer.json`, TensorBoard events when asked
 for. Files are replaced as a whole, so that none is ever half-written.
@@ -19,8 +19,8 @@ from arch_jax.train.checkpointing.storage import barrier
 from arch_jax.train.distributed import leader
 
 FORMAT = 1
-#: What may differ when a run goes on: its length (the schedule's horizon was written down when it began), and the mesh,
-#: which is a matter of the machine: a checkpoint can be read in every layout.
+#: Fields that may differ on resume: the length (the schedule's horizon was written down at the start), and the mesh,
+#: which depends on the machine: a checkpoint can be read in every layout.
 MAY_CHANGE = re.compile(r"steps$|mesh\..*")
 
 
@@ -66,7 +66,7 @@ class WorkDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """Where the checkpoints are."""
+        """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
@@ -80,15 +80,15 @@ class WorkDirectory:
         return self.path / "metrics.jsonl"
 
     def claim(self, experiment: Experiment, facts: Mapping[str, Any], batch: Mapping[str, Any]) -> Experiment:
-        """Checks that a run may begin here, or go on if it is the one that is here; `settle` then writes it down.
+        """Checks that a run may start here, or resume if it is the one that is here; `settle` then writes it down.
 
         Args:
-          experiment: what is asked for.
+          experiment: the requested experiment.
           facts: of the data, such as its hash.
           batch: one batch; its shapes are written down, so that the run can be opened where the data is not.
 
         Returns:
-          The experiment with its schedule's horizon as it was when the run began.
+          The experiment with its schedule's horizon as it was when the run started.
 
         Raises:
           UsageError: the folder holds another experiment's run, or one with other settings or data.
@@ -115,7 +115,7 @@ class WorkDirectory:
         return experiment
 
     def settle(self) -> None:
-        """Writes down whose run this is, as `claim` found it.
+        """Writes down whose run this is, as found by `claim`.
 
         Apart from `claim`, so that a run that is refused for another reason leaves the folder free, or as it was.
         """
@@ -123,7 +123,7 @@ class WorkDirectory:
             write(self.path / "config.json", json.dumps(self._config, indent=1, ensure_ascii=False) + "\n")
 
     def cut_metrics(self, step: int) -> None:
-        """Drops what `metrics.jsonl` says of steps after `step`: they will be taken again."""
+        """Drops the lines of `metrics.jsonl` on steps after `step`: they will be taken again."""
         kept = [line for line in metric_lines(self.metrics) if line["step"] <= step]
         if self._writes and self.metrics.exists():
             write(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
@@ -144,7 +144,7 @@ class WorkDirectory:
 
 
 def resumed(experiment: Experiment, stored: Mapping[str, Any], path: Path) -> Experiment:
-    """The stored run, with the `steps` asked for now.
+    """The stored run, with the requested `steps`.
 
     Raises:
       UsageError: the two differ in anything but `steps`.
@@ -163,13 +163,13 @@ def resumed(experiment: Experiment, stored: Mapping[str, Any], path: Path) -> Ex
         if not MAY_CHANGE.fullmatch(place):
             raise UsageError(
                 f"{path} holds a run with {place}={json.dumps(was)}, and now it is {json.dumps(now)}; "
-                "only steps and the mesh may change when a run goes on"
+                "only steps and the mesh may change on resume"
             )
     return settled
 
 
 def _with_horizons(new: dict[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """`new` with each horizon that it leaves open taken from the stored run."""
+    """`new` with each open horizon taken from the stored run."""
 
     def fill(one: dict[str, Any], old: Any) -> dict[str, Any]:
         return one | {"horizon": one["horizon"] or (old or {}).get("horizon")}
@@ -224,7 +224,7 @@ def metric_lines(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Replaces a file as a whole: readers see the old or the new, never a part.
+    """Replaces a file atomically: readers see the old or the new, never a part.
 
     Raises:
       RunError: it can't be written; the old file is untouched.
@@ -253,7 +253,7 @@ def next_directory(name: str, root: Path = Path("runs")) -> Path:
 
 
 def versions() -> dict[str, str]:
-    """What a person needs to know to repeat a run."""
+    """The facts needed to repeat a run."""
     import platform
     from importlib.metadata import version
 
@@ -262,5 +262,5 @@ def versions() -> dict[str, str]:
 
 
 def reason(problem: BaseException) -> str:
-    """Why, in a few words."""
+    """The reason, in a few words."""
     return getattr(problem, "strerror", None) or str(problem).split("\n")[0] or type(problem).__name__

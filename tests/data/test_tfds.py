@@ -17,15 +17,15 @@ from arch_jax.errors import RunError, UsageError
 
 
 def png(pixels: np.ndarray) -> io.BytesIO:
-    """A picture as a file: TFDS needs TensorFlow to encode an array, and takes files as they are."""
+    """An image as a file: TFDS needs TensorFlow to encode an array, and takes files as they are."""
     file = io.BytesIO()
     PIL.Image.fromarray(pixels).save(file, "PNG")
     file.seek(0)
     return file
 
 
-class _Pictures(tfds.core.GeneratorBasedBuilder):
-    """Picture i is of the value i everywhere; its label is i % 3."""
+class _Images(tfds.core.GeneratorBasedBuilder):
+    """Image i is of the value i everywhere; its label is i % 3."""
 
     VERSION = tfds.core.Version("1.0.0")
     SHAPE = (5, 4, 3)
@@ -42,24 +42,24 @@ class _Pictures(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, first, count, split):
         for i in range(first, first + count):
-            yield i, {"image": png(self.picture(i)), "label": self.label(i, split)}
+            yield i, {"image": png(self.image(i)), "label": self.label(i, split)}
 
-    def picture(self, i):
+    def image(self, i):
         return np.full((5, 4, 3), i, np.uint8)
 
     def label(self, i, split):
         return i % 3
 
 
-class ArchTiny(_Pictures):
+class ArchTiny(_Images):
     pass
 
 
-class ArchUnsplit(_Pictures):
+class ArchUnsplit(_Images):
     COUNTS = {"train": 30}  # noqa: RUF012
 
 
-class ArchHiddenTest(_Pictures):
+class ArchHiddenTest(_Images):
     """As ImageNet: the test part's labels are not known."""
 
     COUNTS = {"train": 12, "validation": 5, "test": 7}  # noqa: RUF012
@@ -68,22 +68,22 @@ class ArchHiddenTest(_Pictures):
         return -1 if split == "test" else i % 3
 
 
-class ArchManySizes(_Pictures):
+class ArchManySizes(_Images):
     SHAPE = (None, None, 3)
 
-    def picture(self, i):
+    def image(self, i):
         return np.full((5 + i % 4, 9 - i % 3, 3) if i % 5 else (6, 6), i, np.uint8)  # some in grey
 
 
-class ArchConfigured(_Pictures):
+class ArchConfigured(_Images):
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name, version="1.0.0") for name in ("plain", "small")]  # noqa: RUF012
 
 
-class ArchNoTrain(_Pictures):
+class ArchNoTrain(_Images):
     COUNTS = {"holdout": 4}  # noqa: RUF012
 
 
-class ArchTexts(_Pictures):
+class ArchTexts(_Images):
     def _info(self):
         features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
         return tfds.core.DatasetInfo(builder=self, description="For a test.", features=features)
@@ -92,12 +92,12 @@ class ArchTexts(_Pictures):
         yield from ((i, {"text": str(i)}) for i in range(first, first + count))
 
 
-class ArchNeedsTensorflow(_Pictures):
+class ArchNeedsTensorflow(_Images):
     def _split_generators(self, dl_manager):
         raise ValueError("In <Image>") from ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow")
 
 
-class ArchOffline(_Pictures):
+class ArchOffline(_Images):
     def _split_generators(self, dl_manager):
         raise ConnectionError("Failed to resolve 'example.org'\nMax retries exceeded")
 
@@ -189,7 +189,7 @@ def test_without_a_test_part_a_share_of_each_class_is_held_out():
     assert sorted([*values([held]), *values(take(corpus.train(0), 4))]) == list(range(30))
 
 
-def test_a_share_of_the_pictures_is_of_each_class_alike():
+def test_a_share_of_the_images_is_of_each_class_alike():
     corpus = Images("tfds:arch_tiny", batch=6, train_share=0.2).load()
     (batch,) = take(corpus.train(0), 1)
     assert (corpus.facts["train_images"], corpus.facts["validation_images"]) == (6, 7)
@@ -202,8 +202,8 @@ def test_a_test_part_without_labels_is_passed_over():
     assert sorted(values(corpus.validation())[:5]) == list(range(12, 17))
 
 
-def test_pictures_of_many_sizes_need_resize():
-    with pytest.raises(UsageError, match=r"'tfds:arch_many_sizes' does not say that its pictures are of one size; "):
+def test_images_of_many_sizes_need_resize():
+    with pytest.raises(UsageError, match=r"'tfds:arch_many_sizes' does not say that its images are of one size; "):
         Images("tfds:arch_many_sizes", batch=10).load()
     corpus = Images("tfds:arch_many_sizes", batch=10, resize=6, pad=1).load()
     batches = take(corpus.train(0), 3)
@@ -261,8 +261,8 @@ def test_what_cannot_be_opened_is_one_sentence(name, error, says):
     assert "\n" not in str(caught.value)
 
 
-def test_fewer_pictures_than_a_batch_is_one_sentence():
-    with pytest.raises(UsageError, match="has 30 training pictures, and batch is 31; expected at most batch 30"):
+def test_fewer_images_than_a_batch_is_one_sentence():
+    with pytest.raises(UsageError, match="has 30 training images, and batch is 31; expected at most batch 30"):
         Images("tfds:arch_tiny", batch=31).load()
 
 

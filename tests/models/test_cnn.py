@@ -22,7 +22,7 @@ def drawn(module, x, *arguments):
     return jax.tree.map(lambda leaf: jnp.asarray(draw.uniform(0.5, 1.5, leaf.shape), leaf.dtype), shapes)
 
 
-def pictures(side=6, channels=8):
+def images(side=6, channels=8):
     return jnp.asarray(np.abs(np.random.default_rng(0).normal(size=(2, side, side, channels))), jnp.float32)
 
 
@@ -35,7 +35,7 @@ def started(module, x):
 @pytest.mark.parametrize("bottleneck", [False, True])
 def test_a_residual_block_with_a_scale_of_zero_is_the_identity(bottleneck):
     """Of what is not negative, because of the last ReLU; a plain block is 0 then."""
-    x = pictures()
+    x = images()
     block = Residual(2 if bottleneck else 8, bottleneck=bottleneck, zero_scale=True)
     y, variables = started(block, x)
     np.testing.assert_array_equal(y, x)
@@ -43,14 +43,14 @@ def test_a_residual_block_with_a_scale_of_zero_is_the_identity(bottleneck):
 
 
 def test_padding_adds_every_second_pixel_and_new_channels_of_zeros():
-    x = pictures()
+    x = images()
     block = Residual(12, stride=2, shortcut="padding", zero_scale=True)
     y, _ = started(block, x)
     np.testing.assert_array_equal(y, np.pad(np.asarray(x)[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (2, 2))))
 
 
 def test_a_convnext_block_with_a_layer_scale_of_zero_is_the_identity():
-    block, x = ConvNeXtBlock(layer_scale=0.5), np.asarray(pictures()) - 1
+    block, x = ConvNeXtBlock(layer_scale=0.5), np.asarray(images()) - 1
     variables, apply = drawn(block, x), jax.jit(block.apply)
     assert np.abs(apply(variables, x) - x).max() > 1e-3
     params = variables["params"] | {"scale": jnp.zeros(8)}
@@ -70,7 +70,7 @@ def test_channels_of_a_densenet_grow_by_k_a_layer():
 
 def test_every_layer_of_a_densenet_hands_on_what_it_was_given():
     module = arch_jax.create("densenet-bc-100-12", growth=5, stem=7, blocks=(3,))
-    x = pictures(8, 3)
+    x = images(8, 3)
     variables = drawn(module, x)
     capture = lambda m, _: m.name in ("stem", "final_norm")
     _, seen = jax.jit(functools.partial(module.apply, capture_intermediates=capture))(variables, x)
@@ -104,7 +104,7 @@ LEARNERS = {
 @pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", LEARNERS)
-def test_32_pictures_are_learned_by_heart(name):
+def test_32_images_are_learned_by_heart(name):
     images, labels = load_digits(return_X_y=True)
     times = 8 if name == "alexnet" else 4  # which halves the side most often
     x = images[:32].reshape(-1, 8, 8, 1).repeat(times, 1).repeat(times, 2).repeat(3, 3)

@@ -20,7 +20,7 @@ from arch_jax.ops.vector_quantisation import nearest_code_reference
 TINY = {"picture": 8, "channels": 1, "widths": (4, 6), "units": 1, "groups": 2}
 
 
-def pictures(*sides, channels=1):
+def images(*sides, channels=1):
     draw = np.random.default_rng(0)
     return jnp.asarray(draw.normal(size=(2, *(sides or (8, 8)), channels)), jnp.float32)
 
@@ -40,13 +40,13 @@ def applied(module, variables, *arguments, method=None):
 @pytest.fixture(scope="module")
 def kl():
     module = AutoencoderKL(latent=3, variance=0.25, **TINY)
-    return module, noisy(module, pictures())
+    return module, noisy(module, images())
 
 
 @pytest.fixture(scope="module")
 def vq():
     module = VQModel(latent=3, codes=9, code_width=2, **TINY)
-    return module, noisy(module, pictures())
+    return module, noisy(module, images())
 
 
 @pytest.mark.parametrize(("name", "factor", "latent"), [("autoencoder-kl", 8, 4), ("autoencoder-kl-f16", 16, 16)])
@@ -60,14 +60,14 @@ def test_sides_are_divided_at_published_sizes(name, factor, latent):
 
 
 def test_doubling_is_nearest_neighbours():
-    x = np.asarray(pictures(3, 5, channels=2))
+    x = np.asarray(images(3, 5, channels=2))
     expected = np.stack([[[x[b, i // 2, j // 2] for j in range(10)] for i in range(6)] for b in range(2)])
     np.testing.assert_array_equal(upsampled(jnp.asarray(x)), expected)
 
 
 def test_the_reconstruction_is_the_mean_decoded(kl):
     module, variables = kl
-    x = pictures(6, 10)
+    x = images(6, 10)
     made, mean, log_variance = applied(module, variables, x)
     again, spread = applied(module, variables, x, method="encode")
     np.testing.assert_allclose(mean, again, atol=1e-6)
@@ -81,7 +81,7 @@ def test_the_reconstruction_is_the_mean_decoded(kl):
 def test_scale_and_shift_change_no_number(kl):
     module, variables = kl
     moved = module.clone(scale=3.0, shift=1.0)
-    for a, b in zip(applied(moved, variables, pictures()), applied(module, variables, pictures())):
+    for a, b in zip(applied(moved, variables, images()), applied(module, variables, images())):
         np.testing.assert_array_equal(a, b)
 
 
@@ -89,14 +89,14 @@ def test_the_logarithm_of_the_variance_is_kept_in_range(kl):
     module, variables = kl
     large = jax.tree.map(lambda leaf: np.float32(1e4) * np.asarray(leaf), variables["params"]["moments"])
     params = {**variables["params"], "moments": large}
-    _, log_variance = applied(module, {"params": params}, pictures(), method="encode")
+    _, log_variance = applied(module, {"params": params}, images(), method="encode")
     assert (float(log_variance.min()), float(log_variance.max())) == (-30, 20)
 
 
 @pytest.mark.thorough
 def test_the_likelihood_is_normal_and_the_divergence_counts_every_place(kl):
     module, variables = kl
-    x, noise = pictures(), np.random.default_rng(2).normal(size=(5, 2, 4, 4, 3)).astype(np.float32)
+    x, noise = images(), np.random.default_rng(2).normal(size=(5, 2, 4, 4, 3)).astype(np.float32)
     likely, z, mean, log_variance = map(np.asarray, applied(module, variables, x, noise, method="draws"))
     np.testing.assert_allclose(z, mean + np.exp(log_variance / 2) * noise, atol=1e-5)
     made = np.asarray(applied(module, variables, z, method="decode"), np.float64)
@@ -116,9 +116,9 @@ def test_the_likelihood_is_normal_and_the_divergence_counts_every_place(kl):
 
 
 @pytest.mark.thorough
-def test_what_is_shown_of_codes_that_are_pictures(kl):
+def test_what_is_shown_of_codes_that_are_images(kl):
     module, variables = kl
-    batch = {"images": np.asarray(pictures()), "labels": np.zeros(2, np.int32), "weights": np.ones(2)}
+    batch = {"images": np.asarray(images()), "labels": np.zeros(2, np.int32), "weights": np.ones(2)}
     data = types.SimpleNamespace(low=-1.0, high=1.0, validation=lambda: [batch], shapes={"images": ((2, 8, 8, 1), "f")})
     task = arch_jax.objective("variational", show_pictures=2).with_model(module)
     task.check(data)
@@ -129,7 +129,7 @@ def test_what_is_shown_of_codes_that_are_pictures(kl):
 @pytest.mark.thorough
 def test_codes_say_everything_that_is_decoded(vq):
     module, variables = vq
-    x = pictures(6, 10)
+    x = images(6, 10)
 
     @jax.jit
     def everything(variables):
@@ -152,7 +152,7 @@ def test_codes_say_everything_that_is_decoded(vq):
 def test_codes_may_follow_by_moving_averages():
     module = VQModel(latent=3, codes=9, average=0.5, **TINY)
     task = arch_jax.objective("vector_quantised").with_model(module)
-    batch = {"images": pictures(), "labels": jnp.zeros(2, jnp.int32), "weights": jnp.ones(2)}
+    batch = {"images": images(), "labels": jnp.zeros(2, jnp.int32), "weights": jnp.ones(2)}
 
     @jax.jit
     def step(key):
@@ -183,12 +183,12 @@ def test_settings_that_are_refused(cls, settings, message):
 
 
 @pytest.mark.parametrize("sides", [(7, 8), (8, 7), (0, 8)])
-def test_pictures_that_are_refused(kl, sides):
+def test_images_that_are_refused(kl, sides):
     message = rf"shape {sides[0]} x {sides[1]} x 1, .*multiples of 2 with 1 channels; expected such as"
     with pytest.raises(UsageError, match=message):
         kl[0].check((*sides, 1))
     if all(sides):
         with pytest.raises(UsageError, match=message):
-            jax.eval_shape(kl[0].apply, kl[1], pictures(*sides))
+            jax.eval_shape(kl[0].apply, kl[1], images(*sides))
     with pytest.raises(UsageError, match="expected such as 8 x 8 x 1"):
         kl[0].check((8, 8, 3))

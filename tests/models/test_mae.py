@@ -10,7 +10,7 @@ import pytest
 from arch_jax.errors import UsageError
 from arch_jax.layers.mixers.attention import Attention
 from arch_jax.models.transformer.mae import MAE, classifier_of
-from arch_jax.ops.convolution.patches import Masking, patches, picture_of, random_masking
+from arch_jax.ops.convolution.patches import Masking, patches, random_masking, unpatchify
 
 SETTINGS = {
     "picture": 16,
@@ -25,7 +25,7 @@ SETTINGS = {
 }
 
 
-def pictures(height=16, width=16):
+def images(height=16, width=16):
     return jnp.asarray(np.random.default_rng(0).normal(size=(2, height, width, 2)), jnp.float32)
 
 
@@ -41,7 +41,7 @@ def applied(module, variables, *arguments, method=None):
 
 @functools.cache
 def initial(module):
-    return jax.jit(module.init)(jax.random.key(0), pictures())
+    return jax.jit(module.init)(jax.random.key(0), images())
 
 
 def noisy(module, x):
@@ -54,7 +54,7 @@ def noisy(module, x):
 @pytest.mark.thorough
 def test_masked_pixels_have_no_influence():
     """The Jacobian of encoder and decoder in them is exactly 0; in each visible patch it is not."""
-    module, x = MAE(**SETTINGS), pictures()
+    module, x = MAE(**SETTINGS), images()
     variables, masking = noisy(module, x), random_masking(noise(), 0.75)
     encoded = lambda x: module.apply(variables, x, masking, method="encode")
     predicted = lambda x: module.apply(variables, x, noise(), method="masked")[0]
@@ -69,7 +69,7 @@ def test_masked_pixels_have_no_influence():
 
 def test_the_order_of_the_visible_does_not_matter():
     """Tokens carry their positions: where all are visible, a masking only shuffles them."""
-    module, x = MAE(**SETTINGS), pictures()
+    module, x = MAE(**SETTINGS), images()
     variables = noisy(module, x)
     whole = np.asarray(applied(module, variables, x, method="encode"))
     order = np.argsort(noise(), axis=1)
@@ -83,8 +83,8 @@ def test_the_order_of_the_visible_does_not_matter():
 
 
 def test_a_masked_place_knows_its_position_and_what_attention_brings():
-    """Without the decoder's layers, predictions of masked places say nothing of the picture, but differ by place."""
-    module, x = MAE(**SETTINGS), pictures()
+    """Without the decoder's layers, predictions of masked places say nothing of the image, but differ by place."""
+    module, x = MAE(**SETTINGS), images()
     params = noisy(module, x)["params"]
     params = params | {"decoder_stack": jax.tree.map(jnp.zeros_like, params["decoder_stack"])}
     rows, masking = applied(module, {"params": params}, x, noise(), method="masked")
@@ -95,8 +95,8 @@ def test_a_masked_place_knows_its_position_and_what_attention_brings():
 
 
 def test_a_reconstruction_is_the_predictions_in_their_places():
-    module, x = MAE(**SETTINGS), pictures(8, 20)  # patches of another grid than the model's own
-    variables = noisy(module, pictures())
+    module, x = MAE(**SETTINGS), images(8, 20)  # patches of another grid than the model's own
+    variables = noisy(module, images())
 
     @jax.jit
     def run(variables):
@@ -105,12 +105,12 @@ def test_a_reconstruction_is_the_predictions_in_their_places():
         return (rows, module.apply(variables, x, noise(10))), (seen, module.apply(variables, x))
 
     for rows, made in run(variables):
-        np.testing.assert_array_equal(made, picture_of(rows, 4, 8, 20))
+        np.testing.assert_array_equal(made, unpatchify(rows, 4, 8, 20))
 
 
 @pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_the_encoder_becomes_a_classifier(scan):
-    module, x = MAE(**SETTINGS, scan=scan), pictures()
+    module, x = MAE(**SETTINGS, scan=scan), images()
     variables = noisy(module, x)
     vit, kept = classifier_of(module, variables, jax.random.key(0), classes=7)
     expected = jax.eval_shape(vit.init, jax.random.key(0), x)
@@ -125,7 +125,7 @@ def test_the_encoder_becomes_a_classifier(scan):
 def test_what_is_refused():
     with pytest.raises(UsageError, match="picture is 18 and patch is 4; expected a multiple of the patch, such as 16"):
         MAE(**SETTINGS | {"picture": 18})
-    with pytest.raises(UsageError, match=r"masking_ratio is 0\.99 of 16 patches; expected a share that masks some"):
+    with pytest.raises(UsageError, match=r"masking_ratio is 0\.99 of 16 patches; expected a fraction that masks some"):
         MAE(**SETTINGS, masking_ratio=0.99)
     with pytest.raises(UsageError, match="decoder_width is 10, and sine-cosine positions need a multiple of 4"):
         MAE(**SETTINGS | {"decoder_width": 10})

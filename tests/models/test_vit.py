@@ -15,7 +15,7 @@ from arch_jax.ops.convolution.dense import convolve_reference
 SETTINGS = {"classes": 5, "picture": 16, "patch": 4, "depth": 2, "width": 12, "mixer": Attention(heads=2, bias=True)}
 
 
-def pictures(side=16):
+def images(side=16):
     return jnp.asarray(np.random.default_rng(0).normal(size=(2, side, side, 3)), jnp.float32)
 
 
@@ -32,7 +32,7 @@ def noisy(module, x):
 
 
 def test_a_convolution_of_patches_is_a_matrix_on_unfolded_ones():
-    x = pictures()
+    x = images()
     kernel = np.random.default_rng(2).normal(size=(4, 4, 3, 7)).astype(np.float32)
     expected = jax.jit(lambda x, kernel: convolve_reference(x, kernel, stride=4, padding=0))(x, kernel)
     found = np.asarray(patches(x, 4)) @ kernel.reshape(48, 7)
@@ -41,7 +41,7 @@ def test_a_convolution_of_patches_is_a_matrix_on_unfolded_ones():
 
 @pytest.mark.parametrize("pooling", ["token", pytest.param("mean", marks=pytest.mark.thorough)])
 def test_without_positions_the_order_of_patches_says_nothing(pooling):
-    x = pictures()
+    x = images()
     order = np.random.default_rng(3).permutation(16)
     squares = np.asarray(patches(x, 4))[:, order].reshape(2, 4, 4, 4, 4, 3)
     shuffled = jnp.asarray(squares.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape))
@@ -55,7 +55,7 @@ def test_without_positions_the_order_of_patches_says_nothing(pooling):
 
 
 def test_attention_is_not_causal_whatever_the_mixer_says():
-    x = pictures()
+    x = images()
     module = ViT(**SETTINGS | {"mixer": Attention(heads=2, bias=True, causal=True)})
     variables = noisy(module, x)
     changed = np.array(x)
@@ -71,9 +71,9 @@ def test_positions_at_another_resolution():
     larger = np.asarray(jax.jit(interpolated, static_argnums=(1, 2, 3))(table, 4, 7, 10)).reshape(7, 10, 2)
     np.testing.assert_allclose(larger[:, 0, 0], np.linspace(0, 3, 7), atol=1e-6)
     np.testing.assert_allclose(larger[2, :, 1], np.linspace(0, 3, 10), atol=1e-6)
-    x = pictures(24)
+    x = images(24)
     module = ViT(**SETTINGS)
-    variables = noisy(module, pictures())
+    variables = noisy(module, images())
     assert jax.eval_shape(module.apply, variables, x).shape == (2, 5)
 
 

@@ -117,7 +117,7 @@ def test_plan(capsys):
         (["plan", "gtp2", "--target", "h100"], "unknown experiment or model 'gtp2'; the nearest"),
         (["plan", "gpt2", "--target", "h100", "--chips", "2"], "chips is 2; expected 1 to 1"),
         (["plan", "gpt2"], "the following arguments are required: --target"),
-        (["reproduce", "gcn_karate"], "publishes nothing to be held against"),
+        (["reproduce", "gcn_karate"], "publishes nothing to compare with"),
         (["ablate", "gcn_karate"], "has no axes; expected ablate_NAME() in its file"),
         (["ablate", "gpt", "--axis", "positions"], "unknown axis 'positions'; the nearest is 'position'"),
         (["scaling", "fit", "nowhere.csv"], "the points file 'nowhere.csv' does not exist"),

@@ -236,8 +236,8 @@ def test_what_the_points_do_not_tell_is_said(noisy):
     points, law, _ = noisy
     assert scaling.caveats(law, points) == []
     (sentence,) = scaling.caveats(dataclasses.replace(law, E=1e-9, intervals={}), points)
-    assert sentence.startswith("these points do not tell E")
+    assert sentence.startswith("these points do not determine E")
     flat = Law(E=1.0, A=1.0, B=1.0, alpha=-0.1, beta=0.5, objective=0.0, count=9, intervals={"a": (0.1, 0.9)})
     told = scaling.caveats(flat, points)
     assert "alpha -0.1 and beta 0.5 are not both positive" in told[0]
-    assert "the exponent a lies anywhere from 0.10 to 0.90" in told[1]
+    assert "the exponent a lies between 0.10 and 0.90" in told[1]

@@ -332,7 +332,7 @@ def test_two_processes_give_the_losses_of_one():
 
 LOST = (
     "arch-jax: process {} of 2 has lost contact with another one, which was killed or can't be reached; start all of "
-    "them again to go on from the last checkpoint\n"
+    "them again to resume from the last checkpoint\n"
 )
 
 
@@ -381,7 +381,7 @@ def test_processes_that_are_stopped_and_killed_go_on_bit_for_bit(tmp_path):
     assert (code, err) == (
         1,
         f"arch-jax: checkpoint 60 in {run / 'checkpoints'} holds the data iterators of 2 processes, and this run has "
-        "1; expected as many, since each one's rows go on from where they were\n",
+        "1; expected as many, since each process resumes its own rows\n",
     )
 
 

@@ -296,9 +296,7 @@ def test_nothing_but_steps_may_change(numbers, begun, changes, says):
     before = contents(begun)
     with pytest.raises(UsageError) as caught:
         train(numbers.overridden(changes), begun)
-    assert (
-        str(caught.value) == f"{begun} holds a run with {says}; only steps and the mesh may change when a run goes on"
-    )
+    assert str(caught.value) == f"{begun} holds a run with {says}; only steps and the mesh may change on resume"
     assert contents(begun) == before
 
 

@@ -1,4 +1,4 @@
-"""Where data lies on disk, and how a file gets there without another process ever seeing half of it."""
+"""The data folder, and atomic writes to it: no process ever sees half a file."""
 
 import contextlib
 import os
@@ -79,7 +79,7 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[None]:
-    """Holds the lock for writing `path` (a file `path.lock` beside it), so that of several processes one does the work.
+    """Holds the lock for writing `path` (a file `path.lock` beside it), so that only one process at a time writes it.
 
     Raises:
       RunError: the lock file cannot be created.

@@ -7,7 +7,7 @@ from arch_jax.data.files import directories
 from arch_jax.errors import RunError
 
 TIMEOUT_SECONDS = 30
-#: More is not read of any file: what is larger than all that are known (2 MB) is none of them.
+#: Larger files than this are not read: none of the known files exceeds 2 MB.
 LARGEST = 2**24
 KNOWN = "the file known by that name"
 

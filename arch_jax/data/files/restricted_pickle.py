@@ -1,4 +1,4 @@
-"""Pickles of NumPy arrays, SciPy matrices and tables of numbers, from Python 2, read without running what they say.
+"""Python 2 pickles of NumPy arrays, SciPy matrices and number tables, read without executing them.
 
 A pickle is a program that can do anything. Here only the few instructions that such files are made of are allowed, and
 every class that they name is replaced by a stand-in of this file that can hold values and do nothing.
@@ -86,7 +86,7 @@ class Table:
 
 
 class _Wrong(Exception):
-    """What a pickle holds that it should not; its message is a noun."""
+    """Content that a pickle should not hold; its message is a noun phrase."""
 
 
 class _Dtype:
@@ -145,7 +145,7 @@ _STAND_INS: dict[tuple[str, str], type] = {
 
 
 def _sizes(shape: Any, count: int | None) -> bool:
-    """Whether `shape` is a tuple of at most 2 (or just `count`) sizes that an array can have."""
+    """True if `shape` is a tuple of at most 2 (or exactly `count`) sizes that an array can have."""
     whole = type(shape) is tuple and all(type(size) is int and 0 <= size < 2**31 for size in shape)
     return whole and (len(shape) in (1, 2) if count is None else len(shape) == count)
 
@@ -158,17 +158,17 @@ class _Unpickler(pickle.Unpickler):
 
 
 def unpickle(content: bytes, where: str) -> "np.ndarray | Matrix | Table":
-    """What a Planetoid file holds, without running anything that it says.
+    """The contents of a Planetoid file, read without executing the pickle.
 
     Args:
       content: the file's bytes.
-      where: the file's name, for what goes wrong.
+      where: the file's name, for error messages.
 
     Returns:
       An array, a sparse `Matrix`, or a `Table` of links.
 
     Raises:
-      RunError: the pickle is damaged, or holds anything else than such files are made of.
+      RunError: the pickle is damaged, or holds anything that Planetoid files are not made of.
     """
     try:
         _check_instructions(content)
@@ -191,7 +191,7 @@ def unpickle(content: bytes, where: str) -> "np.ndarray | Matrix | Table":
 
 
 def _check_instructions(content: bytes) -> None:
-    """Reads the pickle as a list of instructions, running none, and refuses what no honest file has."""
+    """Reads the pickle as a list of instructions, executing none, and refuses those that no genuine file has."""
     counts: dict[str, int] = {}
     for instruction, argument, _ in pickletools.genops(content):
         name = instruction.name

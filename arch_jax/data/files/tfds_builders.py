@@ -47,7 +47,7 @@ def _configuration() -> str:
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
-    """What TFDS knows of a data set, without asking Google's bucket of public ones about ours."""
+    """Local TFDS metadata; the public bucket is not asked about this library's data sets."""
 
     def initialize_from_bucket(self) -> None:
         pass  # the inherited method leaves an empty temporary folder behind at each call
@@ -102,7 +102,7 @@ def python_source() -> list[str]:
 
 
 def _prepared(builder_class: type[tfds.core.GeneratorBasedBuilder]) -> tfds.core.DatasetBuilder:
-    """The builder, its files written on first use; found in the data folder also where that is read-only."""
+    """The builder, its files written on first use; found in the data folder even where that is read-only."""
     for folder in (directories.data_directory(), directories.writable_directory()):
         builder = builder_class(data_dir=folder / _FOLDER, file_format="array_record")
         if _is_prepared(builder):
@@ -122,7 +122,7 @@ def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Hides TFDS's progress bars and what it prints: a second's work, once, needs no report."""
+    """Hides TFDS's progress bars and output: preparation takes a second, once."""
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):

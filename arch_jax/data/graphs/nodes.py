@@ -30,7 +30,7 @@ class Nodes:
       multiple: nodes and edges are padded to multiples of this, with at least one node of padding.
 
     Raises:
-      UsageError: a field is not valid.
+      UsageError: if a field is invalid.
     """
 
     source: str = "karate"
@@ -86,7 +86,7 @@ class NodesCorpus(Corpus):
         classes, train_nodes, validation_nodes, test_nodes.
     """
 
-    #: What a batch is counted in.
+    #: Unit in which batches are counted.
     unit = "nodes"
     #: Every batch is one and the same: there is no randomness in the data.
     full_batch = True
@@ -174,7 +174,7 @@ class Same:
         return self._batch
 
     def get_state(self) -> dict[str, int]:
-        """How often the batch was given, as JSON values."""
+        """The number of times the batch was given, as JSON values."""
         return {"next_index": self._given}
 
     def set_state(self, state: dict[str, int] | bytes) -> None:
@@ -193,8 +193,8 @@ class Same:
 def _karate() -> Labelled:
     """W. Zachary, "An Information Flow Model for Conflict and Fission in Small Groups", 1977.
 
-    No features but each member's number. What is known is the instructor's side and the administrator's; everybody
-    else's is to be found from the friendships alone.
+    The only feature is each member's number. The instructor's side and the administrator's are known; everybody else's
+    is to be inferred from the friendships alone.
     """
     try:
         import networkx

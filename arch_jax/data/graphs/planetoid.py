@@ -1,6 +1,7 @@
 """Cora and Citeseer with the Planetoid split, read from the files in which the field has passed them around since 2016.
 
-The files are pickles of Python 2. The SHA-256 of each is compared first; then `old_pickles` reads it and runs nothing.
+The files are pickles of Python 2. The SHA-256 of each is compared first; `restricted_pickle` then reads it, executing
+nothing.
 """
 
 import hashlib

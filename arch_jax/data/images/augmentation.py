@@ -1,4 +1,4 @@
-"""Pictures that are changed at random in training: each by its own generator, so that a run can be repeated."""
+"""Random image augmentation for training, one generator an image, so that a run can be repeated."""
 
 import dataclasses
 import math
@@ -19,25 +19,25 @@ _STRENGTHS = 30
 @component("augmentation", kind="augmentation")
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is done to training pictures, in this order; nothing unless it is asked for.
+    """Augmentations of the training images, applied in this order; the default applies none.
 
     Attributes:
-      resized_crop: least share of the picture's area of a window, its sides at most 4 to 3, that is scaled to the
-        batch's size (Szegedy et al. 2015, 1409.4842, section 6: 0.08); 0 takes the whole picture.
-      flip: share of the pictures that are mirrored, left to right.
-      operations: how many of RandAugment's 14 operations each picture goes through (Cubuk et al. 2020, 1909.13719).
+      resized_crop: least fraction of the image's area in a random window, of aspect ratio up to 4:3, that is scaled to
+        the batch's size (Szegedy et al. 2015, 1409.4842, section 6: 0.08); 0 takes the whole image.
+      flip: fraction of the images that are mirrored, left to right.
+      operations: the number of RandAugment's 14 operations applied to each image (Cubuk et al. 2020, 1909.13719).
       strength: of these, from 0 to 30.
       crop: pixels of background put on every side, before a window of the batch's size is cut out at random (He et al.
         2016, 1512.03385, section 4.2: 4).
-      erase: share of the pictures of which a rectangle, of 2 to 40 % of the area, becomes noise (Zhong et al. 2020,
+      erase: fraction of the images of which a rectangle, of 2 to 40 % of the area, becomes noise (Zhong et al. 2020,
         1708.04896).
-      mixup: alpha; above 0, pictures are averaged in pairs, weighted by a draw from Beta(alpha, alpha), and so are
+      mixup: alpha; above 0, images are averaged in pairs, weighted by a draw from Beta(alpha, alpha), and so are
         their losses (Zhang et al. 2018, 1710.09412). One draw a batch.
-      cutmix: alpha; above 0, a rectangle of each picture is its partner's, and its share is drawn as above (Yun et al.
+      cutmix: alpha; above 0, a rectangle of each image is its partner's, and its share is drawn as above (Yun et al.
         2019, 1905.04899). With both, each batch is mixed in one of the two ways, as often in either.
 
     Raises:
-      UsageError: a field is not valid.
+      UsageError: if a field is invalid.
     """
 
     resized_crop: float = 0.0
@@ -52,7 +52,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name in ("resized_crop", "flip", "erase"):
             if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} is {getattr(self, name)!r}; expected a share from 0 to 1")
+                raise UsageError(f"{name} is {getattr(self, name)!r}; expected a fraction from 0 to 1")
         for name in ("mixup", "cutmix"):
             value = getattr(self, name)
             if not _is_number(value) or not 0 <= value < math.inf:
@@ -64,54 +64,54 @@ class Augmentation:
 
     @property
     def mixes(self) -> bool:
-        """Whether pictures are mixed in pairs."""
+        """True if images are mixed in pairs."""
         return self.mixup > 0 or self.cutmix > 0
 
-    def pixels(self, picture: np.ndarray, generator: np.random.Generator, side: int | None, top: int) -> np.ndarray:
-        """The first three steps: a picture as it is stored -> float32 of the batch's size, its values as they were.
+    def pixels(self, image: np.ndarray, generator: np.random.Generator, side: int | None, top: int) -> np.ndarray:
+        """The first three steps: an image as it is stored -> float32 of the batch's size, its values unscaled.
 
         Args:
-          picture: uint8 "height width channels".
-          generator: what is drawn comes from here.
-          side: of the result; None keeps the picture's size.
+          image: uint8 "height width channels".
+          generator: source of randomness.
+          side: resolution of the result; None keeps the image's size.
           top: the brightest value of the source's range.
         """
-        height, width = picture.shape[:2] if side is None else (side, side)
+        height, width = image.shape[:2] if side is None else (side, side)
         if self.resized_crop:
-            picture = _window(picture, self.resized_crop, generator)
-        if picture.shape[:2] != (height, width):
-            picture = resized(picture[None], height, width)[0]
+            image = _window(image, self.resized_crop, generator)
+        if image.shape[:2] != (height, width):
+            image = resized(image[None], height, width)[0]
         if self.flip and generator.random() < self.flip:
-            picture = picture[:, ::-1]
+            image = image[:, ::-1]
         if self.operations:
-            picture = randomly_operated(picture * (255 / top), self.operations, self.strength, generator) * (top / 255)
-        return picture.astype(np.float32)
+            image = randomly_operated(image * (255 / top), self.operations, self.strength, generator) * (top / 255)
+        return image.astype(np.float32)
 
-    def values(self, picture: np.ndarray, generator: np.random.Generator, low: float, high: float) -> np.ndarray:
-        """A picture with its values scaled to [low, high], after the two steps that follow: crop and erase.
+    def values(self, image: np.ndarray, generator: np.random.Generator, low: float, high: float) -> np.ndarray:
+        """An image with its values scaled to [low, high], after the two steps that follow: crop and erase.
 
         Args:
-          picture: float32 "height width channels".
-          generator: what is drawn comes from here.
+          image: float32 "height width channels".
+          generator: source of randomness.
           low: of the background.
           high: the brightest value; noise is uniform between the two.
         """
         if self.crop:
-            height, width = picture.shape[:2]
+            height, width = image.shape[:2]
             room = [(self.crop, self.crop), (self.crop, self.crop), (0, 0)]
             top, left = generator.integers(0, 2 * self.crop + 1, 2)
-            picture = np.pad(picture, room, constant_values=low)[top : top + height, left : left + width]
+            image = np.pad(image, room, constant_values=low)[top : top + height, left : left + width]
         if self.erase and generator.random() < self.erase:
-            picture = _erased(picture, generator, low, high)
-        return picture
+            image = _erased(image, generator, low, high)
+        return image
 
     def mixed(
         self, images: np.ndarray, partners: np.ndarray, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.float32]:
-        """Pictures mixed with their partners, "batch height width channels" each, and the share that is their own.
+        """Images mixed with their partners, "batch height width channels" each, and each image's own fraction.
 
         Args:
-          images: the pictures.
+          images: the images.
           partners: of each.
           generator: of the batch: all of it is mixed alike.
         """
@@ -125,16 +125,16 @@ class Augmentation:
         rows, columns = (_span(side, math.sqrt(1 - share), generator) for side in (height, width))
         images = images.copy()
         images[:, rows, columns] = partners[:, rows, columns]
-        # What was cut off at the picture's edges stays its own.
+        # What was cut off at the image's edges remains its own.
         return images, np.float32(1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width))
 
 
-def randomly_operated(picture: np.ndarray, count: int, strength: int, generator: np.random.Generator) -> np.ndarray:
+def randomly_operated(image: np.ndarray, count: int, strength: int, generator: np.random.Generator) -> np.ndarray:
     """RandAugment (Cubuk et al. 2020, section 3): `count` operations, each drawn from all 14, one after another.
 
     Args:
-      picture: "height width channels", one or three channels, in [0, 255]; rounded first.
-      count: how many.
+      image: "height width channels", one or three channels, in [0, 255]; rounded first.
+      count: the number of operations.
       strength: of each, from 0 (nothing) to 30.
       generator: draws the operations, and the direction of those that have two.
 
@@ -143,7 +143,7 @@ def randomly_operated(picture: np.ndarray, count: int, strength: int, generator:
     """
     import PIL.Image
 
-    pixels = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
     image = PIL.Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     for _ in range(count):
         operation = tuple(OPERATIONS)[generator.integers(len(OPERATIONS))]
@@ -193,30 +193,30 @@ OPERATIONS: dict[str, Callable] = {
 }
 
 
-def _window(picture: np.ndarray, least: float, generator: np.random.Generator) -> np.ndarray:
-    height, width = picture.shape[:2]
+def _window(image: np.ndarray, least: float, generator: np.random.Generator) -> np.ndarray:
+    height, width = image.shape[:2]
     for _ in range(10):
         area = height * width * generator.uniform(least, 1)
         ratio = math.exp(generator.uniform(math.log(3 / 4), math.log(4 / 3)))
         h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < h <= height and 0 < w <= width:
             top, left = generator.integers(0, height - h + 1), generator.integers(0, width - w + 1)
-            return picture[top : top + h, left : left + w]
-    return picture
+            return image[top : top + h, left : left + w]
+    return image
 
 
-def _erased(picture: np.ndarray, generator: np.random.Generator, low: float, high: float) -> np.ndarray:
-    height, width, channels = picture.shape
+def _erased(image: np.ndarray, generator: np.random.Generator, low: float, high: float) -> np.ndarray:
+    height, width, channels = image.shape
     for _ in range(100):
         area = height * width * generator.uniform(0.02, 0.4)
         ratio = generator.uniform(0.3, 1 / 0.3)
         h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < h < height and 0 < w < width:
             top, left = generator.integers(0, height - h + 1), generator.integers(0, width - w + 1)
-            picture = picture.copy()
-            picture[top : top + h, left : left + w] = generator.uniform(low, high, (h, w, channels))
-            return picture
-    return picture
+            image = image.copy()
+            image[top : top + h, left : left + w] = generator.uniform(low, high, (h, w, channels))
+            return image
+    return image
 
 
 def _span(side: int, share: float, generator: np.random.Generator) -> slice:

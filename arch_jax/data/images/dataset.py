@@ -1,4 +1,4 @@
-"""Pictures with labels as batches: from a source's name to an endless, resumable stream of training batches."""
+"""Labelled images as batches: from a source's name to an endless, resumable stream of training batches."""
 
 import dataclasses
 import functools
@@ -18,30 +18,30 @@ from arch_jax.fields import Kind, component
 if TYPE_CHECKING:
     import grain
 
-# Far beyond any picture that is trained on; a slip of the finger should not ask for the machine's memory.
+# Far beyond any resolution that is trained on: a typo should not exhaust the machine's memory.
 _LARGEST_SIDE = 4096
 
 
 @component("images", kind="data")
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Labelled pictures, and how they are turned into batches.
+    """Labelled images and their batching.
 
     Attributes:
-      source: "digits", "gate:NAME", "idx:DIR", "images:DIR" or "tfds:NAME[/CONFIG]"; see `pictures.SOURCES`.
-      batch: pictures in a batch.
-      resize: side to which pictures are scaled first (bilinear; smoothed where they shrink); as they are where None.
+      source: "digits", "gate:NAME", "idx:DIR", "images:DIR" or "tfds:NAME[/CONFIG]"; see `sources.SOURCES`.
+      batch: images in a batch.
+      resize: resolution to which images are scaled first (bilinear, antialiased when shrinking); None keeps it.
       pad: pixels of background, the source's darkest value, that are then put on every side.
-      low: what the darkest value of the source's range becomes.
-      high: what the brightest one becomes.
-      validation: the share held out, of each class alike, where the source has no test part of its own.
-      split_seed: which pictures are held out, where there is a choice, and which are trained on.
-      train_share: the share of the training pictures that is used, of each class alike (at least one of each); the
-        pictures of a smaller share are among those of a larger one. Those held out are the same whatever it is.
-      augment: what is done to training pictures at random; see `Augmentation`.
+      low: the darkest value of the source's range is mapped to this.
+      high: the brightest value of the source's range is mapped to this.
+      validation: the fraction held out, stratified by class, if the source has no test part of its own.
+      split_seed: seed of the validation split and of the training subset.
+      train_share: the fraction of the training images used, stratified by class (at least one of each); the
+        images of a smaller fraction are among those of a larger one. The validation set does not depend on it.
+      augment: random augmentation of the training images; see `Augmentation`.
 
     Raises:
-      UsageError: a field is not valid.
+      UsageError: if a field is invalid.
     """
 
     source: str = "digits"
@@ -70,39 +70,39 @@ class Images:
             raise UsageError(f"low is {self.low} and high is {self.high}; expected low to be below high")
         if not isinstance(self.validation, numbers.Real) or not 0 < self.validation < 1:
             raise UsageError(
-                f"validation is {self.validation!r}; expected a share between 0 and 1, exclusive, such as 0.2"
+                f"validation is {self.validation!r}; expected a fraction between 0 and 1, exclusive, such as 0.2"
             )
         share = self.train_share
         if not isinstance(share, numbers.Real) or isinstance(share, bool) or not 0 < share <= 1:
-            raise UsageError(f"train_share is {share!r}; expected a share above 0 and up to 1, such as 0.1")
+            raise UsageError(f"train_share is {share!r}; expected a fraction above 0 and up to 1, such as 0.1")
 
     def load(self) -> "ImagesCorpus":
-        """Reads the source (a `tfds:` source is only opened: its pictures are read as they are needed).
+        """Reads the source (a `tfds:` source is only opened: its images are read on demand).
 
-        Where pictures are held out, or a share is chosen, the labels of all are read.
+        If images are held out, or a fraction is chosen, the labels of all images are read.
 
         Raises:
-          UsageError: the source is unknown, missing or damaged, has pictures of several sizes while `resize` is None,
-            labels out of range, or fewer training pictures than a batch.
+          UsageError: the source is unknown, missing or damaged, has images of several sizes while `resize` is None,
+            labels out of range, or fewer training images than a batch.
           RunError: a download failed, or a library that the source needs is missing.
         """
         found = sources.read_images(self.source)
         if found.size is None and self.resize is None:
             raise UsageError(
-                f"source {self.source!r} does not say that its pictures are of one size; expected resize, such as 224"
+                f"source {self.source!r} does not say that its images are of one size; expected resize, such as 224"
             )
         if found.validation is None or self.train_share < 1:
             found = self._divided(found)
         if len(found.train) < self.batch:
             used = "" if self.train_share == 1 else f"with train_share={self.train_share}, "
             raise UsageError(
-                f"{used}source {self.source!r} has {len(found.train):,} training pictures, and batch is {self.batch}; "
+                f"{used}source {self.source!r} has {len(found.train):,} training images, and batch is {self.batch}; "
                 f"expected at most batch {len(found.train)}"
             )
         return ImagesCorpus(self, found)
 
     def _divided(self, found: LabelledImages) -> LabelledImages:
-        """With pictures held out where the source has no test part, and the share of the others that is trained on."""
+        """Splits off validation images if the source has no test part, and keeps the chosen fraction for training."""
         seed, labels = int(self.split_seed), found.train.labels()
         train, validation = np.arange(len(labels)), found.validation
         if validation is None:
@@ -114,18 +114,18 @@ class Images:
 
 
 class ImagesCorpus(Corpus):
-    """Pictures that are read and split. `Images.load` makes it.
+    """Labelled images, read and split. `Images.load` makes it.
 
     Attributes:
       images: the `Images` it came from.
       classes: how many there are.
       class_names: their names; None where the source does not say.
-      low, high: what the darkest and the brightest value of the source's range became.
+      low, high: values of the darkest and the brightest pixel of the source's range in a batch.
       facts: what a run should record, as JSON values: source, sha256, train_images, validation_images, classes, height,
-        width, channels (of a picture as it is in a batch).
+        width, channels (of an image as it is in a batch).
     """
 
-    #: What a batch is counted in.
+    #: Unit in which batches are counted.
     unit = "images"
 
     def __init__(self, images: Images, found: LabelledImages):
@@ -149,7 +149,7 @@ class ImagesCorpus(Corpus):
 
     @property
     def units_per_batch(self) -> int:
-        """Pictures in a training batch."""
+        """Images in a training batch."""
         return self.images.batch
 
     @property
@@ -165,7 +165,7 @@ class ImagesCorpus(Corpus):
         }
 
     def train(self, seed: int, shard: tuple[int, int] = (0, 1)) -> "grain.DatasetIterator":
-        """Endless training batches, determined by `seed` alone: each picture once an epoch, in a new order each epoch.
+        """Endless training batches, determined by `seed` alone: each image once an epoch, reshuffled every epoch.
 
         Args:
           seed: determines the order; 0 <= seed < 2**32.
@@ -175,8 +175,8 @@ class ImagesCorpus(Corpus):
         Returns:
           A Grain iterator, with `get_state` and `set_state`. A batch is a dict of `images`, float32 "batch height width
           channels", `labels`, int32 "batch", and `weights`, float32 "batch", all 1. Where the batch does not divide an
-          epoch, a batch holds the end of one and the start of the next. Where pictures are mixed in pairs there are
-          `other_labels`, int32, and `shares`, float32: what of each picture is of its own label.
+          epoch, a batch holds the end of one and the start of the next. Where images are mixed in pairs there are
+          `other_labels`, int32, and `shares`, float32: each image's fraction of its own label.
 
         Raises:
           UsageError: a seed out of range; a shard that does not exist; a batch that count does not divide.
@@ -193,7 +193,7 @@ class ImagesCorpus(Corpus):
             found = augmented(places)
             if not self.images.augment.mixes:
                 return found
-            # Each picture's partner is that as far from the batch's other end, which may be in another shard.
+            # Each image's partner is that as far from the batch's other end, which may be in another shard.
             others = range((number + 1) * batch - 1 - first, (number + 1) * batch - 1 - last, -1)
             if set(others) == set(places):
                 partners = {name: array[::-1] for name, array in found.items()}
@@ -213,14 +213,14 @@ class ImagesCorpus(Corpus):
         return stream(rows, batch, seed, shard)
 
     def validation(self, batch: int | None = None) -> ValidationBatches:
-        """All validation pictures once, in order.
+        """All validation images once, in order.
 
         Args:
-          batch: pictures in a batch; the training batch by default.
+          batch: images in a batch; the training batch by default.
 
         Returns:
           An iterable of batches like those of `train`, all of one shape. What is left over at the end is padding:
-          pictures and labels of 0, of weight 0.
+          images and labels of 0, of weight 0.
 
         Raises:
           UsageError: batch is not at least 1.
@@ -230,11 +230,11 @@ class ImagesCorpus(Corpus):
         return ValidationBatches(functools.partial(self._batch, part), len(part), batch)
 
     def training_sample(self, count: int, batch: int | None = None) -> ValidationBatches:
-        """Some training pictures once each, without augmentation: what a probe of features is fitted on.
+        """Some training images once each, without augmentation, to fit a probe of the features.
 
         Args:
-          count: how many, or all where there are not so many. Which, and in which order, `split_seed` determines.
-          batch: pictures in a batch; the training batch by default.
+          count: the number of images, or all if there are fewer. `split_seed` determines which, and their order.
+          batch: images in a batch; the training batch by default.
 
         Returns:
           An iterable of batches like those of `validation`.
@@ -255,8 +255,8 @@ class ImagesCorpus(Corpus):
         found, labels = part.take(indices)
         fields, top = self.images, self._found.top
         images = []
-        for picture, generator in zip(found, generators):
-            pixels = fields.augment.pixels(picture, generator, fields.resize, top)
+        for image, generator in zip(found, generators):
+            pixels = fields.augment.pixels(image, generator, fields.resize, top)
             scaled = self._padded(self._scaled(pixels[None]))[0]
             images.append(fields.augment.values(scaled, generator, self.low, self.high))
         return {"images": np.stack(images), "labels": labels, "weights": np.ones(len(labels), np.float32)}
@@ -267,13 +267,13 @@ class ImagesCorpus(Corpus):
         if side is None:
             images = self._table[found]
         else:
-            groups = [found] if isinstance(found, np.ndarray) else [picture[None] for picture in found]
+            groups = [found] if isinstance(found, np.ndarray) else [image[None] for image in found]
             images = self._scaled(np.concatenate([sources.resized(group, side, side) for group in groups]))
         images = self._padded(images)
         return {"images": images, "labels": labels, "weights": np.ones(len(labels), np.float32)}
 
     def _scaled(self, pixels: np.ndarray) -> np.ndarray:
-        """Numbers in the source's range as those that they become."""
+        """Maps numbers of the source's range to [low, high]."""
         images = pixels * np.float32((self.images.high - self.images.low) / self._found.top)
         return np.clip(images + np.float32(self.images.low), self._table[0], self._table[self._found.top])
 

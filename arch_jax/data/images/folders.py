@@ -1,4 +1,4 @@
-"""Labelled pictures from a folder with a folder for each class, decoded as they are needed."""
+"""Labelled images from a folder with one subfolder a class, decoded on demand."""
 
 import dataclasses
 import hashlib
@@ -9,26 +9,26 @@ import numpy as np
 from arch_jax.data.images.parts import LabelledImages
 from arch_jax.errors import RunError, UsageError, nearest
 
-#: Files of other endings are not pictures, and passed over.
+#: Files with other suffixes are ignored.
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
-#: What the part that is evaluated on may be called, beside "train".
+#: Names of the evaluation part, beside "train".
 _VALIDATION = ("validation", "val", "valid", "test")
 _GREY = ("1", "L")
-# 16 bits or floats: Pillow would cut them off at 255 without a word.
+# 16 bits or floats: Pillow would silently clip them at 255.
 _WIDE = ("I", "I;16", "I;16B", "I;16L", "F")
-# Up to this many bytes of files, all of them are hashed; of more, their names and sizes.
+# Up to this many bytes, file contents are hashed; beyond it, names and sizes.
 _HASHED_WHOLE = 2**30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """The pictures of one part, by random access; see `pictures.Part`.
+    """The images of one part, by random access; see `parts.ImagePart`.
 
     Attributes:
-      paths: of the pictures.
-      classes: int32 "pictures".
-      size: (height, width) of every picture; None where they differ.
+      paths: of the images.
+      classes: int32 "images".
+      size: (height, width) of every image; None where they differ.
       channels: 1 or 3; what is stored otherwise is converted, transparency left out.
     """
 
@@ -41,7 +41,7 @@ class ImageFiles:
         return len(self.paths)
 
     def take(self, indices: np.ndarray) -> tuple[np.ndarray | list[np.ndarray], np.ndarray]:
-        """See `pictures.Part.take`.
+        """See `images.Part.take`.
 
         Raises:
           RunError: a file is damaged, gone, or of another size than it was; names it.
@@ -50,7 +50,7 @@ class ImageFiles:
         return images if self.size is None else np.stack(images), self.classes[indices]
 
     def labels(self) -> np.ndarray:
-        """All labels, int32 "pictures"."""
+        """All labels, int32 "images"."""
         return self.classes
 
     def _decoded(self, path: Path) -> np.ndarray:
@@ -60,28 +60,26 @@ class ImageFiles:
             with PIL.Image.open(path) as image:
                 pixels = np.asarray(image.convert("L" if self.channels == 1 else "RGB"), np.uint8)
         except Exception as error:  # Pillow's decoders raise anything
-            raise RunError(
-                f"picture {str(path)!r} is damaged or gone: {_first_line(error)}; remove the file"
-            ) from error
+            raise RunError(f"image {str(path)!r} is damaged or gone: {_first_line(error)}; remove the file") from error
         pixels = pixels.reshape(*pixels.shape[:2], self.channels)
         if self.size is not None and pixels.shape[:2] != self.size:
-            raise RunError(f"picture {str(path)!r} has changed its size to {pixels.shape[:2]}; expected {self.size}")
+            raise RunError(f"image {str(path)!r} has changed its size to {pixels.shape[:2]}; expected {self.size}")
         return pixels
 
 
 def read_folders(folder: str) -> LabelledImages:
     """Opens a folder whose subfolders are classes, or one with the parts "train" and "validation" ("val", "test").
 
-    Only the beginning of each file is read here, for its size and number of channels. Classes are numbered in the
-    order of their names. Pictures are as they are stored: a camera's note of its orientation is not followed.
+    Only each file's header is read here, for its size and number of channels. Classes are numbered in the
+    order of their names. Images are as they are stored: EXIF orientation is not applied.
 
     Raises:
-      UsageError: the folder is missing or has no classes, a class has no picture, the parts have different classes, or
-        a file is not a picture of 8 bits a channel; names it.
+      UsageError: the folder is missing or has no classes, a class has no image, the parts have different classes, or
+        a file is not an image of 8 bits a channel; names it.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
-        raise UsageError(f"{folder!r} is not a folder; expected one with a folder for each class of pictures")
+        raise UsageError(f"{folder!r} is not a folder; expected one with a folder for each class of images")
     inside = _folders(root)
     if "train" in inside and _folders(inside["train"]):
         tests = [name for name in _VALIDATION if name in inside]
@@ -95,7 +93,7 @@ def read_folders(folder: str) -> LabelledImages:
         train, test = _listed(root), None
         names = tuple(train)
     if len(names) < 2:
-        raise UsageError(f"{folder!r} has {len(names)} class folders with pictures; expected at least 2")
+        raise UsageError(f"{folder!r} has {len(names)} class folders with images; expected at least 2")
     parts = [train] if test is None else [train, test]
     sizes, modes = set(), set()
     for path in (path for part in parts for paths in part.values() for path in paths):
@@ -114,13 +112,13 @@ def _folders(root: Path) -> dict[str, Path]:
 
 
 def _listed(root: Path) -> dict[str, list[Path]]:
-    """Class -> its pictures, in order."""
+    """Class -> its images, in order."""
     found = {}
     for name, path in _folders(root).items():
         found[name] = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
         if not found[name]:
             raise UsageError(
-                f"class folder {str(path)!r} has no pictures; expected files such as {name}/1.png, or no such folder"
+                f"class folder {str(path)!r} has no images; expected files such as {name}/1.png, or no such folder"
             )
     return found
 
@@ -133,7 +131,7 @@ def _header(path: Path) -> tuple[tuple[int, int], str]:
         with PIL.Image.open(path) as image:
             (width, height), mode = image.size, image.mode
     except Exception as error:
-        raise UsageError(f"{str(path)!r} is not a picture: {_first_line(error)}; remove the file") from error
+        raise UsageError(f"{str(path)!r} is not an image: {_first_line(error)}; remove the file") from error
     if mode in _WIDE:
         raise UsageError(f"{str(path)!r} has more than 8 bits a channel (mode {mode!r}); expected 8 bits: convert it")
     return (height, width), mode

@@ -18,21 +18,21 @@ from arch_jax.errors import UsageError, nearest
 
 __all__ = ["LARGEST", "read_folder", "read_idx"]
 
-#: The most bytes of values that are read: 4 GiB, 85 times what MNIST's training pictures take.
+#: The most bytes of values that are read: 4 GiB, 85 times MNIST's training images.
 LARGEST = 4 * 2**30
 
 # The third byte of a file says what its values are; they are stored with the highest byte first.
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MOST_DIMENSIONS = 8
-# What is asked for at a time: a header that lies about its size costs no more than this.
+# Bytes requested at a time: a header that declares a false size costs no more than this.
 _CHUNK = 2**20
 
 
 def read_idx(path: str | os.PathLike, dimensions: int | None = None) -> np.ndarray:
     """The array of an idx file, compressed or not (its first bytes tell, not its name).
 
-    Memory is taken as bytes arrive and never as a header promises: a file that lies about its size, or a small one
-    that unpacks to a huge one, costs no more than the values it declares and really has.
+    Memory grows with the bytes read and never with what a header declares: a file with a false size, or a small one
+    that unpacks to a huge one, costs no more than the values that it declares and really has.
 
     Args:
       path: the file.
@@ -63,7 +63,7 @@ def read_idx(path: str | os.PathLike, dimensions: int | None = None) -> np.ndarr
         )
     if len(content) > declared:
         raise UsageError(
-            f"{str(path)!r} goes on after the {declared:,} bytes of values that it declares ({_times(shape)} values of "
+            f"{str(path)!r} continues after the {declared:,} bytes of values it declares ({_times(shape)} values of "
             f"{dtype.itemsize} bytes); expected the file to end there"
         )
     return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
@@ -71,7 +71,7 @@ def read_idx(path: str | os.PathLike, dimensions: int | None = None) -> np.ndarr
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[io.BufferedIOBase]:
-    """The file's content, unpacked; what goes wrong while it is read becomes a sentence."""
+    """The file's content, unpacked; read errors become a sentence."""
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
         raise UsageError(f"{str(path)!r} {what}; expected an idx file, such as 'train-images-idx3-ubyte.gz'")
@@ -132,23 +132,23 @@ def _times(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-#: What a folder's parts are called, as MNIST's authors named them.
+#: File name prefixes of a folder's parts, as MNIST's authors named them.
 PARTS = {"train": "train", "test": "t10k"}
 
 
 def read_folder(given: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The labelled pictures of a folder in MNIST's manner.
+    """The labelled images of a folder in MNIST's layout.
 
     Args:
       given: the folder, with train-images-idx3-ubyte, train-labels-idx1-ubyte, and, unless there is no test part,
         t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, each of them plain or with ".gz" at its end.
 
     Returns:
-      "train" and, where it is there, "test": pictures, uint8 "pictures height width", and labels, int32 "pictures".
+      "train" and, where it is there, "test": images, uint8 "images height width", and labels, int32 "images".
 
     Raises:
-      UsageError: a missing or damaged file; values that are not unsigned bytes; pictures and labels that differ in
-        number; test pictures of another size than the training pictures.
+      UsageError: a missing or damaged file; values that are not unsigned bytes; images and labels that differ in
+        number; test images of another size than the training images.
     """
     folder = pathlib.Path(os.path.expanduser(given))
     if not folder.is_dir():
@@ -167,7 +167,7 @@ def read_folder(given: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     sizes = {part: images.shape[1:] for part, (images, _) in parts.items()}
     if len(set(sizes.values())) > 1:
         raise UsageError(
-            f"the test pictures in {given!r} are {_times(sizes['test'])} and the training pictures "
+            f"the test images in {given!r} are {_times(sizes['test'])} and the training images "
             f"{_times(sizes['train'])}; expected one size"
         )
     return parts
@@ -188,7 +188,7 @@ def _pair(images_path: pathlib.Path, labels_path: pathlib.Path) -> tuple[np.ndar
             raise UsageError(f"{str(path)!r} holds values of type {array.dtype}; expected unsigned bytes (type 08)")
     if len(images) != len(labels):
         raise UsageError(
-            f"{str(images_path)!r} has {len(images):,} pictures and {str(labels_path)!r} {len(labels):,} labels; "
-            f"expected a label for each picture"
+            f"{str(images_path)!r} has {len(images):,} images and {str(labels_path)!r} {len(labels):,} labels; "
+            f"expected a label for each image"
         )
     return images, labels.astype(np.int32)

@@ -1,4 +1,4 @@
-"""Labelled images as a source gives them: a part in memory, a subset of one, and what there is of a source."""
+"""Labelled images of a source: a part in memory, a subset of a part, and the source's contents."""
 
 import dataclasses
 from typing import Any
@@ -8,11 +8,11 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImagePart:
-    """Pictures in memory. Whatever has these two methods and a length can stand in its place.
+    """Images in memory. Any object with these two methods and a length can take its place.
 
     Attributes:
-      images: uint8 "pictures height width channels".
-      classes: int32 "pictures".
+      images: uint8 "images height width channels".
+      classes: int32 "images".
     """
 
     images: np.ndarray
@@ -22,17 +22,17 @@ class ImagePart:
         return len(self.images)
 
     def take(self, indices: np.ndarray) -> tuple[np.ndarray | list[np.ndarray], np.ndarray]:
-        """Pictures, uint8 "height width channels" each (one array where they are of one size), and int32 labels."""
+        """Images, uint8 "height width channels" each (one array where they are of one size), and int32 labels."""
         return self.images[indices], self.classes[indices]
 
     def labels(self) -> np.ndarray:
-        """All labels, int32 "pictures"."""
+        """All labels, int32 "images"."""
         return self.classes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subset:
-    """Some pictures of a part: those at `indices`."""
+    """Some images of a part: those at `indices`."""
 
     part: Any
     indices: np.ndarray
@@ -47,13 +47,13 @@ class Subset:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """What a source holds.
+    """The contents of a source.
 
     Attributes:
-      train: the training pictures, a `ImagePart` or its like.
+      train: the training images, an `ImagePart` or the like.
       validation: the source's own test part; None where it has none.
-      size: (height, width) of every picture; None where they may differ.
-      channels: of every picture.
+      size: (height, width) of every image; None where they may differ.
+      channels: of every image.
       top: the brightest value of the source's range, the darkest of which is 0.
       classes: how many there are.
       class_names: their names; None where the source does not say.

@@ -1,4 +1,4 @@
-"""Sources of labelled pictures by name, how a part of one is held out, and how pictures change their size."""
+"""Image sources by name, stratified splits, and resizing."""
 
 import functools
 import hashlib
@@ -13,8 +13,8 @@ from arch_jax.errors import UsageError, unknown
 
 SOURCES: dict[str, str] = {
     "digits": "1,797 handwritten digits of 8 x 8; comes with scikit-learn",
-    "gate:NAME": "the four rows of a gate's truth table, as pictures of 1 x 2 pixels: and, or, nand, xor",
-    "idx:DIR": "a folder in MNIST's manner: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-...; plain or .gz",
+    "gate:NAME": "the four rows of a gate's truth table, as images of 1 x 2 pixels: and, or, nand, xor",
+    "idx:DIR": "a folder in MNIST's layout: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-...; plain or .gz",
     "images:DIR": "a folder with a folder for each class, or with such folders in train and validation",
     "tfds:NAME": "a data set of TensorFlow Datasets with features image and label; or tfds:NAME/CONFIG",
 }
@@ -45,13 +45,13 @@ def check_image_source(source: Any) -> None:
 
 
 def read_images(source: str) -> LabelledImages:
-    """Reads a source, or opens it where it is too large to be in memory.
+    """Reads a source, or opens it if it is too large for memory.
 
     Args:
       source: a name from `SOURCES`.
 
     Raises:
-      UsageError: what the source names is missing or damaged, or a library that it needs is.
+      UsageError: the named data is missing or damaged, or a library that it needs is missing.
       RunError: a download failed.
     """
     kind, _, rest = source.partition(":")
@@ -88,7 +88,7 @@ def _in_memory(
         wrong = np.flatnonzero(part.classes >= classes)
         if len(wrong):
             raise UsageError(
-                f"label {part.classes[wrong[0]]} of test picture {wrong[0]} in source {source!r} is out of range; "
+                f"label {part.classes[wrong[0]]} of test image {wrong[0]} in source {source!r} is out of range; "
                 f"expected the training part's labels, 0 to {classes - 1}"
             )
         digest.update(f"{part.images.shape}\n".encode())
@@ -99,19 +99,19 @@ def _in_memory(
 
 
 def held_out(source: str, share: float, seed: int, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which pictures are trained on and which are held out: of every class the same share, but never all of a class.
+    """Stratified split into training and validation images: the same fraction of every class, never all of a class.
 
     Args:
-      source: its name, for what goes wrong.
-      share: what is held out, between 0 and 1.
-      seed: which ones.
-      labels: of all pictures.
+      source: its name, for error messages.
+      share: the fraction held out, between 0 and 1.
+      seed: of the draw.
+      labels: of all images.
 
     Returns:
       Indices to train on, and to hold out, both in rising order.
 
     Raises:
-      UsageError: the share is too small to hold out a single picture.
+      UsageError: the share is too small to hold out a single image.
     """
     generator = np.random.default_rng(seed)
     chosen, before, taken = [], 0, 0
@@ -124,22 +124,22 @@ def held_out(source: str, share: float, seed: int, labels: np.ndarray) -> tuple[
         chosen.append(members[:take])
     if not taken:
         raise UsageError(
-            f"validation={share} of source {source!r} holds out none of its {len(labels)} pictures; expected a larger "
-            f"share, or more pictures of each class"
+            f"validation={share} of source {source!r} holds out none of its {len(labels)} images; expected a larger "
+            f"fraction, or more images of each class"
         )
     held = np.sort(np.concatenate(chosen))
     return np.setdiff1d(np.arange(len(labels)), held), held
 
 
 def kept(share: float, seed: int, labels: np.ndarray) -> np.ndarray:
-    """Which pictures are used where a share of them is: of every class the same share, but at least one picture.
+    """A stratified subset: the same fraction of every class, but at least one image of each.
 
-    Those of a smaller share are among those of a larger one, by the same seed.
+    With the same seed, a smaller fraction's images are among those of a larger one.
 
     Args:
       share: above 0, at most 1.
-      seed: which ones.
-      labels: of all pictures.
+      seed: of the draw.
+      labels: of all images.
 
     Returns:
       Their indices in rising order.
@@ -151,18 +151,18 @@ def kept(share: float, seed: int, labels: np.ndarray) -> np.ndarray:
 
 
 def resized(images: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Pictures of another size, by bilinear interpolation between the pixels' centres.
+    """Resizes images by bilinear interpolation between pixel centres.
 
-    Where they shrink, each new pixel is the mean over all those it covers (a triangle as wide as the scale), as Pillow
-    and `jax.image.resize` do it, so that thin strokes don't vanish between samples.
+    When shrinking, each new pixel is the mean over all those it covers (a triangle as wide as the scale), as in Pillow
+    and `jax.image.resize`, so that thin strokes don't vanish between samples.
 
     Args:
-      images: "pictures height width channels".
+      images: "images height width channels".
       height: of the result.
       width: of the result.
 
     Returns:
-      float32 "pictures height width channels".
+      float32 "images height width channels".
     """
     count, old_height, old_width, channels = images.shape
     rows = _weights(old_height, height) @ images.astype(np.float32).reshape(count, old_height, old_width * channels)
@@ -173,7 +173,7 @@ def resized(images: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def _weights(old: int, new: int) -> np.ndarray:
-    """How much each of `old` pixels adds to each of `new`, "new old"."""
+    """The weight of each of `old` pixels in each of `new`, "new old"."""
     scale = old / new
     centres = (np.arange(new) + 0.5) * scale - 0.5
     triangle = np.maximum(0, 1 - np.abs(np.arange(old) - centres[:, None]) / max(scale, 1.0))

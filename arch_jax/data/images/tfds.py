@@ -1,4 +1,4 @@
-"""Labelled pictures from TensorFlow Datasets, read one by one as they are needed, without TensorFlow where it can be.
+"""Labelled images from TensorFlow Datasets, read on demand, without TensorFlow where possible.
 
 Importing this module imports TFDS, so only the functions that use it do.
 """
@@ -25,7 +25,7 @@ from arch_jax.errors import ArchJaxError, RunError, UsageError, unknown
 # TFDS's own names only: others ("huggingface:...") would run code from the network.
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.\-+]+))?(:(?P<version>[\w.*]+))?")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-# A picture's compressed bytes, as they are.
+# An image's compressed bytes, undecoded.
 _UNDECODED = {"image": tfds.decode.SkipDecoding()}
 # Up to this many bytes of records, all of them are hashed; of more, the beginning of each file.
 _HASHED_WHOLE = 2**30
@@ -34,14 +34,14 @@ _HASHED_START = 2**20
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Records:
-    """The pictures of one split, by random access: nothing is read before it is asked for.
+    """The images of one split, by random access and on demand.
 
     Attributes:
       source: of records as TFDS stores them.
       features: what is read of a record: `image` and `label`.
-      where: what to call it in a sentence.
-      size: (height, width) of every picture; None where they differ.
-      channels: of every picture.
+      where: its name in error messages.
+      size: (height, width) of every image; None where they differ.
+      channels: of every image.
       classes: labels are below this.
     """
 
@@ -56,7 +56,7 @@ class Records:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """A picture, uint8 "height width channels", and its label.
+        """An image, uint8 "height width channels", and its label.
 
         Raises:
           RunError: the record is damaged, or is not what the data set declares.
@@ -65,19 +65,19 @@ class Records:
         return images[0], int(labels[0])
 
     def take(self, indices: np.ndarray) -> tuple[np.ndarray | list[np.ndarray], np.ndarray]:
-        """Pictures (one array where they are of one size) and int32 labels; see `pictures.Part`."""
+        """Images (one array where they are of one size) and int32 labels; see `parts.ImagePart`."""
         found = self._records(indices)
         labels = self._labels(found, indices)
         images = [self._decoded(record["image"], index) for record, index in zip(found, indices.tolist())]
         return images if self.size is None else np.stack(images), labels
 
     def labels(self) -> np.ndarray:
-        """All labels, int32, from one pass over the records, whose pictures are not decoded."""
+        """All labels, int32, from one pass over the records, whose images are not decoded."""
         chunks = [np.arange(start, min(start + 1024, len(self))) for start in range(0, len(self), 1024)]
         return np.concatenate([self._labels(self._records(chunk), chunk) for chunk in chunks])
 
     def labelled(self) -> bool:
-        """Whether the first picture has a label, and so, in the data sets there are, all have."""
+        """True if the first image has a label; in existing data sets, all or none have."""
         return int(self._records(np.array([0]))[0]["label"]) >= 0
 
     def _records(self, indices: np.ndarray) -> Sequence[dict[str, Any]]:
@@ -92,7 +92,7 @@ class Records:
         wrong = np.flatnonzero((labels < 0) | (labels >= self.classes))
         if len(wrong):
             raise RunError(
-                f"picture {indices[wrong[0]]} of {self.where} has label {labels[wrong[0]]}, which is out of range; "
+                f"image {indices[wrong[0]]} of {self.where} has label {labels[wrong[0]]}, which is out of range; "
                 f"expected 0 to {self.classes - 1}"
             )
         return labels
@@ -102,29 +102,29 @@ class Records:
 
         try:
             with PIL.Image.open(io.BytesIO(content)) as image:
-                # ImageNet has a few pictures in grey or CMYK among those in colour.
+                # ImageNet has a few images in grey or CMYK among those in colour.
                 pixels = np.asarray(image.convert(_MODES[self.channels]), np.uint8)
         except Exception as error:  # Pillow's decoders raise anything
-            raise RunError(f"picture {index} of {self.where} is damaged: {_first_line(error)}") from error
+            raise RunError(f"image {index} of {self.where} is damaged: {_first_line(error)}") from error
         pixels = pixels.reshape(*pixels.shape[:2], self.channels)
         if self.size is not None and pixels.shape[:2] != self.size:
             given, expected = (" x ".join(map(str, shape)) for shape in (pixels.shape[:2], self.size))
-            raise RunError(f"picture {index} of {self.where} is {given}; expected {expected}, as the data set declares")
+            raise RunError(f"image {index} of {self.where} is {given}; expected {expected}, as the data set declares")
         return pixels
 
 
 def read_tfds(name: str) -> LabelledImages:
-    """Opens a data set of TensorFlow Datasets, after downloading and preparing it where that was not yet done.
+    """Opens a data set of TensorFlow Datasets, after downloading and preparing it if necessary.
 
     It is looked for in `$TFDS_DATA_DIR` where that is set, else in "tensorflow_datasets" in the data folder. Training
-    pictures are its split "train", validation pictures "test", or "validation" where there is no test with labels.
+    images are its split "train", validation images "test", or "validation" where there is no test with labels.
     The hash is that of the record files where they take up to 1 GiB; else of their names, sizes and first MiB each.
 
     Args:
       name: "NAME", "NAME/CONFIG" or "NAME/CONFIG:VERSION".
 
     Raises:
-      UsageError: there is no such data set, its pictures don't have labels, or it needs TensorFlow, which is missing.
+      UsageError: there is no such data set, its images don't have labels, or it needs TensorFlow, which is missing.
       RunError: it can't be downloaded or prepared.
     """
     parsed = _NAME.fullmatch(name)
@@ -172,14 +172,14 @@ def _features(name: str, features: Any) -> tuple[tfds.features.Image, tfds.featu
         )
     if image.np_dtype != np.uint8 or image.shape[2] not in _MODES:
         raise UsageError(
-            f"the pictures of data set {name!r} have {image.shape[2]} channels of {np.dtype(image.np_dtype)}; expected "
+            f"the images of data set {name!r} have {image.shape[2]} channels of {np.dtype(image.np_dtype)}; expected "
             f"1, 3 or 4 channels of uint8"
         )
     return image, label
 
 
 def _prepared(name: str, parsed: re.Match) -> tfds.core.DatasetBuilder:
-    """The builder, its files written where they were not."""
+    """The builder, its files written if missing."""
     given = os.environ.get("TFDS_DATA_DIR", "")
     if given:
         folders = [pathlib.Path(given).expanduser()]
@@ -231,7 +231,7 @@ def _builder(name: str, parsed: re.Match, folder: pathlib.Path) -> tfds.core.Dat
 
 
 def _hide_accelerators() -> None:
-    """Where TFDS brought TensorFlow along, keeps it off the accelerators, whose memory it would claim whole."""
+    """Keeps TensorFlow, if TFDS imported it, off the accelerators, whose whole memory it would claim."""
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is not None and hasattr(tensorflow, "config"):
         for kind in ("GPU", "TPU"):
@@ -241,7 +241,7 @@ def _hide_accelerators() -> None:
 
 @contextlib.contextmanager
 def _sentences(what: str) -> Iterator[None]:
-    """Turns what TFDS raises, which may be anything, into a sentence that begins with `what`."""
+    """Turns any exception of TFDS into a sentence that begins with `what`."""
     try:
         yield
     except ArchJaxError:
@@ -259,7 +259,7 @@ def _sentences(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What TFDS prints goes beside its progress bars, to the error stream; each failed attempt is not reported."""
+    """Sends TFDS's output to the error stream, beside its progress bars; failed attempts are not reported each."""
     logger = logging.getLogger("urllib3.connectionpool")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Sums of a few atoms of a dictionary that is known: on these one sees whether a sparse code finds the atoms."""
+"""Sums of a few atoms of a known dictionary: they show whether a sparse code recovers the atoms."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @component("planted_dictionary", kind="data")
 @dataclasses.dataclass(frozen=True)
 class PlantedDictionary:
-    """x = sum_k a_k atom_k + noise: `active` atoms of all, drawn without preference, with a_k uniform in [0.5, 1.5].
+    """x = sum_k a_k atom_k + noise: `active` atoms, chosen uniformly, with a_k uniform in [0.5, 1.5].
 
     Attributes:
       atoms: how many there are; more than coordinates make the dictionary overcomplete.
@@ -31,7 +31,7 @@ class PlantedDictionary:
       dictionary_seed: of the atoms, whose directions are uniform on the sphere.
 
     Raises:
-      UsageError: a field is not valid.
+      UsageError: if a field is invalid.
 
     Source: M. Aharon, M. Elad, A. Bruckstein, "K-SVD", 2006, section V.A, where the a_k may be negative too.
     """
@@ -55,7 +55,7 @@ class PlantedDictionary:
             raise UsageError(f"noise is {noise!r}; expected a finite number of at least 0, such as 0.05")
 
     def load(self) -> "DictionaryCorpus":
-        """The dictionary, ready to be drawn from."""
+        """The dictionary, ready to be sampled from."""
         return DictionaryCorpus(self)
 
 
@@ -69,7 +69,7 @@ class DictionaryCorpus(Corpus):
         features, active, noise, validation_vectors.
     """
 
-    #: What a batch is counted in.
+    #: Unit in which batches are counted.
     unit = "vectors"
 
     def __init__(self, dictionary: PlantedDictionary):

@@ -1,4 +1,4 @@
-"""Points in the plane: a mixture of Gaussians on a circle, on which one sees whether a generator finds every mode."""
+"""Points in the plane: a mixture of Gaussians on a circle, which shows whether a generator finds every mode."""
 
 import dataclasses
 import hashlib
@@ -29,7 +29,7 @@ class Ring:
       validation: points of the validation batch.
 
     Raises:
-      UsageError: a field is not valid.
+      UsageError: if a field is invalid.
 
     Source: L. Metz, B. Poole, D. Pfau, J. Sohl-Dickstein, "Unrolled Generative Adversarial Networks", 2017, sec. 3.1.
     """
@@ -50,7 +50,7 @@ class Ring:
                 raise UsageError(f"{name} is {value!r}; expected a finite number above 0")
 
     def load(self) -> "RingCorpus":
-        """The mixture, ready to be drawn from."""
+        """The mixture, ready to be sampled from."""
         return RingCorpus(self)
 
 
@@ -65,7 +65,7 @@ class RingCorpus(Corpus):
         points), modes, radius, std, validation_points.
     """
 
-    #: What a batch is counted in.
+    #: Unit in which batches are counted.
     unit = "points"
 
     def __init__(self, ring: Ring):

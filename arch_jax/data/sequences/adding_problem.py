@@ -1,4 +1,4 @@
-"""The adding problem: two marked numbers of a long sequence, whose sum is asked at its end."""
+"""The adding problem: predict the sum of two marked numbers at the end of a long sequence."""
 
 import dataclasses
 import hashlib
@@ -21,18 +21,18 @@ MARKERS = ("halves", "anywhere")
 class AddingProblem:
     """Random numbers of [0, 1), two of them marked; the target is the sum of these two.
 
-    Hochreiter & Schmidhuber (1997, experiment 4) made it to measure how far apart two numbers may stand that a network
-    must keep. Who answers 1 whatever he reads has the mean squared error 1/6, the variance of a sum of two.
+    Hochreiter & Schmidhuber (1997, experiment 4) devised it to measure over what distance a network can keep two
+    numbers. The constant prediction 1 has the mean squared error 1/6, the variance of a sum of two.
 
     Attributes:
       length: numbers in a sequence; the papers' T.
-      markers: where they stand: "halves", one anywhere in each half (1511.06464, section 5.2), or "anywhere", two
+      markers: their places: "halves", one anywhere in each half (1511.06464, section 5.2), or "anywhere", two
         different places of the whole (as in the code of 1803.01271).
       batch: sequences in a training batch, each batch drawn afresh.
       validation: sequences of the validation set.
 
     Raises:
-      UsageError: a field is not valid.
+      UsageError: if a field is invalid.
     """
 
     length: int = 200
@@ -48,7 +48,7 @@ class AddingProblem:
             raise unknown("markers", str(self.markers), MARKERS)
 
     def load(self) -> "AddingCorpus":
-        """The task, ready to be drawn from."""
+        """The task, ready to be sampled from."""
         return AddingCorpus(self)
 
 
@@ -61,7 +61,7 @@ class AddingCorpus(Corpus):
         validation_sequences.
     """
 
-    #: What a batch is counted in.
+    #: Unit in which batches are counted.
     unit = "sequences"
 
     def __init__(self, problem: AddingProblem):

@@ -24,7 +24,7 @@ class Markov:
 
     Attributes:
       states: how many.
-      concentration: of the Dirichlet law that each row of the transition matrix is drawn from; the smaller, the surer
+      concentration: of the Dirichlet prior of each row of the transition matrix; the smaller, the more predictable
         is the next state.
       chain_seed: which chain.
       length: tokens of a sequence.
@@ -32,7 +32,7 @@ class Markov:
       validation: sequences of the validation set.
 
     Raises:
-      UsageError: a field is not valid.
+      UsageError: if a field is invalid.
     """
 
     states: int = 8
@@ -53,7 +53,7 @@ class Markov:
             raise UsageError(f"concentration is {value!r}; expected a finite number above 0, such as 0.3")
 
     def load(self) -> "MarkovCorpus":
-        """The chain, ready to be drawn from."""
+        """The chain, ready to be sampled from."""
         return MarkovCorpus(self, Chain.random(self.states, self.concentration, self.chain_seed))
 
 
@@ -70,7 +70,7 @@ class MarkovCorpus(Corpus):
         token chosen alone with probability 0.15).
     """
 
-    #: What a batch is counted in.
+    #: Unit in which batches are counted.
     unit = "tokens"
 
     def __init__(self, markov: Markov, chain: Chain):
@@ -97,7 +97,7 @@ class MarkovCorpus(Corpus):
 
     @property
     def entropy_rate(self) -> float:
-        """Of the source, in nats a token: the least expected loss of a token of which all before it are known."""
+        """Of the source, in nats a token: the least expected loss of a token given all tokens before it."""
         return self.chain.entropy_rate
 
     @property
@@ -137,17 +137,17 @@ class MarkovCorpus(Corpus):
         return ValidationBatches(lambda i: _batch(self._held_out[i]), len(self._held_out), self.markov.batch)
 
     def decode(self, tokens: Any) -> str:
-        """States by number, for people."""
+        """Token ids as text."""
         return " ".join("[MASK]" if token == self.markov.states else str(token) for token in np.ravel(tokens).tolist())
 
     def ideal(self, corrupted: np.ndarray, share: float, masked: float, random: float) -> np.ndarray:
-        """The best prediction of chosen tokens there is: log P(state | everything seen), "batch length states".
+        """The optimal prediction of chosen tokens: log P(state | all observations), "batch length states".
 
         Exact where each token is chosen alone, with probability `share`.
 
         Args:
           corrupted: tokens, [MASK] being `states`.
-          share, masked, random: see `chains.Corruption`.
+          share, masked, random: see `markov_chain.Corruption`.
         """
         observed = np.where(corrupted == self.markov.states, MASKED, corrupted)
         return np.log(np.maximum(self.chain.posterior(observed, Corruption(share, masked, random)), 1e-300))

@@ -1,4 +1,4 @@
-"""Markov chains whose entropies are known, and what an ideal predictor says of tokens that were masked in them.
+"""Markov chains of known entropy, and the ideal predictor of their masked tokens.
 
 An HMM in disguise: the chain is hidden, and BERT's corruption is its noisy observation, so that forward and backward
 messages give the exact posterior of every token.
@@ -10,13 +10,13 @@ import numpy as np
 
 from arch_jax.errors import UsageError
 
-#: What stands for a masked token among the observed ones.
+#: Stands for a masked token among the observations.
 MASKED = -1
 
 
 @dataclasses.dataclass(frozen=True)
 class Corruption:
-    """How tokens are hidden: each is chosen with probability `share`, alone; a chosen one is then replaced.
+    """BERT's corruption: each token is chosen independently with probability `share`; chosen tokens are replaced.
 
     Attributes:
       share: probability that a token is chosen.
@@ -90,7 +90,7 @@ class Chain:
     def sample(self, generator: np.random.Generator, count: int, length: int) -> np.ndarray:
         """Stationary sequences: int32 "count length"."""
         rows = np.cumsum(np.concatenate([self.transition, self.stationary[None]]), axis=1)
-        rows[:, -1] = 1.0  # a sum of rounded numbers may stay below the draw
+        rows[:, -1] = 1.0  # a sum of rounded numbers may stay below the uniform sample
         sequences = np.empty((count, length), np.int32)
         state = np.full(count, len(self.stationary))
         for t in range(length):
@@ -127,11 +127,11 @@ class Chain:
         return _normalised(forward * backward)
 
     def posterior(self, observed: np.ndarray, how: Corruption) -> np.ndarray:
-        """P(x_t | y, t was chosen), float64 "count length states": the best prediction of a chosen token there is.
+        """P(x_t | y, t was chosen), float64 "count length states": the optimal prediction of a chosen token.
 
         Args:
           observed: corrupted sequences, "count length", `MASKED` where masked.
-          how: what is known of the corruption.
+          how: the corruption.
         """
         states = len(self.stationary)
         same = np.equal(observed[..., None], np.arange(states))
@@ -139,15 +139,15 @@ class Chain:
         return _normalised(self.cavity(observed, how) * np.where(observed[..., None] == MASKED, 1.0, evidence))
 
     def masked_entropy(self, length: int, how: Corruption, count: int = 2048, seed: int = 0) -> float:
-        """The expected loss of the ideal predictor on a chosen token, in nats: what a masked language model can reach.
+        """The expected loss of the ideal predictor on a chosen token, in nats: the floor for a masked language model.
 
-        The mean over positions of E[-log P(x_t | y, t chosen)]. What happens at t itself is summed over; only the other
-        tokens' observations are drawn.
+        The mean over positions of E[-log P(x_t | y, t chosen)]. Events at t itself are summed over; only the other
+        tokens' observations are sampled.
 
         Args:
           length: tokens of a sequence.
           how: the corruption.
-          count: how many sequences are drawn; a position of each is one sample.
+          count: the number of sampled sequences; each position of each is one sample.
           seed: of the draw.
         """
         generator = np.random.default_rng([seed, count, length])
@@ -170,6 +170,6 @@ def _entropy(p: np.ndarray) -> np.ndarray:
 
 
 def _normalised(p: np.ndarray) -> np.ndarray:
-    """Divided by its sum; uniform where all is 0, which is where something is seen that can't be."""
+    """Divided by its sum; uniform where all is 0, that is, at impossible observations."""
     total = p.sum(-1, keepdims=True)
     return np.where(total > 0, p / np.where(total > 0, total, 1), 1 / p.shape[-1])

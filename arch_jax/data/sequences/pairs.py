@@ -14,19 +14,19 @@ from arch_jax.errors import UsageError
 if TYPE_CHECKING:
     import grain
 
-#: Names and dtypes of what a batch of pairs holds.
+#: Names and dtypes of the arrays in a batch of pairs.
 DTYPES = {"source": "int32", "source_mask": "bool", "target": "int32", "labels": "int32", "weights": "float32"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pairs as padded arrays; padding is token 0, told by the lengths.
+    """Pairs as padded arrays; padding is token 0, marked by the lengths.
 
     Attributes:
       source: int32 "pairs source".
       source_lengths: int32 "pairs"; real tokens of each source.
       target: int32 "pairs target"; the decoder's input, which begins with the start token.
-      labels: int32 "pairs target"; what the decoder is to say, which ends with the stop token.
+      labels: int32 "pairs target"; the decoder's targets, which end with the stop token.
       target_lengths: int32 "pairs"; real tokens of each of both.
     """
 
@@ -50,7 +50,7 @@ class Pairs:
         Args:
           sources: token ids of each source.
           targets: token ids of each target.
-          lengths: of the source and the target arrays, stop token included; None is as long as the longest.
+          lengths: of the source and the target arrays, stop token included; None takes the longest pair's.
           start: the token that the decoder begins with.
           stop: the token that ends a sequence.
 
@@ -88,7 +88,7 @@ class Pairs:
         }
 
     def batches(self, batch: int) -> ValidationBatches:
-        """All pairs in order, in batches of one size; what fills the last one has weight 0."""
+        """All pairs in order, in batches of one size; rows that fill the last one have weight 0."""
         return ValidationBatches(self.rows, len(self), batch)
 
 
@@ -115,7 +115,7 @@ def before_stop(tokens: np.ndarray, stop: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairCorpus(Corpus):
-    """Pairs ready to be drawn from: what the encoder-decoder objective takes.
+    """Pairs ready to be sampled from: the data of the encoder-decoder objective.
 
     Attributes:
       data: the component it came from.
@@ -127,9 +127,9 @@ class PairCorpus(Corpus):
       stop: the token that ends a sequence.
       vocabulary: how many token ids there are, `start` and `stop` among them.
       facts: what a run should record, as JSON values.
-      decode: token ids -> text, for people.
+      decode: token ids -> text.
       encode: text -> token ids, where a source can be given as text.
-      tests: the pairs that a finished model is scored on; None is the validation pairs.
+      tests: the pairs that a finished model is scored on; None takes the validation pairs.
       references: the test targets as text, in order, where translations are scored as text.
       lowercase: whether that text is compared without regard to case.
     """
@@ -149,7 +149,7 @@ class PairCorpus(Corpus):
     lowercase: bool = False
     encode: Callable[[str], Any] | None = dataclasses.field(default=None, repr=False)
 
-    #: What a batch is counted in.
+    #: Unit in which batches are counted.
     unit = "pairs"
 
     @property
@@ -193,12 +193,12 @@ class PairCorpus(Corpus):
         return self.held_out.batches(self.batch)
 
     def test(self) -> ValidationBatches:
-        """The pairs that a finished model is scored on, in order; the validation pairs where there are no others."""
+        """The pairs that a finished model is scored on, in order; the validation pairs if there are no others."""
         return (self.held_out if self.tests is None else self.tests).batches(self.batch)
 
 
 def shuffled(pairs: Pairs, batch: int) -> Callable[[int, int], dict[str, np.ndarray]]:
-    """(seed, number) -> a batch of an endless stream in which each pair comes once an epoch, in a new order each.
+    """(seed, number) -> a batch of an endless stream in which each pair comes once an epoch, reshuffled every epoch.
 
     Where `batch` does not divide the number of pairs, the batch across the border takes from both epochs.
     """

@@ -1,4 +1,4 @@
-"""Random sequences and their copies: the smallest tasks that need an encoder, a decoder, and attention between them."""
+"""Random sequences and their copies: the smallest tasks that need an encoder, a decoder and cross-attention."""
 
 import dataclasses
 from typing import Literal
@@ -29,7 +29,7 @@ class RandomPairs:
       validation: pairs of the validation set.
 
     Raises:
-      UsageError: a field is not valid.
+      UsageError: if a field is invalid.
     """
 
     task: Literal["copy", "reverse"] = "copy"
@@ -49,7 +49,7 @@ class RandomPairs:
             raise UsageError(f"shortest is {self.shortest}; expected at most length, which is {self.length}")
 
     def load(self) -> PairCorpus:
-        """The task, ready to be drawn from."""
+        """The task, ready to be sampled from."""
         # A spawned sequence: no training batch, whatever its seed and number, is drawn from it.
         held_out = self._draw(np.random.default_rng(np.random.SeedSequence(0, spawn_key=(1,))), self.validation)
 

@@ -1,7 +1,7 @@
-"""Tasks that ask what a sequence model can hold: copying, recall by content, and counting modulo 2.
+"""Tasks that probe a sequence model's memory: copying, recall by content, and parity.
 
-Each has one answer for each token that counts, and gives nothing of it away. Positions that are asked are those with
-weight 1; a model reads `tokens` and predicts `targets` in place.
+The target of every position of weight 1 is determined by the tokens up to it. A model reads `tokens` and predicts
+`targets` in place.
 """
 
 import dataclasses
@@ -36,20 +36,20 @@ def _common(rule: object) -> None:
 @component("copy_memory", kind="data")
 @dataclasses.dataclass(frozen=True)
 class CopyMemory:
-    """Symbols, a long delay, a sign, and the symbols again (Arjovsky et al. 2016, 1511.06464, section 5.1).
+    """Symbols, a long delay, a cue, and the symbols again (Arjovsky et al. 2016, 1511.06464, section 5.1).
 
-    `copied` random symbols, `delay` - 1 blanks, the sign, and `copied` places where the symbols are asked in order. As
-    in the paper every place is asked, so that a model without memory pays copied ln(symbols) / (delay + 2 copied).
+    `copied` random symbols, `delay` - 1 blanks, the cue, and `copied` places where the symbols are asked in order. As
+    in the paper every place has a target, so that a model without memory pays copied ln(symbols) / (delay + 2 copied).
 
     Attributes:
       delay: the paper's T.
       copied: symbols to remember.
-      symbols: kinds of symbol, beside the blank and the sign.
+      symbols: kinds of symbol, beside the blank and the cue.
       batch: sequences in a training batch, each batch drawn afresh.
       validation: sequences of the validation set.
 
     Raises:
-      UsageError: a field is not valid.
+      UsageError: if a field is invalid.
     """
 
     delay: int = 100
@@ -65,7 +65,7 @@ class CopyMemory:
         _common(self)
 
     def load(self) -> DrawnCorpus:
-        """The sequences, ready to be drawn."""
+        """The sequences, ready to be sampled."""
         return DrawnCorpus(self, "copy_memory", self.symbols + 2, self._draw)
 
     def _draw(self, generator: np.random.Generator, count: int) -> dict[str, np.ndarray]:
@@ -83,21 +83,21 @@ class CopyMemory:
 @component("selective_copying", kind="data")
 @dataclasses.dataclass(frozen=True)
 class SelectiveCopying:
-    """Symbols at random places among noise, to be said in order at the end (Mamba, 2312.00752, section 4.1.1).
+    """Symbols at random places among noise, to be repeated in order at the end (Mamba, 2312.00752, section 4.1.1).
 
-    Where they stand differs from row to row, so no fixed convolution can bring them to the end.
+    Their places differ from row to row, so no fixed convolution can bring them to the end.
 
     Attributes:
       length: tokens before the answer.
       copied: symbols to remember.
-      symbols: kinds of symbol, beside noise and the sign that asks.
+      symbols: kinds of symbol, beside noise and the cue.
       batch: sequences in a training batch, each batch drawn afresh.
       validation: sequences of the validation set.
-      shortest: where given, the answer begins after so many tokens or up to `length`, evenly drawn by ratio, and more
-        noise follows it: the short ones are learned first. A finished model is tested at `length` alone, too.
+      shortest: if given, the answer begins after so many tokens or up to `length`, log-uniformly, and more
+        noise follows it: the short ones are learned first. A finished model is also tested at `length` alone.
 
     Raises:
-      UsageError: a field is not valid.
+      UsageError: if a field is invalid.
     """
 
     length: int = 256
@@ -116,7 +116,7 @@ class SelectiveCopying:
         _common(self)
 
     def load(self) -> DrawnCorpus:
-        """The sequences, ready to be drawn."""
+        """The sequences, ready to be sampled."""
         others = {}
         if self.shortest is not None:
             others = {f"at_{self.length}": dataclasses.replace(self, shortest=None).load()}
@@ -140,23 +140,24 @@ class SelectiveCopying:
 @component("induction_heads", kind="data")
 @dataclasses.dataclass(frozen=True)
 class InductionHeads:
-    """What followed the special symbol, asked when it comes again (Mamba, 2312.00752, section 4.1.2).
+    """Induction heads: recall the symbol that followed a special one (Mamba, 2312.00752, section 4.1.2).
 
-    Random symbols; the special one stands once among them and once at the end, where the symbol behind the first is
-    asked. (`Repeats` asks it of every symbol.) With `asked` above 1 it comes again on the way as well, followed by that
-    same symbol, which is asked there too: far more is learned from a sequence.
+    Random symbols; the special one stands once among them and once at the end, where the symbol after the first is
+    asked. (`Repeats` asks it of every symbol.) With `asked` above 1 it also recurs in between, followed by the
+    same symbol, which is asked there too: each sequence then gives far more signal.
 
     Attributes:
       length: tokens of a sequence.
       symbols: kinds of symbol, the special one among them.
       batch: sequences in a training batch, each batch drawn afresh.
       validation: sequences of the validation set.
-      asked: how often the symbol is asked in a sequence of training and validation; 1 in the paper.
-      tested: lengths at which a finished model is tested too, on `tested_sequences` of each, asked once at the end.
-      tested_sequences: how many those are.
+      asked: the number of queries in a sequence of training and validation; 1 in the paper.
+      tested: lengths at which a finished model is also tested, on `tested_sequences` of each, with one query at the
+        end.
+      tested_sequences: the number of those sequences.
 
     Raises:
-      UsageError: a field is not valid.
+      UsageError: if a field is invalid.
     """
 
     length: int = 256
@@ -179,12 +180,12 @@ class InductionHeads:
         _common(self)
 
     def load(self) -> DrawnCorpus:
-        """The sequences, ready to be drawn."""
+        """The sequences, ready to be sampled."""
         others = {f"at_{n}": self._tested_at(n).load() for n in self.tested}
         return DrawnCorpus(self, "induction_heads", self.symbols, self._draw, others)
 
     def _tested_at(self, length: int) -> "InductionHeads":
-        # About as many tokens at once as in training.
+        # About as many tokens in a batch as in training.
         batch = min(self.tested_sequences, max(1, self.batch * self.length // length))
         return dataclasses.replace(
             self, length=length, batch=batch, validation=self.tested_sequences, tested=(), asked=1
@@ -211,7 +212,7 @@ class InductionHeads:
 @component("multi_query_recall", kind="data")
 @dataclasses.dataclass(frozen=True)
 class MultiQueryRecall:
-    """Keys with values, and later each key again, where its value is asked: MQAR (Arora et al. 2023, 2312.04927).
+    """Key-value pairs, and later each key again as a query for its value: MQAR (Arora et al. 2023, 2312.04927).
 
     `pairs` keys and values alternate at the start; then each key comes once more, at even places whose distance from
     the start follows the power law of the paper's code, among random tokens. Keys are the first half of the vocabulary
@@ -226,7 +227,7 @@ class MultiQueryRecall:
       validation: sequences of the validation set.
 
     Raises:
-      UsageError: a field is not valid.
+      UsageError: if a field is invalid.
 
     Source: arXiv 2312.04927, section 3 and appendix E; HazyResearch/zoology.
     """
@@ -254,7 +255,7 @@ class MultiQueryRecall:
             raise UsageError(f"power is {self.power}; expected a number above 0, such as 0.01")
 
     def load(self) -> DrawnCorpus:
-        """The sequences, ready to be drawn."""
+        """The sequences, ready to be sampled."""
         return DrawnCorpus(self, "multi_query_recall", self.vocabulary, self._draw)
 
     def _draw(self, generator: np.random.Generator, count: int) -> dict[str, np.ndarray]:
@@ -269,7 +270,7 @@ class MultiQueryRecall:
         log_weights = (self.power - 1) * np.log(np.arange(1, room + 1))
         noisy = log_weights + generator.gumbel(size=(count, room))
         places = 2 * pairs + 2 * np.argsort(-noisy, axis=1)[:, :pairs]
-        # Other tokens must not ask: no key stands anywhere else.
+        # Fillers must not query: no key stands anywhere else.
         later = tokens[:, 2 * pairs :]
         known = (later[:, :, None] == keys[:, None]).any(axis=2)
         later[known] = 0
@@ -282,22 +283,22 @@ class MultiQueryRecall:
 @component("parity", kind="data")
 @dataclasses.dataclass(frozen=True)
 class Parity:
-    """Bits, and whether their sum is odd (Deletang et al. 2022, 2207.02098; xLSTM, 2405.04517, section 4.1).
+    """Bits and the parity of their sum (Deletang et al. 2022, 2207.02098; xLSTM, 2405.04517, section 4.1).
 
     A state has to change sign at every 1, which a recurrence whose factors lie in [0, 1] cannot do (2411.12537). Rows
     are filled up with padding (segment id 0) to the longest length.
 
     Attributes:
-      shortest, longest: bits of a sequence, drawn evenly.
+      shortest, longest: bits of a sequence, uniformly distributed.
       batch: sequences in a training batch, each batch drawn afresh.
       validation: sequences of the validation set.
-      tested: a greater length: a finished model is tested on sequences of `longest` to `tested` bits too, at their
-        ends; none is not.
-      asked: where the sum is asked: at the "last" bit, as in the papers, or after "every" bit, of which far more is
-        learned from a sequence.
+      tested: a greater length: a finished model is also tested on sequences of `longest` to `tested` bits, at their
+        ends; None disables it.
+      asked: where the parity is asked: at the "last" bit, as in the papers, or after "every" bit, which gives far more
+        signal a sequence.
 
     Raises:
-      UsageError: a field is not valid.
+      UsageError: if a field is invalid.
     """
 
     shortest: int = 3
@@ -317,7 +318,7 @@ class Parity:
         _common(self)
 
     def load(self) -> DrawnCorpus:
-        """The sequences, ready to be drawn."""
+        """The sequences, ready to be sampled."""
         others = {}
         if self.tested is not None:
             longer = dataclasses.replace(self, shortest=self.longest, longest=self.tested, tested=None, asked="last")

@@ -1,6 +1,6 @@
-"""Stretches said twice: what a model that looks back for the same token, and copies what followed it, can predict.
+"""Repeated random sequences (induction task): a model has to find the previous occurrence and copy what followed it.
 
-The task that tells induction heads: C. Olsson et al., "In-context Learning and Induction Heads", 2022, 2209.11895.
+The task that reveals induction heads: C. Olsson et al., "In-context Learning and Induction Heads", 2022, 2209.11895.
 """
 
 import dataclasses
@@ -16,20 +16,20 @@ from arch_jax.fields import component
 @component("repeats", kind="data")
 @dataclasses.dataclass(frozen=True)
 class Repeats:
-    """Each sequence is a stretch of different random symbols, and then the same stretch again, begun at any place.
+    """Each sequence is a run of different random symbols, then the same run again, starting anywhere in it.
 
-    The second time goes on from its end to its beginning, so that the distance to the first time is another in each
-    sequence: no look at a fixed distance will do. What counts is each symbol of the second time that follows, for
-    certain, from what stood after its predecessor the first time: all but where it begins, and where it turns round.
+    The repetition wraps around, so that its distance to the first occurrence differs from sequence to sequence: looking
+    back by a fixed distance does not help. Weighted are the symbols of the repetition that are determined by what
+    followed their predecessor the first time: all but the first one and the one where it wraps around.
 
     Attributes:
       symbols: kinds of symbol, at most 94, each a character.
-      stretch: symbols of a stretch, all different.
+      stretch: symbols in a run, all different.
       batch: sequences in a training batch, each batch drawn afresh.
       validation: sequences of the validation set.
 
     Raises:
-      UsageError: a field is not valid.
+      UsageError: if a field is invalid.
     """
 
     symbols: int = 32
@@ -45,18 +45,18 @@ class Repeats:
         if self.stretch > self.symbols:
             raise UsageError(
                 f"stretch is {self.stretch}, and there are {self.symbols} symbols; expected at most as many, since all "
-                "of a stretch are different"
+                "of a run are different"
             )
 
     def load(self) -> DrawnCorpus:
-        """The sequences, ready to be drawn; a model reads all symbols but the last, which is only predicted."""
+        """The sequences, ready to be sampled; a model reads all symbols but the last, which is only predicted."""
         return DrawnCorpus(self, "repeats", self.symbols, self._draw)
 
     def _draw(self, generator: np.random.Generator, count: int) -> dict[str, np.ndarray]:
         size = self.stretch
         first = np.argsort(generator.random((count, self.symbols)), axis=1)[:, :size]
         begin = generator.integers(size, size=(count, 1))
-        place = (begin + np.arange(size)) % size  # in the first stretch, of each symbol of the second time
+        place = (begin + np.arange(size)) % size  # in the first run, of each symbol of the repetition
         twice = np.concatenate([first, np.take_along_axis(first, place, axis=1)], axis=1).astype(np.int32)
         follows = (np.arange(size) > 0) & (place > 0)
         # Target t is token t + 1.

@@ -14,15 +14,15 @@ from arch_jax.data.files import directories
 from arch_jax.data.text.tokenizer import Tokenizer, utf8
 from arch_jax.errors import UsageError
 
-# All that determines the result beside text and size. Part of the cache's key: to change it is to train anew.
+# Everything that determines the result beside text and size. Part of the cache's key: a change here retrains.
 _SETTINGS = {"version": 1, "pre_tokenizer": "gpt2", "min_frequency": 2}
 
 
 class BytePairTokenizer(Tokenizer):
-    """Byte-level BPE: any text has tokens, and decoding gives back exactly the text.
+    """Byte-level BPE: any text has tokens, and decoding restores exactly the text.
 
     Args:
-      size: the vocabulary asked for.
+      size: the requested vocabulary.
       content: the content of a `tokenizer.json` file of the `tokenizers` library.
     """
 

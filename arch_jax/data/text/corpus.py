@@ -26,19 +26,19 @@ SAMPLING: dict[str, str] = {
 @component("text", kind="data")
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A corpus of text for language models, and how it is cut into batches.
+    """A text corpus for language models, and its batching.
 
     Attributes:
       source: where the text comes from: a name from `arch_jax.data.SOURCES`, or "text:PATH".
       tokenizer: "bytes", "characters" or "bpe:SIZE".
       length: tokens in a window.
       batch: windows in a batch.
-      validation: the share of the bytes held out, between 0 and 1, exclusive; see `splits.split`.
+      validation: the fraction of the bytes held out, between 0 and 1, exclusive; see `splits.split`.
       sampling: "shuffled" or "random"; see `SAMPLING`.
-      split_seed: which documents are held out, where there is a choice.
+      split_seed: seed of the split into training and validation documents.
 
     Raises:
-      UsageError: a field is not valid.
+      UsageError: if a field is invalid.
     """
 
     source: str = "pydocs"
@@ -57,7 +57,7 @@ class Text:
         check_whole("split_seed", self.split_seed, 0)
         if not isinstance(self.validation, numbers.Real) or not 0 < self.validation < 1:
             raise UsageError(
-                f"validation is {self.validation!r}; expected a share between 0 and 1, exclusive, such as 0.1"
+                f"validation is {self.validation!r}; expected a fraction between 0 and 1, exclusive, such as 0.1"
             )
         if not isinstance(self.sampling, str) or self.sampling not in SAMPLING:
             raise unknown("sampling", str(self.sampling), SAMPLING)
@@ -71,7 +71,7 @@ class Text:
         return self.load_with(None)
 
     def load_with(self, tokenizer: Tokenizer | None) -> "TextCorpus":
-        """The same under a tokenizer that a model was trained with; None makes one of the text.
+        """The same under the tokenizer that a model was trained with; None builds one from the text.
 
         Raises:
           UsageError: the source cannot be read, or is too small for one batch or for a validation text.
@@ -112,7 +112,7 @@ class Text:
         if validation.predictions < 1:
             raise UsageError(
                 f"validation={self.validation} of source {self.source!r} holds out {len(validation)} tokens, which "
-                f"leaves nothing to predict; expected a larger share, or a larger corpus"
+                f"leaves nothing to predict; expected a larger fraction, or a larger corpus"
             )
 
 

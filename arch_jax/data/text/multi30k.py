@@ -1,4 +1,4 @@
-"""Multi30k: 29,000 captions of pictures in English and German, as pairs for an encoder-decoder.
+"""Multi30k: 29,000 image captions in English and German, as pairs for an encoder-decoder.
 
 From the data folder, or downloaded there once; each file is checked against its hash.
 
@@ -48,18 +48,18 @@ _LARGEST_FILE = 2**23
 class Multi30k:
     """Translation of captions, with one byte-pair vocabulary for both languages, learned from the training part.
 
-    Training pairs of which a side is longer than `length` are left out (`facts["dropped"]` says how many); of the
-    validation and the test part none is. After the tokenizer's tokens come the start and the stop token.
+    Training pairs of which a side is longer than `length` are left out (`facts["dropped"]` counts them); the validation
+    and the test part are complete. After the tokenizer's tokens come the start and the stop token.
 
     Attributes:
       direction: "en-de" or "de-en".
       tokenizer: "bpe:SIZE", SIZE at least 257.
-      lowercase: whether everything is put in lower case; BLEU then disregards case.
+      lowercase: whether all text is put in lower case; BLEU then ignores case.
       length: tokens of the longest training sequence, the stop token included, on both sides.
-      batch: pairs in a training batch; each pair comes once an epoch, in a new order each.
+      batch: pairs in a training batch; each pair comes once an epoch, reshuffled every epoch.
 
     Raises:
-      UsageError: a field is not valid.
+      UsageError: if a field is invalid.
     """
 
     direction: Literal["en-de", "de-en"] = "en-de"

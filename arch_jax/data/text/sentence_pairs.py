@@ -1,4 +1,4 @@
-"""Pairs of passages of text, half of them one after the other: what BERT is pre-trained on.
+"""Pairs of text passages, half of them consecutive: BERT's pre-training data.
 
 Source: J. Devlin, M.-W. Chang, K. Lee, K. Toutanova, "BERT: Pre-training of Deep Bidirectional Transformers for
 Language Understanding", 2018, arXiv 1810.04805, section 3.1 and appendix A.2.
@@ -26,7 +26,7 @@ SPECIAL = ("[CLS]", "[SEP]", "[MASK]")
 @component("sentence_pairs", kind="data")
 @dataclasses.dataclass(frozen=True)
 class SentencePairs:
-    """[CLS] A [SEP] B [SEP]: A is a passage, and B what follows it or, half of the time, one from another document.
+    """[CLS] A [SEP] B [SEP]: A is a passage; B continues it or, half of the time, comes from another document.
 
     Passages are spans of tokens, of a length drawn uniformly, that together fill a row; where the corpus is a single
     document, the other passage comes from another place. After the tokenizer's tokens come [CLS], [SEP] and [MASK].
@@ -36,11 +36,11 @@ class SentencePairs:
       tokenizer: "bytes", "characters" or "bpe:SIZE".
       length: tokens of a row, special ones included.
       batch: rows in a training batch, each batch drawn afresh.
-      validation: the share of the bytes held out; see `splits.split`.
-      split_seed: which documents are held out, where there is a choice.
+      validation: the fraction of the bytes held out; see `splits.split`.
+      split_seed: seed of the split into training and validation documents.
 
     Raises:
-      UsageError: a field is not valid.
+      UsageError: if a field is invalid.
     """
 
     source: str = "pydocs"
@@ -68,7 +68,7 @@ class SentencePairs:
         return self.load_with(None)
 
     def load_with(self, tokenizer: Tokenizer | None) -> "SentenceCorpus":
-        """The same under a tokenizer that a model was trained with; None makes one of the text.
+        """The same under the tokenizer that a model was trained with; None builds one from the text.
 
         Raises:
           UsageError: the source cannot be read, or is too small for one batch or a validation row.
@@ -95,7 +95,7 @@ class SentenceCorpus(Corpus):
       facts: those of the text, with that vocabulary.
     """
 
-    #: What a batch is counted in.
+    #: Unit in which batches are counted.
     unit = "tokens"
 
     def __init__(self, pairs: SentencePairs, text: TextCorpus):
@@ -151,7 +151,7 @@ class SentenceCorpus(Corpus):
         return stream(rows, self.pairs.batch, seed, shard)
 
     def validation(self) -> ValidationBatches:
-        """The validation text in rows one after the other, the same at each call; in half of them B is another's."""
+        """The validation text in consecutive rows, always the same; in half of them B is from another document."""
         starts = self._starts["validation"][:: max(1, self.pairs.length - 3)]
 
         def rows(indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -191,7 +191,7 @@ class SentenceCorpus(Corpus):
         }
 
     def _elsewhere(self, part: str, generator: np.random.Generator, start: int) -> int:
-        """Another place of which the document is another's too, if a few draws find one."""
+        """Another place whose document differs too, if a few tries find one."""
         starts, document = self._starts[part], self._stream(part).document
         for _ in range(20):
             place = starts[generator.integers(len(starts))]
@@ -201,7 +201,7 @@ class SentenceCorpus(Corpus):
 
 
 def _starts(side: Stream, room: int) -> np.ndarray:
-    """Where passages of `room` tokens begin that lie within one document."""
+    """Start positions of passages of `room` tokens that lie within one document."""
     places = np.arange(max(0, len(side) - room + 1))
     if side.document is None or not len(places):
         return places

@@ -1,4 +1,4 @@
-"""Sources of text by name. Each gives its documents, by random access, and a hash of what they contain.
+"""Text sources by name. Each gives its documents, by random access, and a hash of their content.
 
 What a source holds may differ between machines (`pydocs` and `pysource` differ by Python version), so a run records the
 hash beside the name.
@@ -15,7 +15,7 @@ from arch_jax.errors import UsageError, nearest, unknown
 
 __all__ = ["SOURCES", "Documents", "check_text_source", "data_directory", "documents"]
 
-# What a folder's files must be called to count as text. A file given by name may be called anything.
+# Suffixes of the files in a folder that count as text. A file given by name may have any name.
 _TEXT_SUFFIXES = """
 .txt .text .md .markdown .rst .tex .org .csv .tsv .json .jsonl .yaml .yml .toml .ini .cfg .html .htm .xml .css .js .ts
 .py .pyi .ipynb .c .h .cc .cpp .hpp .cu .rs .go .java .kt .scala .jl .r .rb .pl .lua .hs .ml .sh .sql
@@ -111,7 +111,7 @@ def documents(source: str) -> Documents:
     Raises:
       UsageError: an unknown name; a file that is missing, unreadable, empty, not UTF-8 text, or of a single line; a
         folder without text files.
-      RunError: a download failed, or what it brought is not the file expected.
+      RunError: a download failed, or the downloaded file is not the expected one.
     """
     check_text_source(source)
     if source.startswith("text:"):

@@ -1,4 +1,4 @@
-"""Span corruption (T5): spans of a text are each replaced by one sentinel, and the target says what they held.
+"""Span corruption (T5): each corrupted span is replaced by one sentinel, and the target restores the spans.
 
 Source: C. Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer", 2019,
 arXiv 1910.10683, sections 3.1.4 and 3.3.4; lengths and spans are counted as in the paper's code.
@@ -18,14 +18,14 @@ from arch_jax.fields import component
 
 
 def noise_counts(length: int, density: float | int, mean_span: float | int) -> tuple[int, int]:
-    """(tokens that are corrupted, spans that they form) in a text of `length` tokens; both at least 1."""
+    """(number of corrupted tokens, number of spans) in a text of `length` tokens; both at least 1."""
     noise = min(max(round(length * density), 1), length - 1)
     # Each span has a token at least, and another kept in front of it.
     return noise, max(1, min(round(noise / mean_span), noise, length - noise))
 
 
 def span_lengths(source: int, density: float | int, mean_span: float | int) -> tuple[int, int]:
-    """How long a text is whose corrupted form fills `source` places, and how long its target is then.
+    """Lengths of a text whose corrupted form fills `source` places, and of its target.
 
     The source holds the kept tokens, a sentinel a span and the stop token; the target the corrupted tokens, a sentinel
     a span and the stop token.
@@ -45,9 +45,9 @@ def span_lengths(source: int, density: float | int, mean_span: float | int) -> t
 
 
 def noise_mask(generator: np.random.Generator, length: int, density: float | int, mean_span: float | int) -> np.ndarray:
-    """Which tokens are corrupted: bool "length", beginning with kept ones and ending with corrupted ones.
+    """Mask of corrupted tokens: bool "length", beginning with kept ones and ending with corrupted ones.
 
-    Numbers of tokens and spans are fixed; each way to cut them into spans is equally likely.
+    The numbers of tokens and spans are fixed; all ways to divide them into spans are equally likely.
     """
     noise, spans = noise_counts(length, density, mean_span)
 
@@ -60,7 +60,7 @@ def noise_mask(generator: np.random.Generator, length: int, density: float | int
 
 
 def corrupt_spans(tokens: np.ndarray, mask: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """(source, target) without stop tokens: each span of `mask` is one sentinel, and the target what they stand for.
+    """(source, target) without stop tokens: each span of `mask` becomes one sentinel, expanded in the target.
 
     Args:
       tokens: int32 "length".
@@ -76,11 +76,11 @@ def corrupt_spans(tokens: np.ndarray, mask: np.ndarray, top: int) -> tuple[np.nd
 
 
 def restore(source: np.ndarray, target: np.ndarray, top: int, spans: int) -> np.ndarray:
-    """The text that `corrupt_spans` took apart: each sentinel of the source replaced by what follows it in the target.
+    """Inverse of `corrupt_spans`: each sentinel of the source replaced by what follows it in the target.
 
     Args:
       source: corrupted text, without stop token.
-      target: what the sentinels stand for, without stop token.
+      target: the expanded sentinels, without stop token.
       top: the first span's sentinel.
       spans: how many tokens from `top` downwards are sentinels.
     """
@@ -94,7 +94,7 @@ def restore(source: np.ndarray, target: np.ndarray, top: int, spans: int) -> np.
 @component("spans", kind="data")
 @dataclasses.dataclass(frozen=True)
 class Spans:
-    """A corpus of text under span corruption, with new spans each time a window is met.
+    """A text corpus under span corruption, with new spans each time a window is read.
 
     After the tokenizer's tokens come the start and the stop token; the sentinels are the last ids, the first span's the
     very last. A validation window has the same spans at each call.
@@ -103,14 +103,14 @@ class Spans:
       source: a name from `arch_jax.data.SOURCES`, or "text:PATH".
       tokenizer: "bytes", "characters" or "bpe:SIZE".
       length: places of the source; those of the target and of the text follow from it, see `span_lengths`.
-      density: share of the tokens that are corrupted, between 0 and 1.
-      mean_span: mean tokens of a span, at least 1.
+      density: fraction of the tokens that are corrupted, between 0 and 1.
+      mean_span: mean number of tokens in a span, at least 1.
       batch: windows in a batch.
-      validation: the share of the bytes held out; see `splits.split`.
-      split_seed: which documents are held out, where there is a choice.
+      validation: the fraction of the bytes held out; see `splits.split`.
+      split_seed: seed of the split into training and validation documents.
 
     Raises:
-      UsageError: a field is not valid.
+      UsageError: if a field is invalid.
     """
 
     source: str = "pydocs"
@@ -125,7 +125,7 @@ class Spans:
     def __post_init__(self):
         check_whole("length", self.length, 4)
         if not isinstance(self.density, numbers.Real) or not 0 < self.density < 1:
-            raise UsageError(f"density is {self.density!r}; expected a share between 0 and 1, such as 0.15")
+            raise UsageError(f"density is {self.density!r}; expected a fraction between 0 and 1, such as 0.15")
         if not isinstance(self.mean_span, numbers.Real) or not self.mean_span >= 1:
             raise UsageError(f"mean_span is {self.mean_span!r}; expected at least 1 token, such as 3.0")
         self._text  # noqa: B018 -- checks the other fields
@@ -145,7 +145,7 @@ class Spans:
         return self.load_with(None)
 
     def load_with(self, tokenizer: Tokenizer | None) -> PairCorpus:
-        """The same under a tokenizer that a model was trained with; None makes one of the text.
+        """The same under the tokenizer that a model was trained with; None builds one from the text.
 
         Raises:
           UsageError: the source cannot be read, or is too small for one batch or a validation window.
@@ -160,7 +160,7 @@ class Spans:
         if len(held_out) < tokens:
             raise UsageError(
                 f"validation={self.validation} of source {self.source!r} holds out {len(held_out)} tokens, and a "
-                f"window has {tokens}; expected a larger share, or a length of at most {max(4, len(held_out) - 2)}"
+                f"window has {tokens}; expected a larger fraction, or a length of at most {max(4, len(held_out) - 2)}"
             )
 
         def pairs(generator: np.random.Generator, windows: list[np.ndarray]) -> Pairs:

@@ -1,7 +1,7 @@
-"""Train and validation text that share nothing: documents with a long line in common stay on the same side.
+"""Leak-free train and validation splits: documents with a long line in common stay on the same side.
 
-Documents of one collection quote and contain each other, and a split that draws documents at random then measures how
-well the model remembers. (Of the validation lines of a random split of Python's help topics, up to 62 % stand in the
+Documents of one collection quote and contain each other, and a random split by document then measures how
+well the model memorises. (Of the validation lines of a random split of Python's help topics, up to 62 % occur in the
 training text.)
 """
 
@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 
 LONG_LINE = 40  # characters, without surrounding white space; shorter lines coincide by chance ("See also:", "else:")
-_EXACT_BYTES = 1 << 20  # how much of the validation text is chosen by search; what is above that, at random
+_EXACT_BYTES = 1 << 20  # up to this size, the validation text is chosen by exact search; beyond it, at random
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Split:
     Attributes:
       train: training documents, in the source's order.
       validation: validation documents, in the source's order.
-      groups: how many groups of documents, connected by shared lines, there were.
+      groups: the number of groups of documents connected by shared lines.
     """
 
     train: tuple[str, ...]
@@ -33,16 +33,16 @@ def split(texts: Sequence[str], validation: float, seed: int = 0) -> Split:
     """Splits documents into training and validation text that have no long line in common.
 
     Documents that share a line of 40 or more characters, directly or through others, form a group. Whole groups are
-    split: the largest always goes to training; the others are drawn in an order that `seed` determines, so that
-    validation's share of all UTF-8 bytes is as near `validation` as whole groups permit (for more than 10 MB, within
-    the smallest groups' size), and never none.
+    split: the largest always goes to training; the others are taken in an order that `seed` determines, so that
+    validation's fraction of all UTF-8 bytes is as near `validation` as whole groups permit (for more than 10 MB, within
+    the smallest groups' size), and never zero.
 
     Where all documents are one group, the text is cut instead: of n characters, validation begins at character
     `int(n * (1 - validation))`, as in nanoGPT. A document may then be cut in two.
 
     Args:
       texts: the documents, none empty.
-      validation: the share of the validation text, between 0 and 1, exclusive.
+      validation: the fraction of the validation text, between 0 and 1, exclusive.
       seed: determines which groups are drawn; without effect on a single group.
     """
     groups = group_by_shared_lines(texts)
@@ -89,7 +89,7 @@ def group_by_shared_lines(texts: Sequence[str]) -> list[list[int]]:
 
 
 def leakage(train: Sequence[str], validation: Sequence[str]) -> float:
-    """The share of validation's long lines, each time it occurs, that also stand in training; 0 where it has none."""
+    """The fraction of validation's long lines, counted with repetition, that also occur in training; 0 without any."""
     known = {line for text in train for line in long_lines(text)}
     lines = [line for text in validation for line in long_lines(text)]
     return sum(line in known for line in lines) / len(lines) if lines else 0.0

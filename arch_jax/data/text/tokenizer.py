@@ -1,4 +1,4 @@
-"""What a tokenizer is, and those that need no training: bytes and characters.
+"""The tokenizer base class, and the tokenizers that need no training: bytes and characters.
 
 Each token stands for a fixed string of bytes. That gives every tokenizer the same `decode`, and `byte_lengths`, by
 which a loss per token becomes one per byte: the number that compares models with different tokenizers.
@@ -16,12 +16,12 @@ _REPLACEMENT = "\ufffd".encode()
 
 
 class Tokenizer(abc.ABC):
-    """What all tokenizers have in common.
+    """Common interface of all tokenizers.
 
     Attributes:
-      name: the name that `tokenizer` takes.
+      name: as `tokenizer` takes it.
       vocabulary: the number of token ids, which run from 0 to vocabulary - 1.
-      byte_lengths: int32 "vocabulary"; how many UTF-8 bytes each token stands for. Summed over the tokens of a text, it
+      byte_lengths: int32 "vocabulary"; UTF-8 bytes that each token stands for. Summed over the tokens of a text, it
         is the text's length in UTF-8.
     """
 
@@ -42,7 +42,7 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def to_json(self) -> dict:
-        """Everything `from_json` needs to make an equal tokenizer, as values that JSON can hold."""
+        """Everything `from_json` needs to make an equal tokenizer, as JSON values."""
 
     def encode_all(self, texts: Iterable[str]) -> list[np.ndarray]:
         """`encode` of each text."""

@@ -1,4 +1,4 @@
-"""Tokenizers by name, and back from the JSON that a run carries: bytes, characters, byte-level byte-pair encoding."""
+"""Tokenizers by name and from a run's JSON: bytes, characters, byte-level byte-pair encoding."""
 
 import json
 from collections.abc import Sequence
@@ -39,8 +39,8 @@ def tokenizer(name: str, corpus_texts: Sequence[str], training_texts: Sequence[s
     """Makes a tokenizer for a corpus.
 
     Args:
-      name: "bytes"; "characters"; or "bpe:SIZE", SIZE at least 257. A text that runs out of pairs that occur twice
-        gives a smaller BPE vocabulary than asked for: read `vocabulary`.
+      name: "bytes"; "characters"; or "bpe:SIZE", SIZE at least 257. If a text runs out of pairs that occur twice, the
+        BPE vocabulary is smaller than requested: read `vocabulary`.
       corpus_texts: all documents; "characters" takes its vocabulary from them.
       training_texts: the documents that BPE is trained on; `corpus_texts` by default.
 

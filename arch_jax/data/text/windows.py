@@ -32,7 +32,7 @@ class Stream:
 
     @property
     def predictions(self) -> int:
-        """How many tokens can be predicted: all but the first of each document."""
+        """The number of predictable tokens: all but the first of each document."""
         if not len(self):
             return 0
         return len(self) - 1 - (int(self.document[-1]) if self.document is not None else 0)

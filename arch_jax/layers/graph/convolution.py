@@ -1,4 +1,4 @@
-"""Layers that move information along the edges of a graph."""
+"""Graph convolution layers."""
 
 import flax.linen as nn
 import jax.numpy as jnp

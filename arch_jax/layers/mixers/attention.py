@@ -31,16 +31,16 @@ class Attention(nn.Module):
       heads: query heads.
       kv_heads: key and value heads, a divisor of `heads`; None is as many as `heads`, 1 is multi-query attention.
       head_size: dimensions of a head; None is width / heads.
-      rope: rotary positions, or none.
+      rope: rotary positions, or None.
       bias: whether the projections have biases.
-      causal: whether a token sees only itself and what came before.
-      pattern: a sparse pattern (strided, fixed, Longformer, BigBird): which pairs see each other; none is all.
+      causal: whether a token sees only itself and earlier ones.
+      pattern: a sparse pattern (strided, fixed, Longformer, BigBird) of the visible pairs; None is all.
         BigBird's depends on the length, so it neither decodes nor takes packed segments.
-      window: how many of the latest tokens, itself included, a token sees; None is all.
-      softcap: scores are squashed to (-softcap, softcap) by softcap * tanh(scores / softcap); None is not at all.
-      scale: what the scores are multiplied by; None is head_size^-0.5.
-      qk_norm: norm of each head's query and key, before the rotation (Henry et al. 2020, 2010.04245; Qwen 3), or none.
-      relative: what the distance of two tokens adds: "alibi", "relative_buckets" (T5), "shaw", or none.
+      window: the number of latest tokens, itself included, that a token sees; None is all.
+      softcap: scores are squashed to (-softcap, softcap) by softcap * tanh(scores / softcap); None disables it.
+      scale: factor of the scores; None is head_size^-0.5.
+      qk_norm: norm of each head's query and key, before the rotation (Henry et al. 2020, 2010.04245; Qwen 3), or None.
+      relative: the term for the distance of two tokens: "alibi", "relative_buckets" (T5), "shaw", or None.
       output_bias: whether the output has a bias; None is as `bias` says.
       query_gain: factor on the initial weights of the queries: T5 has head_size^-0.5 there, and a scale of 1.
       initial_std: standard deviation of the initial weights; None is that of fan-in scaling.
@@ -159,7 +159,7 @@ class Attention(nn.Module):
         return y, state
 
     def _attend(self, q, k, v, run, position, seen, bias):
-        """The attended values; which pairs see each other, and their distances, in the cheapest form there is."""
+        """The attended values; visible pairs and their distances are given in the cheapest form there is."""
         time, heads = q.shape[1:3]
         options = {"scale": self.scale, "softcap": self.softcap}
         relative = None if self.relative is None else adapted(self.relative, parameter_dtype=self.parameter_dtype)

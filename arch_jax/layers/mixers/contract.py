@@ -1,4 +1,4 @@
-"""What a sequence mixer is: the one contract that attention, recurrences and long convolutions share.
+"""The contract of sequence mixers, shared by attention, recurrences and long convolutions.
 
     y, state = mixer(x, segment_ids=None, state=None, train=False)   # x, y: "batch time width"; None in -> None out
     state = mixer.initial_state(batch, length, width, dtype)         # any pytree
@@ -23,7 +23,7 @@ from arch_jax.fields import Kind, settings
 from arch_jax.layers.sequence_position import SequencePosition, advanced
 from arch_jax.ops.segments import runs_and_positions
 
-#: Where a layer stands: (its number from 0, how many there are). The number is traced where layers are scanned.
+#: Place of a layer: (its number from 0, the number of layers). The number is traced where layers are scanned.
 Place = tuple[Any, int]
 
 Mixer = Annotated[nn.Module, Kind("mixer")]
@@ -48,7 +48,7 @@ def unbound(value: Any) -> Any:
 
 
 def check_sizes(module: nn.Module, sizes: tuple[str, ...] = ("vocabulary", "depth", "width")) -> None:
-    """Refuses a model whose sizes, or whose share of dropout, are out of range.
+    """Refuses a model whose sizes or dropout rate are out of range.
 
     Raises:
       UsageError: one of `sizes` is below 1, or `dropout` not in [0, 1).
@@ -83,7 +83,7 @@ def check_state(state: Any, kind: type, batch: int, mixer: str) -> None:
 
 
 def runs(x: Array, segment_ids: Array | None, state: Any) -> tuple[Array | None, Array | None, SequencePosition | None]:
-    """Where a mixer's tokens stand, as `ops.segments.runs_and_positions` counts.
+    """Run and position of each token, as `ops.segments.runs_and_positions` counts them.
 
     Args:
       x: the sequence, "batch time width".

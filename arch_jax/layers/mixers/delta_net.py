@@ -22,12 +22,12 @@ from arch_jax.ops.recurrence import matrix as ops
 
 @flax.struct.dataclass
 class DeltaState:
-    """What is carried from token to token; its size does not depend on the length.
+    """Recurrent state; its size does not depend on the sequence length.
 
     Attributes:
-      s: the memory of the run under way, "batch value_heads head_size value_size".
+      s: the memory of the current run, "batch value_heads head_size value_size".
       convolution: the latest tokens, as `ops.causal_convolution` keeps them; None without convolution.
-      at: where each row stands, a `SequencePosition`.
+      at: position of each row, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
@@ -55,15 +55,15 @@ class DeltaNet(nn.Module):
         to 1, which tracking a state such as parity needs (Grazzi et al. 2024, 2411.12537).
       gate: whether the normed output is multiplied by silu(x W_G).
       norm_epsilon: added to the mean square of the output.
-      form: how it is computed, with the same result: "auto", "parallel", "chunked" or "recurrent".
-      chunk: tokens that the chunked form takes at once.
+      form: algorithm, all with the same result: "auto", "parallel", "chunked" or "recurrent".
+      chunk: tokens in a chunk of the chunked form.
       initial_std: standard deviation of the initial weights; None is that of fan-in scaling.
       residual_scale: factor on the initial weights of the output, set by a decoder that scales them with its depth.
       dtype: of the computation; lengths, decays and the memory are at least float32.
       parameter_dtype: of the parameters.
     """
 
-    #: Whether the memory fades.
+    #: Whether the memory decays.
     decays: ClassVar[bool] = False
     #: Heads of the values, where there may be more than of queries and keys.
     value_heads: ClassVar[int | None] = None
@@ -174,13 +174,13 @@ class DeltaNet(nn.Module):
         return y, None if state is None else DeltaState(end.s, recent, after)
 
     def _log_decay(self, rate: Float[Array, "batch time heads"]) -> Float[Array, "batch time heads"]:
-        """How much of the memory each token leaves, as a logarithm."""
-        raise TypeError(f"{type(self).__name__} must say how its memory fades")
+        """The logarithm of each token's decay."""
+        raise TypeError(f"{type(self).__name__} must define the decay of its memory")
 
 
 @component("gated_delta_net", kind="mixer")
 class GatedDeltaNet(DeltaNet):
-    """Gated DeltaNet (Yang et al. 2024, 2412.06464, equation 10 and section 3.4): DeltaNet whose memory also fades.
+    """Gated DeltaNet (Yang et al. 2024, 2412.06464, equation 10 and section 3.4): DeltaNet whose memory also decays.
 
         S_t = alpha_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T,   alpha_t = exp(-A softplus(x_t W_alpha + b))
         y_t = (rms_norm(o_t) * silu(x_t W_G)) W_O
@@ -197,8 +197,8 @@ class GatedDeltaNet(DeltaNet):
         to 1, which tracking a state such as parity needs (Grazzi et al. 2024, 2411.12537).
       gate: whether the normed output is multiplied by silu(x W_G).
       norm_epsilon: added to the mean square of the output.
-      form: how it is computed, with the same result: "auto", "parallel", "chunked" or "recurrent".
-      chunk: tokens that the chunked form takes at once.
+      form: algorithm, all with the same result: "auto", "parallel", "chunked" or "recurrent".
+      chunk: tokens in a chunk of the chunked form.
       initial_std: standard deviation of the initial weights; None is that of fan-in scaling.
       residual_scale: factor on the initial weights of the output, set by a decoder that scales them with its depth.
       dtype: of the computation; lengths, decays and the memory are at least float32.
@@ -221,13 +221,13 @@ class GatedDeltaNet(DeltaNet):
 
 
 def _unit_length(x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-    """x over its length, in at least float32; what is all but 0 stays small instead of becoming a direction."""
+    """x over its length, in at least float32; an x of nearly 0 stays small instead of becoming a direction."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return x * lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
 
 
 def _log_uniform_draw(key: Array, shape: tuple[int, ...], dtype: DType) -> Array:
-    """log A, of A uniform in (0, 16); kept from 0, whose logarithm is no number."""
+    """log A, of A uniform in (0, 16); bounded away from 0, whose logarithm is not finite."""
     return jnp.log(jax.random.uniform(key, shape, jnp.float32, 1e-2, 16)).astype(dtype)
 
 

@@ -20,7 +20,7 @@ from arch_jax.ops.convolution import long as ops
 
 @flax.struct.dataclass
 class HyenaState:
-    """What decoding keeps: the filters, and what went into each convolution, since each output looks at all of it.
+    """Decoding state: the filters, and the whole input of each convolution, since each output depends on all of it.
 
     A filter is the output of a network at every lag. Computed anew for each token it would cost far more than the sum
     that a token needs, so the first call computes it, and later ones read it. Like the rest of the state it belongs to
@@ -31,7 +31,7 @@ class HyenaState:
       long: the input of each long convolution at every position of the run, a tuple of "batch length width".
       filter: the filters' lags, once for each row as everything in a state, "batch length channels".
       filled: whether `filter` has been computed, "batch".
-      at: where each row stands, a `SequencePosition`.
+      at: position of each row, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
@@ -53,9 +53,9 @@ class ImplicitFilter(nn.Module):
       length: positions that the encoding spans.
       width: of the network's hidden layers.
       features: of the encoding: odd, at least 3.
-      depth: hidden layers behind the first.
-      frequency: what the frequencies of the activations start from.
-      fast: the share of `length` after which the fastest window has fallen to 0.01.
+      depth: hidden layers after the first.
+      frequency: initial frequency of the activations.
+      fast: the fraction of `length` after which the fastest window has fallen to 0.01.
       slow: the same for the slowest window.
       shift: added to each window, which then does not end at 0.
       parameter_dtype: of the parameters; the filter is computed in at least float32.
@@ -119,10 +119,10 @@ class Hyena(nn.Module):
       length: tokens that the filters span; a longer sequence is an error.
       short: tokens of the short convolutions.
       filter_width: of the filters' networks.
-      filter_depth: hidden layers of those networks behind the first.
+      filter_depth: hidden layers of those networks after the first.
       features: of the positions' encoding: odd, at least 3.
-      frequency: what the frequencies of the networks' sines start from.
-      fast: the share of `length` after which the fastest window has fallen to 0.01.
+      frequency: initial frequency of the networks' sines.
+      fast: the fraction of `length` after which the fastest window has fallen to 0.01.
       slow: the same for the slowest window.
       shift: added to each window, which then does not end at 0.
       form: of the long convolution: "auto", "direct" or "fft"; see `ops.long_convolution`.
@@ -160,7 +160,7 @@ class Hyena(nn.Module):
             )
         for name in ("fast", "slow"):
             if not getattr(self, name) > 0:
-                raise UsageError(f"{name} of hyena is {getattr(self, name)}; expected a share of the length above 0")
+                raise UsageError(f"{name} of hyena is {getattr(self, name)}; expected a fraction of the length above 0")
         super().__post_init__()
 
     def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> HyenaState:

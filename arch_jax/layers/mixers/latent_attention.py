@@ -38,8 +38,8 @@ class LatentAttention(nn.Module):
       rope: the rotation.
       norm: of the two latent vectors.
       bias: whether the projections down and the output have biases.
-      causal: whether a token sees only itself and what came before.
-      scale: what the scores are multiplied by; None is (head_size + rope_size)^-0.5.
+      causal: whether a token sees only itself and earlier ones.
+      scale: factor of the scores; None is (head_size + rope_size)^-0.5.
       initial_std: standard deviation of the initial weights; None is that of fan-in scaling.
       residual_scale: factor on the initial weights of the output, set by a decoder that scales them with its depth.
       implementation: of `ops.attention`.

@@ -22,12 +22,12 @@ FEATURE_MAPS = {"elu": ops.elu_features}
 
 @flax.struct.dataclass
 class LinearAttentionState:
-    """What is carried from token to token; its size does not depend on the length.
+    """Recurrent state; its size does not depend on the sequence length.
 
     Attributes:
-      s: sum of phi(k) v^T over the run under way, "batch kv_heads features head_size".
+      s: sum of phi(k) v^T over the current run, "batch kv_heads features head_size".
       z: sum of phi(k), "batch kv_heads features".
-      at: where each row stands, a `SequencePosition`.
+      at: position of each row, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
@@ -94,12 +94,12 @@ class _HeadsMixer(nn.Module):
 
 
 class _FeatureAttention(_HeadsMixer):
-    """What the mixers with a feature map share; a subclass gives `features` and `feature_size`.
+    """Base of the mixers with a feature map; a subclass gives `features` and `feature_size`.
 
     Attributes:
-      causal: whether a token sees only itself and what came before.
-      form: how it is computed, with the same result: "auto", "parallel", "chunked" or "recurrent".
-      chunk: tokens that the chunked form takes at once.
+      causal: whether a token sees only itself and earlier ones.
+      form: algorithm, all with the same result: "auto", "parallel", "chunked" or "recurrent".
+      chunk: tokens in a chunk of the chunked form.
     """
 
     causal: bool = True
@@ -107,12 +107,12 @@ class _FeatureAttention(_HeadsMixer):
     chunk: int = 64
 
     def feature_size(self, head_size: int) -> int:
-        """How many features there are of a head."""
-        raise TypeError(f"{type(self).__name__} must say how many features it has")
+        """The number of features of a head."""
+        raise TypeError(f"{type(self).__name__} must define the number of its features")
 
     def features(self, q, k):
         """phi of the queries and of the keys."""
-        raise TypeError(f"{type(self).__name__} must say what its features are")
+        raise TypeError(f"{type(self).__name__} must define its features")
 
     def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> LinearAttentionState:
         """The state before the first token; it has the same size for every `length`.
@@ -147,9 +147,9 @@ class LinearAttention(_FeatureAttention):
       residual_scale: factor on the initial weights of the output, set by a decoder that scales them with its depth.
       dtype: of the computation; features and sums are at least float32.
       parameter_dtype: of the parameters.
-      causal: whether a token sees only itself and what came before.
-      form: how it is computed, with the same result: "auto", "parallel", "chunked" or "recurrent".
-      chunk: tokens that the chunked form takes at once.
+      causal: whether a token sees only itself and earlier ones.
+      form: algorithm, all with the same result: "auto", "parallel", "chunked" or "recurrent".
+      chunk: tokens in a chunk of the chunked form.
       feature_map: phi: "elu", which is elu(x) + 1 (equation 7).
     """
 
@@ -170,7 +170,7 @@ class LinearAttention(_FeatureAttention):
 class Performer(_FeatureAttention):
     """Softmax attention, estimated by positive orthogonal random features (Choromanski et al. 2020, 2009.14794).
 
-    The projection is drawn from `seed` and never trained nor drawn anew.
+    The projection is drawn from `seed`, and neither trained nor redrawn.
 
     Attributes:
       heads: query heads.
@@ -181,9 +181,9 @@ class Performer(_FeatureAttention):
       residual_scale: factor on the initial weights of the output, set by a decoder that scales them with its depth.
       dtype: of the computation; features and sums are at least float32.
       parameter_dtype: of the parameters.
-      causal: whether a token sees only itself and what came before.
-      form: how it is computed, with the same result: "auto", "parallel", "chunked" or "recurrent".
-      chunk: tokens that the chunked form takes at once.
+      causal: whether a token sees only itself and earlier ones.
+      form: algorithm, all with the same result: "auto", "parallel", "chunked" or "recurrent".
+      chunk: tokens in a chunk of the chunked form.
       random_features: the paper's m; None is d ln d for heads of d dimensions (theorem 4).
       orthogonal: whether the features' directions are orthogonal, for less variance.
       seed: of the projection.
@@ -225,7 +225,7 @@ class Linformer(_HeadsMixer):
       dtype: of the computation; sums are at least float32.
       parameter_dtype: of the parameters.
       length: positions that E and F mix; a longer sequence is an error.
-      rank: the paper's k, how many mixtures.
+      rank: the paper's k, the number of mixtures.
       shared: whether F is E ("key-value sharing").
     """
 
@@ -242,10 +242,10 @@ class Linformer(_HeadsMixer):
         super().__post_init__()
 
     def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> None:
-        """There is none.
+        """Refuses: Linformer has no state.
 
         Raises:
-          UsageError: always, since what it mixes holds every position.
+          UsageError: always, since each mixture depends on every position.
         """
         raise UsageError("linformer is not causal and has no state; expected another mixer for decoding")
 

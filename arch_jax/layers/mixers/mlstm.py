@@ -21,13 +21,13 @@ from arch_jax.ops.recurrence import mlstm as ops
 
 @flax.struct.dataclass
 class MLSTMMixerState:
-    """What is carried from token to token; its size does not depend on the length.
+    """Recurrent state; its size does not depend on the sequence length.
 
     Attributes:
       s: the memories C with their normalisers n, times exp(-m), "batch heads key_size value_size+1".
       m: the stabilisers, "batch heads".
       convolution: the latest tokens, as `ops.causal_convolution` keeps them; None without convolution.
-      at: where each row stands, a `SequencePosition`.
+      at: position of each row, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
@@ -39,7 +39,7 @@ class MLSTMMixerState:
 
 @component("mlstm", kind="mixer")
 class MLSTM(nn.Module):
-    """The mLSTM with what stands around it in a block (Beck et al. 2024, 2405.04517, equations 19 to 27, figure 10).
+    """The mLSTM with the rest of its block (Beck et al. 2024, 2405.04517, equations 19 to 27, figure 10).
 
         [u, z] = x W_up,   a = silu(convolution(u)),   q = a W_q,  k = a W_k / sqrt(key_size),  v = u W_v
         i~, f~ = [q, k, v] W_i + b_i, [q, k, v] W_f + b_f
@@ -56,21 +56,21 @@ class MLSTM(nn.Module):
     Attributes:
       heads: heads.
       expansion: width of u and z as a multiple of the input's; None for the layout without them.
-      multiple: what the width of u is rounded up to.
+      multiple: the width of u is rounded up to a multiple of this.
       convolution: tokens that the short convolution sees; 0 for none, and then there is no skip either.
       block_size: W_q, W_k and W_v are block-diagonal, with blocks of so many channels; None for full matrices.
       key_size: dimensions of a head's query and key; None is the width of u over heads.
       value_size: dimensions of a head's value; None is the width of u over heads.
-      gate_softcap: i~ and f~ are squashed to (-c, c) by c * tanh(. / c); None is not at all.
-      input_bias: what b_i starts from; None draws it from N(0, 0.1). b_f starts from 3 to 6 over the heads.
+      gate_softcap: i~ and f~ are squashed to (-c, c) by c * tanh(. / c); None disables it.
+      input_bias: initial b_i; None draws it from N(0, 0.1). b_f starts from 3 to 6 over the heads.
       norm_epsilon: added to the variance of a head's output.
       epsilon: added to the denominator of the memory's answer.
-      form: how it is computed, with the same result: "auto", "parallel", "chunked" or "recurrent".
-      chunk: tokens that the chunked form takes at once.
+      form: algorithm, all with the same result: "auto", "parallel", "chunked" or "recurrent".
+      chunk: tokens in a chunk of the chunked form.
       initial_std: standard deviation of the initial weights; None is sqrt(2/5) of fan-in scaling of the input's width
         (Nguyen & Salazar 2019), and for W_down 2 / (depth sqrt(width)). Those of the gates start at 0.
       residual_scale: factor on the initial weights of the output, set by a decoder that scales them with its depth;
-        where `initial_std` is None, the depth is told from it, as that of 1 / sqrt(depth), or 1 / sqrt(2 depth) in
+        where `initial_std` is None, the depth is inferred from it, as that of 1 / sqrt(depth), or 1 / sqrt(2 depth) in
         the layout with a feed-forward part.
       dtype: of the computation; gates, memories and the norm's statistics are at least float32.
       parameter_dtype: of the parameters.

@@ -1,4 +1,4 @@
-"""Retention: linear attention whose memory fades at a rate of its own in each head (RetNet)."""
+"""Retention: linear attention whose memory decays at a rate of its own in each head (RetNet)."""
 
 import math
 from typing import Any, Literal
@@ -21,11 +21,11 @@ from arch_jax.ops.recurrence import matrix as ops
 
 @flax.struct.dataclass
 class RetentionState:
-    """What is carried from token to token; its size does not depend on the length.
+    """Recurrent state; its size does not depend on the sequence length.
 
     Attributes:
-      s: the faded sum of k^T v over the run under way, "batch heads head_size value_size".
-      at: where each row stands, a `SequencePosition`.
+      s: the faded sum of k^T v over the current run, "batch heads head_size value_size".
+      at: position of each row, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
@@ -55,9 +55,9 @@ class Retention(nn.Module):
       norm: of each head's output: "group" takes mean and variance out (the paper), "rms" the mean square only (the
         authors' later code).
       norm_epsilon: added to the variance or the mean square.
-      form: how it is computed, with the same result: "auto", "parallel", "chunked" or "recurrent".
-      chunk: tokens that the chunked form takes at once.
-      initial_std: standard deviation of the initial weights; None is the draw of the authors' code: Xavier's, times
+      form: algorithm, all with the same result: "auto", "parallel", "chunked" or "recurrent".
+      chunk: tokens in a chunk of the chunked form.
+      initial_std: standard deviation of the initial weights; None is the authors' initializer: Xavier's, times
         2^-2.5, and times 2^-1 for the output.
       residual_scale: factor on the initial weights of the output, set by a decoder that scales them with its depth.
       dtype: of the computation; sums and the norm's statistics are at least float32.
@@ -168,7 +168,7 @@ class Retention(nn.Module):
         return y, None if state is None else RetentionState(end.s, after)
 
     def _draw(self, gain: float):
-        """Xavier's uniform draw times `gain`, or none where a standard deviation is given instead."""
+        """Xavier's uniform initializer times `gain`, or None if a standard deviation is given instead."""
         if self.initial_std is not None:
             return None
         return nn.initializers.variance_scaling(gain**2, "fan_avg", "uniform")

@@ -24,11 +24,11 @@ from arch_jax.ops.recurrence.linear import check_chunk, resets
 
 @flax.struct.dataclass
 class ShiftState:
-    """What a token shift carries from token to token.
+    """Recurrent state of a token shift.
 
     Attributes:
       x: the last token, "batch width".
-      at: where each row stands, a `SequencePosition`.
+      at: position of each row, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
@@ -38,11 +38,11 @@ class ShiftState:
 
 @flax.struct.dataclass
 class RWKV4State(ShiftState):
-    """What time mixing carries: beside the last token, the two sums of WKV as multiples of e^m.
+    """Recurrent state of time mixing: beside the last token, the two sums of WKV as multiples of e^m.
 
     Attributes:
       x: the last token, "batch width".
-      at: where each row stands, a `SequencePosition`.
+      at: position of each row, a `SequencePosition`.
       a: sum of exp(k) v, "batch hidden".
       b: sum of exp(k), "batch hidden".
       m: the largest exponent in them, "batch hidden".
@@ -59,7 +59,7 @@ def shift_state(batch: int, width: int, dtype: DType) -> dict[str, Any]:
 
 
 def shifted(x: Array, segment_ids: Array | None, state: ShiftState | None) -> tuple[Array, Any, Any, dict[str, Any]]:
-    """Each token's predecessor in its run; which tokens begin a run and are real; the parts of the next `ShiftState`.
+    """Each token's predecessor in its run; masks of run starts and of real tokens; the parts of the next `ShiftState`.
 
     The middle two are None where every row is one run from its beginning.
     """
@@ -92,7 +92,7 @@ def check_hidden(hidden: int | None) -> None:
 
 
 class TokenShiftMixer(nn.Module):
-    """What RWKV's mixers share: parameters that start from given values, and the mix of a token with the one before.
+    """Base of RWKV's mixers: parameters with given initial values, and the mix of a token with its predecessor.
 
     A subclass has the fields `dtype` and `parameter_dtype`.
     """
@@ -137,8 +137,8 @@ class RWKV4(TokenShiftMixer):
 
     Attributes:
       hidden: channels of k, v and r; None is as many as the width.
-      form: of the recurrence, with the same result: "auto", "sequential", "chunked" or "associative".
-      chunk: tokens that the chunked form takes at once.
+      form: of the recurrence, all with the same result: "auto", "sequential", "chunked" or "associative".
+      chunk: tokens in a chunk of the chunked form.
       dtype: of the computation; the sums are at least float32.
       parameter_dtype: of the parameters.
     """
@@ -168,7 +168,7 @@ class RWKV4(TokenShiftMixer):
         train: bool = False,
         place: Place | None = None,
     ) -> tuple[Float[Array, "batch time width"], RWKV4State | None]:
-        """The mixer's contract; `place`, (layer, layers), is what the initial parameters depend on."""
+        """The mixer's contract; the initial parameters depend on `place`, (layer, layers)."""
         batch, _, width = x.shape
         check_state(state, RWKV4State, batch, "rwkv4")
         hidden = self.hidden or width
@@ -201,9 +201,9 @@ class RWKV4(TokenShiftMixer):
 
 
 class ChannelMixer(TokenShiftMixer):
-    """What RWKV's channel mixings share: feed-forward parts that look back by one token, which makes them mixers.
+    """Base of RWKV's channel mixings: feed-forward parts that look back by one token, which makes them mixers.
 
-    A subclass says in `channel` what they compute.
+    A subclass defines `channel`.
 
     Attributes:
       hidden: channels of k; None is four times the width.
@@ -234,7 +234,7 @@ class ChannelMixer(TokenShiftMixer):
         train: bool = False,
         place: Place | None = None,
     ) -> tuple[Float[Array, "batch time width"], ShiftState | None]:
-        """The mixer's contract; `place`, (layer, layers), is what the initial parameters depend on."""
+        """The mixer's contract; the initial parameters depend on `place`, (layer, layers)."""
         batch, _, width = x.shape
         check_state(state, ShiftState, batch, self.name_of_mixer)
         x = x.astype(self.dtype)
@@ -246,7 +246,7 @@ class ChannelMixer(TokenShiftMixer):
 
     def channel(self, x: Array, earlier: Array, hidden: int, falling: float) -> Array:
         """y from each token and the one before; `falling` goes from 1 at the first layer to almost 0 at the last."""
-        raise TypeError(f"{type(self).__name__} must say what it computes")
+        raise TypeError(f"{type(self).__name__} must define `channel`")
 
 
 @component("rwkv4_channel", kind="mixer")

@@ -30,11 +30,11 @@ _EPSILON = 64e-5
 
 @flax.struct.dataclass
 class RWKV7State(ShiftState):
-    """What time mixing carries: beside the last token, a matrix for each head.
+    """Recurrent state of time mixing: beside the last token, a matrix for each head.
 
     Attributes:
       x: the last token, "batch width".
-      at: where each row stands, a `SequencePosition`.
+      at: position of each row, a `SequencePosition`.
       s: S, "batch heads head_size head_size": rows are values, columns keys.
     """
 
@@ -94,7 +94,7 @@ class RWKV7(TokenShiftMixer):
         super().__post_init__()
 
     def heads(self, width: int) -> int:
-        """How many heads an input of `width` has.
+        """The number of heads for inputs of `width`.
 
         Raises:
           UsageError: `head_size` does not divide the width.
@@ -120,7 +120,7 @@ class RWKV7(TokenShiftMixer):
         train: bool = False,
         place: Place | None = None,
     ) -> tuple[Float[Array, "batch time width"], RWKV7State | None]:
-        """The mixer's contract; `place`, (layer, layers), is what the initial parameters depend on."""
+        """The mixer's contract; the initial parameters depend on `place`, (layer, layers)."""
         y, state, _ = self.mix(x, segment_ids, state, place)
         return y, state
 

@@ -18,7 +18,7 @@ class ShortConvolution(nn.Module):
     Parameters start uniform in +- size^-1/2, as those of a depthwise `torch.nn.Conv1d` do.
 
     Attributes:
-      size: tokens that an output looks at, its own among them.
+      size: tokens that an output depends on, its own among them.
       bias: whether there is one.
       dtype: of the computation.
       parameter_dtype: of the parameters.

@@ -22,7 +22,7 @@ GATES = ("input", "forget", "cell", "output")
 
 @flax.struct.dataclass
 class SLSTMMixerState:
-    """What is carried from token to token; its size does not depend on the length.
+    """Recurrent state; its size does not depend on the sequence length.
 
     Attributes:
       h: the output at the last token, "batch heads size".
@@ -30,7 +30,7 @@ class SLSTMMixerState:
       n: the normalisers, times exp(-m); 0 before the first token, "batch heads size".
       m: the stabilisers, "batch heads size".
       convolution: the latest tokens, as `ops.causal_convolution` keeps them; None without convolution.
-      at: where each row stands, a `SequencePosition`.
+      at: position of each row, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
@@ -44,7 +44,7 @@ class SLSTMMixerState:
 
 @component("slstm", kind="mixer")
 class SLSTM(nn.Module):
-    """The sLSTM with what stands before it in a block (Beck et al. 2024, 2405.04517, equations 8 to 18, figure 9).
+    """The sLSTM with the preceding part of its block (Beck et al. 2024, 2405.04517, equations 8 to 18, figure 9).
 
         a = silu(convolution(x))
         i~, f~ = a W_i + h_{t-1} R_i + b_i, a W_f + h_{t-1} R_f + b_f
@@ -52,14 +52,14 @@ class SLSTM(nn.Module):
         y = norm(slstm(i~, f~, z~, o~))                                                            (`ops.slstm`)
 
     W and R are block-diagonal with a block for each head; the norm is a LayerNorm of each head. There is no product
-    behind it: the paper's block has a gated feed-forward part next. R starts at 0, and b_f falls from 5 to -7 over the
+    after it: the paper's block has a gated feed-forward part next. R starts at 0, and b_f falls from 5 to -7 over the
     cells of a head, as a power of their number that grows with the layer's depth: cells of long and short memory. b_i
     has no gradient: what makes every i_t larger by one factor scales c and n alike.
 
     Attributes:
       heads: heads, a divisor of the width.
       convolution: tokens that the short convolution of the input and forget gates sees; 0 for none.
-      depth_share: where in the model the layer stands, from 0, the first, to 1, the last; for b_f.
+      depth_share: relative depth of the layer, from 0, the first, to 1, the last; for b_f.
       norm_epsilon: added to the variance of a head's output.
       initial_std: standard deviation of the initial W; None is sqrt(2/5) of fan-in scaling of the width.
       dtype: of the computation; gates, cells and the norm's statistics are at least float32.

@@ -1,6 +1,6 @@
-"""LSTM and GRU cells as encoders and decoders take them: from any state to any state, whole sequences or step by step.
+"""LSTM and GRU cells for encoders and decoders: from any state to any state, whole sequences or step by step.
 
-The mixers of `layers.recurrent` and `layers.gru` are the same recurrences for a stack of residual blocks. Here the draw
+The mixers of `layers.mixers.rnn` are the same recurrences for a stack of residual blocks. Here the initializer
 of the weights is the paper's, several inputs have a matrix each, and a decoder may put its own step around the gates.
 """
 
@@ -21,24 +21,24 @@ Carry = tuple[Array, ...]
 
 
 def uniform(scale: float | int) -> Callable:
-    """A draw from [-scale, scale], called with (key, shape, dtype)."""
+    """Uniform initializer on [-scale, scale], called with (key, shape, dtype)."""
     draw = nn.initializers.uniform(2 * scale)
     return lambda *arguments: draw(*arguments) - scale
 
 
 def lstm_step(carry: Carry, gates: Float[Array, "batch gates"]) -> Carry:
-    """(h, c) after one step, from the sums that the gates i, f, g, o are made of; see `layers.recurrent.LSTM`."""
+    """(h, c) after one step, from the pre-activations of the gates i, f, g, o; see `layers.mixers.rnn.lstm.LSTM`."""
     return lstm_update(None, carry, gates, None)
 
 
 class Cells(nn.Module):
-    """What both kinds of cells share: x_t W for each input, h_{t-1} U, and b.
+    """Base of both kinds of cells: x_t W for each input, h_{t-1} U, and b.
 
     Attributes:
-      hidden: how many cells.
-      initial: the draw for W.
-      recurrent_initial: the draw for U, "hidden gates".
-      bias_initial: the draw for b.
+      hidden: number of cells.
+      initial: initializer of W.
+      recurrent_initial: initializer of U, "hidden gates".
+      bias_initial: initializer of b.
       dtype: of the products; gates and states are at least float32.
       parameter_dtype: of the parameters.
     """
@@ -88,7 +88,7 @@ class Cells(nn.Module):
         Args:
           x: the sequence.
           carry: the state before it; None is 0.
-          mask: True where a token is real; the others leave the state as it is, and have 0 as output.
+          mask: True where a token is real; the others leave the state as it is, and output 0.
           reverse: whether the last token is read first. The outputs stand where their tokens do.
 
         Returns:
@@ -103,17 +103,17 @@ class Cells(nn.Module):
 
     def loop(self, u: Array, heard: Array, carry: Carry, mask: Array | None, reverse: bool) -> tuple[Carry, Array]:
         """(the state after the last token read, h of every token), from x W + b of every token."""
-        raise TypeError(f"{type(self).__name__} must say how it reads a sequence")
+        raise TypeError(f"{type(self).__name__} must define how it reads a sequence")
 
 
 class LSTMCells(Cells):
     """i, f, g, o = x_t W + h_{t-1} U + b; c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g); h_t = sigmoid(o) tanh(c_t).
 
     Attributes:
-      hidden: how many cells.
-      initial: the draw for W.
-      recurrent_initial: the draw for U.
-      bias_initial: the draw for b.
+      hidden: number of cells.
+      initial: initializer of W.
+      recurrent_initial: initializer of U.
+      bias_initial: initializer of b.
       dtype: of the products; gates and states are at least float32.
       parameter_dtype: of the parameters.
     """
@@ -134,10 +134,10 @@ class GRUCells(Cells):
     r, z and n lie side by side in W, U and b.
 
     Attributes:
-      hidden: how many units.
-      initial: the draw for W.
-      recurrent_initial: the draw for U.
-      bias_initial: the draw for b.
+      hidden: number of units.
+      initial: initializer of W.
+      recurrent_initial: initializer of U.
+      bias_initial: initializer of b.
       dtype: of the products; gates and states are at least float32.
       parameter_dtype: of the parameters.
     """
@@ -155,11 +155,11 @@ class LSTMStack(nn.Module):
     """Layers of LSTM cells, each reading the outputs of the one below.
 
     Attributes:
-      depth: how many layers.
+      depth: number of layers.
       hidden: cells of each.
-      initial: the draw for all matrices.
-      bias_initial: the draw for the biases.
-      dropout: share dropped of what passes from one layer to the next, in training (Zaremba et al. 2014, 1409.2329).
+      initial: initializer of all matrices.
+      bias_initial: initializer of the biases.
+      dropout: dropout rate of what passes from one layer to the next (Zaremba et al. 2014, 1409.2329).
       dtype: of the products; gates and states are at least float32.
       parameter_dtype: of the parameters.
     """
@@ -216,7 +216,7 @@ def over_time(
     mask: Bool[Array, "batch time"] | None = None,
     reverse: bool = False,
 ) -> tuple[Carry, Float[Array, "batch time hidden"]]:
-    """`layers.recurrent.recurrent_loop` on arrays whose first axis is the batch, forwards or from the end."""
+    """`ops.recurrence.cells.recurrent_loop` on arrays whose first axis is the batch, forwards or from the end."""
     turned = (lambda a: jnp.flip(a.swapaxes(0, 1), 0)) if reverse else (lambda a: a.swapaxes(0, 1))
     masks = None
     if mask is not None:

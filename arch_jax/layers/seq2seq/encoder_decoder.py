@@ -1,9 +1,9 @@
-"""What the recurrent encoder-decoders share: words, padding, and one decoder for training and for writing.
+"""Base of the recurrent encoder-decoders: embeddings, padding, and one decoder for training and generation.
 
-A model of `models/seq2seq` says how a source is read (`encode`), with what the decoder begins (`begin`), what a step of
-it does (`write`) and how the next word's scores come of that (`read`). Teacher forcing is decoding from the start: the
-whole target is given at once, and what no step waits for, the output layer before all, is computed for all times
-together.
+A model of `models/seq2seq` defines how a source is read (`encode`), the decoder's initial state (`begin`), one step of
+it (`write`) and the next word's scores (`read`). Teacher forcing is decoding from the start: the
+whole target is given at once, and everything outside the recurrence, above all the output layer, is computed for all
+times together.
 """
 
 from collections.abc import Callable
@@ -26,14 +26,14 @@ from arch_jax.ops.maximum import largest
 
 @flax.struct.dataclass
 class Memory:
-    """What an encoder makes of a source; every array has the batch as its first axis.
+    """The encoder's output; every array has the batch as its first axis.
 
     Attributes:
-      last: what the decoder begins from, and does not see again.
-      context: a summary that every step of the decoder sees, or none.
-      annotations: one vector a source token, "batch source width", or none.
-      prepared: what of the scores of the annotations depends on no query, or none.
-      tokens: the source itself, for a decoder that copies, or none.
+      last: the decoder's initial state, which it does not see again.
+      context: a summary that every step of the decoder sees, or None.
+      annotations: one vector a source token, "batch source width", or None.
+      prepared: the part of the annotations' scores that depends on no query, or None.
+      tokens: the source itself, for a decoder that copies, or None.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
@@ -46,12 +46,12 @@ class Memory:
 
 @flax.struct.dataclass
 class RecurrentState:
-    """What decoding carries; every array has the batch as its first axis.
+    """Decoding state; every array has the batch as its first axis.
 
     Attributes:
-      carry: what one step of the decoder hands to the next.
-      memory: what the encoder made of the source, without what the decoder began from.
-      memory_mask: True at real tokens of the source, "batch source", or none.
+      carry: recurrent state of the decoder.
+      memory: the encoder's output, without the decoder's initial state.
+      memory_mask: True at real tokens of the source, "batch source", or None.
       written: tokens of the target so far, "batch".
       model: the name of the class whose state it is.
     """
@@ -64,15 +64,15 @@ class RecurrentState:
 
 
 class Words(Embedding):
-    """A table of word vectors with a draw of its own.
+    """An embedding table with an initializer of its own.
 
     Attributes:
       entries: rows of the table.
       features: width of a row.
-      initial_std: not looked at.
+      initial_std: ignored.
       dtype: of the computation.
       parameter_dtype: of the table.
-      initial: the draw, called with (key, shape, dtype).
+      initial: the initializer, called with (key, shape, dtype).
     """
 
     initial: Callable = nn.initializers.normal(0.02)
@@ -86,10 +86,10 @@ class RecurrentEncoderDecoder(nn.Module):
 
     Attributes:
       vocabulary: tokens of the target.
-      source_vocabulary: tokens of the source; none is as many as the target has.
+      source_vocabulary: tokens of the source; None is as many as the target has.
       shared: whether source and target have one table of word vectors.
       embedding: width of a word vector.
-      dropout: share dropped of the word vectors, and between stacked layers, in training.
+      dropout: dropout rate of the word vectors, and between stacked layers.
       dtype: of the computation; gates, states, softmax and losses are at least float32.
       parameter_dtype: of the parameters.
     """
@@ -123,44 +123,44 @@ class RecurrentEncoderDecoder(nn.Module):
             )
         super().__post_init__()
 
-    # What a model says of itself.
+    # Defined by each model.
 
     @property
     def word_initial(self) -> Callable:
-        """The draw for the word vectors."""
+        """Initializer of the embeddings."""
         return nn.initializers.normal(0.01)
 
     def encode(self, source: Array, source_mask: Array | None = None, train: bool = False) -> Memory:
-        """What the decoder gets to see of the source."""
-        raise TypeError(f"{type(self).__name__} must say how a source is read")
+        """The encoder's output for a source."""
+        raise TypeError(f"{type(self).__name__} must define how a source is read")
 
     def begin(self, memory: Memory, source_mask: Array | None) -> Any:
-        """What the decoder's first step is handed; by default what the encoder ended with."""
+        """The decoder's initial state; by default the encoder's last one."""
         return memory.last
 
     def write(self, y: Array, state: RecurrentState, train: bool) -> tuple[Any, dict[str, Array]]:
         """The decoder's steps on the words y, "batch time embedding".
 
         Returns:
-          (what the next step is handed, arrays "batch time ..." that `read` takes; "weights" among them are those over
+          (the next recurrent state, arrays "batch time ..." that `read` takes; "weights" among them are those over
           the source).
         """
-        raise TypeError(f"{type(self).__name__} must say what a step of its decoder does")
+        raise TypeError(f"{type(self).__name__} must define a step of its decoder")
 
     def read(self, y: Array, out: dict[str, Array], state: RecurrentState) -> Array:
         """Logits "batch time vocabulary" from the words and what the steps gave, for all times at once."""
-        raise TypeError(f"{type(self).__name__} must say how the next word is scored")
+        raise TypeError(f"{type(self).__name__} must define how the next word is scored")
 
     @property
     def known(self) -> int:
-        """How many tokens of the target have a word vector."""
+        """The number of target tokens that have an embedding."""
         return self.vocabulary
 
     def look_up(self, table: Words, tokens: Array) -> Array:
-        """The word vectors of tokens."""
+        """The embeddings of tokens."""
         return table(tokens)
 
-    # What follows from it.
+    # Derived.
 
     def setup(self) -> None:
         def table(entries: int) -> Words:
@@ -173,7 +173,7 @@ class RecurrentEncoderDecoder(nn.Module):
         self.drop = nn.Dropout(self.dropout)
 
     def heard(self, source: Int[Array, "batch source"], train: bool) -> Float[Array, "batch source embedding"]:
-        """The source's word vectors."""
+        """The source's embeddings."""
         table = self.target_words if self.shared else self.source_words
         return self.drop(self.look_up(table, source), deterministic=not train)
 
@@ -188,7 +188,7 @@ class RecurrentEncoderDecoder(nn.Module):
 
         Args:
           source: indices in [0, source_vocabulary); one outside gives NaN.
-          target: what is written so far, beginning with the token that stands for the beginning.
+          target: the target so far, beginning with the start token.
           source_mask: True at real tokens of the source; padding is on the right. None is all.
           train: whether dropout is active (needs `rngs={"dropout": key}`).
         """
@@ -234,7 +234,7 @@ class RecurrentEncoderDecoder(nn.Module):
         target: Int[Array, "batch time"],
         source_mask: Bool[Array, "batch source"] | None = None,
     ) -> Float[Array, "batch time source"]:
-        """How much of each source token is read for the token after each of the target; at least float32.
+        """Attention weights over the source for the token after each of the target; at least float32.
 
         Raises:
           UsageError: the model has no attention.
@@ -248,7 +248,7 @@ class RecurrentEncoderDecoder(nn.Module):
         return self.write(self.look_up(self.target_words, target), state, False)[1]["weights"]
 
     def unrolled(self, variables: Any) -> tuple["RecurrentEncoderDecoder", Any]:
-        """The model as decoding wants it, which is as it is."""
+        """The model in its form for decoding: unchanged."""
         return self, variables
 
 

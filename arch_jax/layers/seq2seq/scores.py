@@ -1,4 +1,4 @@
-"""Attention of a decoder to an encoder's annotations, as recurrent translation models have it."""
+"""A decoder's attention to an encoder's annotations, in recurrent translation models."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ Score = Annotated[nn.Module, Kind("score")]
 
 
 class ScoreBase(nn.Module):
-    """What the scores share: parameters, and a reading that a decoder's loop can do at each of its steps.
+    """Base of the scores: parameters, and attention that a decoder's loop can compute at each of its steps.
 
     Each has the fields `hidden`, `dtype` and `parameter_dtype`.
     """
@@ -36,20 +36,20 @@ class ScoreBase(nn.Module):
 
     def shapes(self, query_width: int, key_width: int) -> dict[str, tuple[int, ...]]:
         """Parameters by name, for queries and keys of these widths."""
-        raise TypeError(f"{type(self).__name__} must say which parameters it has")
+        raise TypeError(f"{type(self).__name__} must define its parameters")
 
     def of_keys(self, parameters: dict[str, Array], keys: Array) -> Array | None:
-        """What of the scores depends on no query; None is the keys themselves."""
+        """The part of the scores that depends on no query; None is the keys themselves."""
         return None
 
     def scores(self, parameters: dict[str, Array], query: Array, prepared: Array) -> Array:
         """Scores "batch time source" from queries and `of_keys`."""
-        raise TypeError(f"{type(self).__name__} must say how it scores")
+        raise TypeError(f"{type(self).__name__} must define its score")
 
     def attend(
         self, parameters: dict[str, Array], scores: Array, query: Array, keys: Array, mask: Array | None, place: Array
     ) -> Reading:
-        """What is read of the keys by the scores."""
+        """The weighted sum of the keys by the scores, and the weights."""
         return ops.attend(scores, keys, mask)
 
     @nn.compact
@@ -61,7 +61,7 @@ class ScoreBase(nn.Module):
         }
 
     def prepared(self, keys: Float[Array, "batch source key_width"], query_width: int) -> Array | None:
-        """What of the scores depends on no query, to be given to `reader`'s function; None where there is nothing."""
+        """The part of the scores that depends on no query, for `reader`'s function; None if there is none."""
         return self.of_keys(self.parameters(query_width, keys.shape[-1]), keys.astype(self.dtype))
 
     def reader(self, query_width: int, key_width: int) -> Callable[..., Reading]:

@@ -1,4 +1,4 @@
-"""Sequences of numbers read to their end: features in at each time, one answer for the whole sequence out."""
+"""Classifiers and regressors of sequences: features in at each time, one answer for the whole sequence out."""
 
 import functools
 import math
@@ -18,14 +18,14 @@ from arch_jax.layers.transformer.decoder import SHARDINGS
 
 
 class Unnormed(nn.Module):
-    """The norm that does nothing, for blocks that have none."""
+    """The identity, for blocks without norm."""
 
     def __call__(self, x: Float[Array, "*batch width"], train: bool = False) -> Float[Array, "*batch width"]:
         return x
 
 
 class PlainBlock(Block):
-    """A block without its sums: what a part gives takes the place of what it was given.
+    """A block without residual connections: each part's output replaces its input.
 
     So layers were stacked before residual connections (Zaremba et al. 2014, 1409.2329, figure 1).
     """
@@ -49,20 +49,20 @@ class SequenceReader(nn.Module):
     `torch.nn.Linear`.) S4 as a classifier (2111.00396, section 3.4) has `residual`, a norm, and the mean over time.
 
     Attributes:
-      outputs: how many numbers are answered, or classes told apart.
-      depth: how many blocks.
+      outputs: the number of regression outputs, or of classes.
+      depth: number of blocks.
       width: size of what goes from block to block.
       mixer: the sequence mixer, or a tuple of them: layer i takes number i modulo the tuple's length.
-      feed_forward: the position-wise part of each block, or none; or a tuple of such, in the same way.
-      norm: of each part, and at the end unless the placement is "post"; none is none anywhere.
-      placement: where the norms stand: "pre", "post" or "sandwich"; see `layers.block.Block`.
-      residual: whether what a part gives is added to what it was given; without, it takes its place.
-      position: added behind the first linear layer; none where the mixer knows positions.
-      pooling: what is read of a sequence: "last", what stands at the last time, or "mean", over all times.
-      dropout: share dropped behind the first linear layer and of each part's output, in training.
-      scale_residual: whether the weights that write to the residual stream start smaller, as in `layers.decoder`.
+      feed_forward: the position-wise part of each block, or None; or a tuple of such, in the same way.
+      norm: of each part, and at the end unless the placement is "post"; None disables norms.
+      placement: position of the norms: "pre", "post" or "sandwich"; see `layers.transformer.block.Block`.
+      residual: whether a part's output is added to its input; otherwise it replaces it.
+      position: added after the first linear layer; None if the mixer encodes positions.
+      pooling: summary of a sequence: "last", the last time, or "mean", over all times.
+      dropout: dropout rate after the first linear layer and of each part's output.
+      scale_residual: whether the weights that write to the residual stream start smaller, as in a `Decoder`.
       scan: whether equal layers are scanned: compile time that does not grow with depth.
-      remat: whether activations are computed again in the backward pass, which saves memory.
+      remat: whether activations are recomputed in the backward pass to save memory.
       dtype: of the computation; norms' statistics, states and sums are at least float32.
       parameter_dtype: of the parameters.
     """
@@ -94,7 +94,7 @@ class SequenceReader(nn.Module):
 
     @property
     def classes(self) -> int:
-        """What a classifier calls its outputs."""
+        """The outputs, under a classifier's name for them."""
         return self.outputs
 
     def setup(self) -> None:
@@ -132,9 +132,9 @@ class SequenceReader(nn.Module):
         """The answers, or logits of classes.
 
         Args:
-          x: sequences "batch time features"; pictures "batch height width channels" are read pixel by pixel, row by
+          x: sequences "batch time features"; images "batch height width channels" are read pixel by pixel, row by
             row.
-          segment_ids: 1 where a row is real and 0 where it is padding, which changes nothing; none is real throughout.
+          segment_ids: 1 where a row is real and 0 where it is padding, which changes nothing; None is real throughout.
             Of several segments in a row, the last time read is that of the last one, and the mean is over all.
           train: whether dropout is active (needs `rngs={"dropout": key}`).
 
@@ -165,7 +165,7 @@ class SequenceReader(nn.Module):
         return jnp.einsum("btw,bt->bw", x.astype(precise), share).astype(x.dtype)
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Refuses pictures of more pixels than a table of learned positions has.
+        """Refuses images of more pixels than a table of learned positions has.
 
         Args:
           shape: of one example: height, width and channels, or time and features.

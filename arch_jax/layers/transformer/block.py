@@ -12,17 +12,17 @@ from jaxtyping import Array, Float, Int
 from arch_jax.layers.mixers.contract import Cross, FeedForward, Mixer, Norm, Place, unbound
 from arch_jax.ops.tracing import asks_for_values
 
-#: Where norms stand in a residual block; see `Block`.
+#: Positions of the norms in a residual block; see `Block`.
 Placement = Literal["pre", "post", "sandwich"]
 
 
 @flax.struct.dataclass
 class Context:
-    """What all layers of a stack are given beside the sequence.
+    """Inputs that all layers of a stack share beside the sequence.
 
     Attributes:
       bias: added to the scores of self-attention, broadcasting to "batch heads time source"; None for nothing.
-      memory: what an encoder made of the source, "batch source width"; None where there is no cross-attention.
+      memory: the encoder's output, "batch source width"; None without cross-attention.
       memory_mask: True at real tokens of the source, "batch source"; None is all.
     """
 
@@ -33,7 +33,7 @@ class Context:
 
 
 class Block(nn.Module):
-    """Residual block: a sequence mixer, cross-attention where there is a memory, and a feed-forward part.
+    """Residual block: a sequence mixer, cross-attention if there is a memory, and a feed-forward part.
 
     With f one of the parts, `placement` says where the norm stands:
 
@@ -42,12 +42,12 @@ class Block(nn.Module):
         sandwich  x + norm'(f(norm(x)))     (Ding et al. 2021, 2105.13290, section 2.4; Gemma 2)
 
     Attributes:
-      mixer: what moves information along the sequence.
+      mixer: the sequence mixer.
       norm: of each part.
-      feed_forward: what works on each position alone; none leaves the block with its mixer only (as in Mamba).
-      dropout: share of each part's output that is dropped in training.
+      feed_forward: the position-wise part; None leaves the block with its mixer only (as in Mamba).
+      dropout: dropout rate of each part's output.
       placement: "pre", "post" or "sandwich".
-      cross: attention to the memory, between the two other parts; none in an encoder or a decoder of its own.
+      cross: attention to the memory, between the two other parts; None in an encoder or a decoder-only model.
     """
 
     mixer: Mixer
@@ -68,7 +68,7 @@ class Block(nn.Module):
         place: Place | None = None,
     ) -> tuple[Float[Array, "batch time width"], Any]:
         """The sequence after the block, and the state after it: the mixer's, or with `cross` a pair of that and the
-        memory's keys and values. `place` is where the block stands, for a mixer that starts from it."""
+        memory's keys and values. `place` is the block's place, for a mixer whose initial parameters depend on it."""
         dropout = nn.Dropout(self.dropout, deterministic=not train)
         context = Context() if context is None else context
         mixed, remembered = state if self.cross is not None and state is not None else (state, None)
@@ -86,7 +86,7 @@ class Block(nn.Module):
         return x, mixed if self.cross is None else (mixed, remembered)
 
     def _residual(self, name, x, part, dropout):
-        """x plus what the part makes of it, normed where `placement` says; and what else the part returns."""
+        """x plus the part's output, normed where `placement` says; and the part's other output."""
         norm = lambda name: self.norm.clone(parent=self, name=name)
         y, other = part(x if self.placement == "post" else norm(f"{name}_norm")(x))
         if self.placement == "sandwich":
@@ -131,9 +131,9 @@ class Stack(nn.Module):
 
     Attributes:
       blocks: the repeating pattern.
-      depth: how many layers in all.
+      depth: number of layers in all.
       scan: whether layers are scanned where the depth is a whole number of turns.
-      remat: whether activations are computed again in the backward pass instead of kept.
+      remat: whether activations are recomputed in the backward pass to save memory.
     """
 
     blocks: tuple[nn.Module, ...]
@@ -143,7 +143,7 @@ class Stack(nn.Module):
 
     @property
     def scans(self) -> bool:
-        """Whether the parameters are stacked."""
+        """True if the parameters are stacked."""
         return self.scan and self.depth % len(self.blocks) == 0
 
     @nn.compact
@@ -193,7 +193,7 @@ class Stack(nn.Module):
 def _remat(
     block: nn.Module, x: Array, segment_ids: Array | None, train: bool, context: Context | None, place: Place
 ) -> Array:
-    """One unrolled block whose activations are computed again in the backward pass."""
+    """One unrolled block whose activations are recomputed in the backward pass."""
     return nn.remat(lambda b, x, c: b(x, segment_ids, None, train, c, place)[0])(block, x, context)
 
 

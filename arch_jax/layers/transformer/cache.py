@@ -1,4 +1,4 @@
-"""The cache of a decoding attention layer: what earlier tokens left behind, in slots that rows fill at their own pace.
+"""The cache of a decoding attention layer: entries of earlier tokens, in slots that rows fill at their own pace.
 
 A row's tokens take slots 0, 1, 2, ... in order; padding takes none, which is how prompts of different lengths are fed.
 With a window the cache is a ring: slot s lies at place s modulo the window's size, over what no later query can see.
@@ -15,13 +15,13 @@ from arch_jax.layers.sequence_position import advanced, at_start
 
 @flax.struct.dataclass
 class Cache:
-    """What was seen so far. A slot belongs to a run (1, 2, ...; 0 is an empty slot); only equal runs see each other.
+    """Entries of the tokens so far. A slot belongs to a run (1, 2, ...; 0 is empty); only equal runs see each other.
 
     Attributes:
       entries: arrays "batch places ...": what a layer keeps of a token, such as its key and its value.
       place_run: which run a place's token belongs to, "batch places".
       used: how many slots were filled so far, "batch"; in a ring it goes beyond the number of places.
-      at: where each row stands, a `SequencePosition`.
+      at: position of each row, a `SequencePosition`.
       ring: whether places are used again.
     """
 
@@ -35,7 +35,7 @@ class Cache:
 
 @flax.struct.dataclass
 class Seen:
-    """What the queries of a chunk may read.
+    """The entries that the queries of a chunk may attend to.
 
     Attributes:
       entries: arrays "batch source ...".
@@ -74,13 +74,13 @@ def follow(
 def store(
     cache: Cache, new: tuple[Array, ...], run: Int[Array, "batch time"], window: int | None = None
 ) -> tuple[Cache, Seen]:
-    """Writes the real tokens of a chunk behind those in the cache, and says what each of its queries may see.
+    """Writes the real tokens of a chunk after those in the cache, and says what each of its queries may see.
 
     Args:
       cache: as `follow` returned it.
       new: what is kept of each token, "batch time ...".
       run: of each token, as `follow` returned it; 0 is padding and leaves no trace.
-      window: how many of the latest tokens, itself included, a token sees; None is all.
+      window: the number of latest tokens, itself included, that a token sees; None is all.
     """
     valid = run > 0
     count = jnp.cumsum(valid, axis=1)

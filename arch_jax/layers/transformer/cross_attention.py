@@ -1,4 +1,4 @@
-"""Cross-attention: queries from a decoder, keys and values from what an encoder made of the source."""
+"""Cross-attention: queries from a decoder, keys and values from the encoder's output."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,10 +15,10 @@ class CrossAttention(nn.Module):
     """softmax(Q K^T / sqrt(d)) V, Q from the target, K and V from the memory (Vaswani et al. 2017, section 3.2.3).
 
     Attributes:
-      heads: how many.
+      heads: number of heads.
       head_size: dimensions of a head; None is width / heads.
       bias: whether the projections have biases.
-      scale: what the scores are multiplied by; None is head_size^-0.5.
+      scale: factor of the scores; None is head_size^-0.5.
       query_gain: factor on the initial weights of the queries.
       initial_std: standard deviation of the initial weights; None is that of fan-in scaling.
       residual_scale: factor on the initial weights of the output, set by a decoder that scales them with its depth.
@@ -61,13 +61,13 @@ class CrossAttention(nn.Module):
         memory_mask: Bool[Array, "batch source"] | None = None,
         remembered: tuple[Array, Array] | None = None,
     ) -> tuple[Float[Array, "batch time width"], tuple[Array, Array]]:
-        """What each token of the target reads from the memory, and the memory's keys and values.
+        """The attended values of each target token, and the memory's keys and values.
 
         Args:
           x: the target.
-          memory: the encoder's output; None where `remembered` stands for it.
+          memory: the encoder's output; None if `remembered` is given.
           memory_mask: True at real tokens of the source.
-          remembered: keys and values that an earlier call returned: they are not computed again.
+          remembered: keys and values that an earlier call returned: they are not recomputed.
         """
         batch, time, width = x.shape
         size = self.size(width)

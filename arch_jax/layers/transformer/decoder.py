@@ -1,4 +1,4 @@
-"""One decoder for language: tokens in, logits of the next token out, built of whatever parts it is given."""
+"""One decoder-only language model: tokens in, logits of the next token out, built of interchangeable parts."""
 
 import functools
 import math
@@ -20,7 +20,7 @@ from arch_jax.layers.transformer.feed_forward import SwiGLU
 from arch_jax.ops.segments import runs_and_positions
 
 #: Where the parameters go on a mesh: (regular expression on the path, axis for each dimension from the right). As in
-#: Megatron-LM (1909.08053, section 3): heads and hidden units are dealt over "tensor" by columns of what goes into a
+#: Megatron-LM (1909.08053, section 3): heads and hidden units are sharded over "tensor" by columns of what goes into a
 #: part and by rows of what leaves it, the vocabulary by rows of the table; "fsdp" takes the other dimension.
 SHARDINGS = (
     (r"mixer/(query|key|value|gate|up|output_gate)/kernel$", ("fsdp", "tensor")),
@@ -37,11 +37,11 @@ SHARDINGS = (
 
 @flax.struct.dataclass
 class DecoderState:
-    """What decoding carries: a state for each layer, and where each row stands.
+    """Decoding state: a state for each layer, and the position of each row.
 
     Attributes:
       layers: the mixers' states, in order.
-      at: where each row stands, a `SequencePosition`.
+      at: position of each row, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
@@ -53,29 +53,29 @@ class DecoderState:
 class Decoder(nn.Module):
     """A decoder language model: embedding, `depth` residual blocks, a norm, and the logits.
 
-    GPT-2, Llama and hybrids with recurrent mixers are settings of it: what varies is the parts.
+    GPT-2, Llama and hybrids with recurrent mixers are settings of it: only the parts vary.
 
     Attributes:
-      vocabulary: how many tokens there are.
-      depth: how many blocks.
+      vocabulary: number of tokens.
+      depth: number of blocks.
       width: size of the residual stream.
       mixer: the sequence mixer, or a tuple of them: layer i takes number i modulo the tuple's length.
-      feed_forward: the position-wise part of each block, or none; or a tuple of such: layer i takes number i modulo
+      feed_forward: the position-wise part of each block, or None; or a tuple of such: layer i takes number i modulo
         the tuple's length, whatever its mixer.
       norm: of each part, and at the end unless the placement is "post".
-      placement: where the norms stand: "pre", "post" or "sandwich"; see `layers.block.Block`.
-      position: added to the embeddings; none where the mixer knows positions (RoPE, recurrences).
+      placement: position of the norms: "pre", "post" or "sandwich"; see `layers.transformer.block.Block`.
+      position: added to the embeddings; None if the mixer encodes positions (RoPE, recurrences).
       scale_embedding: whether the embeddings are multiplied by sqrt(width) (Vaswani et al. 2017, section 3.4; Gemma).
-      embedding_norm: whether the norm stands behind the embeddings too (RWKV, 2305.13048, appendix F; BLOOM).
-      embedding_std: standard deviation of the initial embedding where it is not `initial_std`.
-      logit_softcap: logits are squashed to (-c, c) by c * tanh(logits / c) (Gemma 2, 2408.00118); none is not at all.
+      embedding_norm: whether a norm follows the embeddings too (RWKV, 2305.13048, appendix F; BLOOM).
+      embedding_std: standard deviation of the initial embedding if it is not `initial_std`.
+      logit_softcap: logits are squashed to (-c, c) by c * tanh(logits / c) (Gemma 2, 2408.00118); None disables it.
       tied: whether the output layer is the embedding table (Press & Wolf 2017, 1608.05859).
-      dropout: share dropped of the embeddings and of each part's output, in training.
+      dropout: dropout rate of the embeddings and of each part's output.
       initial_std: standard deviation of the initial embedding and output layer.
       scale_residual: whether the weights that write to the residual stream start smaller by 1/sqrt(2 depth) (GPT-2),
         or 1/sqrt(depth) in blocks without feed-forward part (Mamba).
       scan: whether equal layers are scanned: compile time that does not grow with depth.
-      remat: whether activations are computed again in the backward pass, which saves memory.
+      remat: whether activations are recomputed in the backward pass to save memory.
       dtype: of the computation; softmax, norms' statistics and losses are at least float32.
       parameter_dtype: of the parameters.
     """
@@ -119,7 +119,7 @@ class Decoder(nn.Module):
 
     @property
     def turn(self) -> int:
-        """After how many layers both patterns begin again."""
+        """The number of layers after which both patterns repeat."""
         return math.lcm(len(self.mixers), len(self.feed_forwards))
 
     def setup(self) -> None:
@@ -172,7 +172,7 @@ class Decoder(nn.Module):
 
         Args:
           tokens: indices in [0, vocabulary); one outside gives NaN.
-          segment_ids: packed sequences see only their own segment; 0 is padding; none is one segment a row.
+          segment_ids: packed sequences see only their own segment; 0 is padding; None is one segment a row.
           state: from `initial_state` or an earlier call.
           train: whether dropout is active (needs `rngs={"dropout": key}`).
 
@@ -205,7 +205,7 @@ class Decoder(nn.Module):
         return logits, DecoderState(layers=layers, at=at)
 
     def unrolled(self, variables: Any) -> tuple["Decoder", Any]:
-        """The same model with a parameter tree for each layer, as decoding wants it.
+        """The same model with a parameter tree for each layer, the form for decoding.
 
         Slicing the stacked parameters once, outside the loop over tokens, saves a copy of all of them at each token.
         """

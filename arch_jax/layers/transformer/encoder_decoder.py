@@ -1,4 +1,4 @@
-"""One encoder-decoder: a source is read whole, a target written token by token; built of whatever parts are given."""
+"""One encoder-decoder: a source is encoded whole, a target decoded token by token; built of interchangeable parts."""
 
 import functools
 from typing import Any, ClassVar
@@ -23,12 +23,12 @@ from arch_jax.layers.transformer.positions import RelativeBuckets
 
 @flax.struct.dataclass
 class EncoderDecoderState:
-    """What decoding carries.
+    """Decoding state.
 
     Attributes:
       layers: of each layer the mixer's state, and the memory's keys and values (none before the first call).
-      memory: what the encoder made of the source; none once its keys and values are known.
-      memory_mask: True at real tokens of the source, "batch source", or none.
+      memory: the encoder's output; None once its keys and values are known.
+      memory_mask: True at real tokens of the source, "batch source", or None.
       written: tokens of the target so far, "batch".
     """
 
@@ -44,26 +44,26 @@ class EncoderDecoder(nn.Module):
     """A Transformer for sequence to sequence: the original of 2017, T5 and Marian are settings of it.
 
     Attributes:
-      vocabulary: how many tokens there are, of source and target together.
+      vocabulary: number of tokens, of source and target together.
       depth: blocks of the encoder.
       width: size of the residual stream.
-      mixer: self-attention; the encoder's sees both ways, the decoder's backwards.
+      mixer: self-attention; bidirectional in the encoder, causal in the decoder.
       cross: the decoder's attention to the source.
       feed_forward: the position-wise part of each block.
       norm: of each part, and at the end of both stacks unless the placement is "post".
-      placement: where the norms stand: "pre", "post" or "sandwich"; see `layers.block.Block`.
-      position: added to the embeddings, or none.
-      relative: a term of the scores that all layers of a stack share (T5), or none; the encoder's sees both ways.
-      decoder_depth: blocks of the decoder; none is as many as the encoder has.
+      placement: position of the norms: "pre", "post" or "sandwich"; see `layers.transformer.block.Block`.
+      position: added to the embeddings, or None.
+      relative: a term of the scores that all layers of a stack share (T5), or None; bidirectional in the encoder.
+      decoder_depth: blocks of the decoder; None is as many as the encoder has.
       shared: whether source and target have one embedding table.
       tied: whether the output layer is the target's table (Press & Wolf 2017, 1608.05859).
       scale_embedding: whether embeddings are multiplied by sqrt(width) (Vaswani et al. 2017, section 3.4).
       scale_logits: whether the last hidden states are multiplied by 1/sqrt(width) before a tied output layer (T5).
       logits_bias: whether a bias is added to the logits (Marian).
-      dropout: share dropped of the embeddings and of each part's output, in training.
+      dropout: dropout rate of the embeddings and of each part's output.
       initial_std: standard deviation of the initial embeddings.
       scan: whether equal layers are scanned: compile time that does not grow with depth.
-      remat: whether activations are computed again in the backward pass, which saves memory.
+      remat: whether activations are recomputed in the backward pass to save memory.
       dtype: of the computation; softmax, norms' statistics and losses are at least float32.
       parameter_dtype: of the parameters.
     """
@@ -150,7 +150,7 @@ class EncoderDecoder(nn.Module):
 
         Args:
           source: indices in [0, vocabulary); one outside gives NaN.
-          target: what is written so far, beginning with the token that stands for the beginning.
+          target: the target so far, beginning with the start token.
           source_mask: True at real tokens of the source; padding is on the right. None is all.
           train: whether dropout is active (needs `rngs={"dropout": key}`).
 
@@ -170,7 +170,7 @@ class EncoderDecoder(nn.Module):
         source_mask: Bool[Array, "batch source"] | None = None,
         train: bool = False,
     ) -> Float[Array, "batch source width"]:
-        """The memory: what the encoder makes of the source."""
+        """The memory: the encoder's output."""
         positions = jnp.arange(source.shape[1])
         x = self._embed(self.embedding if self.shared else self.source_embedding, source, positions)
         x = self.drop(x, deterministic=not train)
@@ -217,7 +217,7 @@ class EncoderDecoder(nn.Module):
         return self._read(x, False), after
 
     def unrolled(self, variables: Any) -> tuple["EncoderDecoder", Any]:
-        """The same model with a parameter tree for each layer, as decoding wants it: see `Decoder.unrolled`."""
+        """The same model with a parameter tree for each layer, the form for decoding: see `Decoder.unrolled`."""
         if not self.scan:
             return self, variables
         apart = {
@@ -236,7 +236,7 @@ class EncoderDecoder(nn.Module):
         return x if self.position is None else x + self.position_embedding(positions, self.width)
 
     def _bias(self, name, distance):
-        """The stack's shared term of the scores, "batch|1 heads time source"; None where there is none."""
+        """The stack's shared term of the scores, "batch|1 heads time source"; None without one."""
         if self.relative is None:
             return None
         distance = distance if distance.ndim == 3 else distance[None]

@@ -81,7 +81,7 @@ class SwiGLU(nn.Module):
 
     Attributes:
       hidden: width of the hidden layer; None is 8/3 of the width of the input, rounded up to a multiple.
-      multiple: what a computed hidden width is rounded up to.
+      multiple: a computed hidden width is rounded up to a multiple of this.
       activation: of the gate: "silu" gives SwiGLU, "gelu_tanh" GeGLU, "sigmoid" the original GLU.
       bias: whether the three matrices have biases.
       initial_std: standard deviation of the initial weights; None is that of fan-in scaling.

@@ -1,4 +1,4 @@
-"""Sparse attention patterns by name, as settings that an attention layer carries."""
+"""Sparse attention patterns by name, as settings of an attention layer."""
 
 from typing import Annotated
 

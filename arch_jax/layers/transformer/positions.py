@@ -1,4 +1,4 @@
-"""Where a token stands: embeddings added to the input, and what attention itself makes of positions.
+"""Position encodings: embeddings added to the input, and terms inside attention.
 
 Absolute: learned and sinusoidal vectors, added once. Rotary: queries and keys turned by their positions. Relative: a
 term of the scores that depends on the distance (ALiBi, T5's buckets, Shaw's vectors).
@@ -28,12 +28,12 @@ RoPEScaling = Annotated[LinearScaling | NTKScaling | YaRNScaling | Llama3Scaling
 @component("rope", kind="rope")
 @dataclasses.dataclass(frozen=True)
 class RoPE:
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864): settings that an attention layer carries.
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864): settings of an attention layer.
 
     Attributes:
       theta: the base of the frequencies theta^(-2i/d).
-      fraction: share of each head's dimensions that rotate; the rest pass unchanged.
-      scaling: a stretching of the frequencies to longer contexts, or none.
+      fraction: fraction of each head's dimensions that rotate; the rest pass unchanged.
+      scaling: a stretching of the frequencies to longer contexts, or None.
     """
 
     theta: float = 10_000.0
@@ -61,14 +61,14 @@ class ALiBi(nn.Module):
     """
 
     def slopes(self, heads: int) -> Float[Array, "heads"]:
-        """What each head multiplies distances by."""
+        """The slope of each head."""
         return ops.alibi_slopes(heads)
 
     @nn.compact
     def __call__(
         self, distance: Int[Array, "*batch time source"], heads: int
     ) -> Float[Array, "*batch heads time source"]:
-        """What is added to the scores; `distance` is the query's position less the key's."""
+        """The term of the scores; `distance` is the query's position less the key's."""
         return -self.slopes(heads)[:, None, None] * jnp.abs(distance)[..., None, :, :]
 
 
@@ -77,7 +77,7 @@ class RelativeBuckets(nn.Module):
     """A learned term for each head and each bucket of distances (Raffel et al. 2020, T5, 1910.10683, section 2.1).
 
     Attributes:
-      buckets: how many.
+      buckets: number of buckets.
       longest: distances from here on share the last one.
       bidirectional: whether keys after the query have buckets of their own.
       initial_std: standard deviation of the normal draw.
@@ -98,7 +98,7 @@ class RelativeBuckets(nn.Module):
     def __call__(
         self, distance: Int[Array, "*batch time source"], heads: int
     ) -> Float[Array, "*batch heads time source"]:
-        """What is added to the scores; `distance` is the query's position less the key's."""
+        """The term of the scores; `distance` is the query's position less the key's."""
         initial = nn.initializers.normal(self.initial_std)
         table = self.param("embedding", initial, (self.buckets, heads), self.parameter_dtype)
         bucket = ops.relative_buckets(distance, self.buckets, self.longest, self.bidirectional)
@@ -200,4 +200,4 @@ class SinusoidalPosition(nn.Module):
         return waves.reshape(*positions.shape, width).astype(self.dtype)
 
     def check(self, length: int) -> None:
-        """Any length will do."""
+        """Accepts any length."""

@@ -1,4 +1,4 @@
-"""Convolution over pictures, and the pooling that follows it. Pictures are "batch height width channels"."""
+"""2-D convolution and pooling layers. Images are "batch height width channels"."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -26,8 +26,8 @@ class Convolution(nn.Module):
       stride: pixels between windows.
       padding: zeros on every side; (before, after); "same", TensorFlow's; None is as many as keep the size at stride 1.
       bias: whether b exists.
-      initial: the draw of K, called with (key, shape, dtype); shape is "size size channels/groups features".
-      initial_bias: the draw of b.
+      initial: initializer of K, called with (key, shape, dtype); shape is "size size channels/groups features".
+      initial_bias: initializer of b.
       dtype: of the computation.
       parameter_dtype: of K and b.
       groups: equal parts of the channels, each seen by its part of the features only; None is one for each channel
@@ -73,7 +73,7 @@ def _windows(x: Array, size: int) -> Array:
 
 
 class TransposedConvolution(nn.Module):
-    """The transpose of a convolution, plus a bias: pictures become `stride` times as large.
+    """The transpose of a convolution, plus a bias: images become `stride` times as large.
 
     Attributes:
       features: channels of the output.
@@ -81,7 +81,7 @@ class TransposedConvolution(nn.Module):
       stride: pixels of the output between two of the input.
       padding: pixels cut off on every side; 1 with size 4 and stride 2 gives exactly twice as many.
       bias: whether there is one.
-      initial: the draw of the kernel, called with (key, shape, dtype); shape is "size size channels features".
+      initial: initializer of the kernel, called with (key, shape, dtype); shape is "size size channels features".
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """
@@ -140,7 +140,7 @@ class AveragePool(nn.Module):
 
     Attributes:
       size: pixels of a window on a side.
-      stride: pixels between windows; none is `size`, so that they do not overlap.
+      stride: pixels between windows; None is `size`, so that they do not overlap.
       padding: zeros on every side, which count in the mean.
     """
 
@@ -161,9 +161,9 @@ class MaxPool(nn.Module):
 
     Attributes:
       size: pixels of a window on a side.
-      stride: pixels between windows; none is `size`, so that they do not overlap.
+      stride: pixels between windows; None is `size`, so that they do not overlap.
       padding: pixels on every side that are never the maximum.
-      ceil: whether a last window that reaches over the end counts.
+      ceil: whether a last window that extends past the end counts.
     """
 
     size: int = 2

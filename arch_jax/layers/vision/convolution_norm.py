@@ -1,4 +1,4 @@
-"""A convolution, its norm and its activation: what convolutional networks since 2015 are made of."""
+"""A convolution, its norm and its activation: the unit of convolutional networks since 2015."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from arch_jax.layers.transformer.feed_forward import activation
 from arch_jax.layers.vision.convolution import Convolution
 from arch_jax.ops.convolution.dense import Padding
 
-#: Normal with variance 2 / (features size^2), which keeps the size of what flows backward (He et al. 2015, 1502.01852,
+#: Normal with variance 2 / (features size^2), which preserves the gradients' variance (He et al. 2015, 1502.01852,
 #: equation 14), as the reference residual networks draw their kernels.
 HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -25,13 +25,13 @@ class ConvolutionNorm(nn.Module):
       features: channels of the output.
       size: pixels of the kernel on a side.
       stride: pixels between windows.
-      padding: zeros around the picture, as `Convolution` takes it.
-      groups: equal parts of the channels; none is one for each channel.
-      normalise: after the convolution, which then has no bias; none leaves it out. (Flax would take a field of the
+      padding: zeros around the image, as `Convolution` takes it.
+      groups: equal parts of the channels; None is one for each channel.
+      normalise: norm after the convolution, which then has no bias; None omits it. (Flax would take a field of the
         name "norm" for the submodule of that name.)
-      activation: f; none leaves it out.
-      bias: whether the convolution has one; none is where no norm follows.
-      initial: the draw of K.
+      activation: f; None omits it.
+      bias: whether the convolution has one; None is where no norm follows.
+      initial: initializer of K.
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """

@@ -14,17 +14,17 @@ from arch_jax.ops.convolution.dense import Padding
 
 
 class InvertedResidual(nn.Module):
-    """1 x 1 to more channels, a depthwise convolution, 1 x 1 to few channels without activation; plus x, if it fits.
+    """1 x 1 to more channels, a depthwise convolution, 1 x 1 to few channels without activation; plus x if it fits.
 
     Attributes:
       features: channels of the output.
-      expansion: how many times as many channels there are inside; 1 leaves the first convolution out.
+      expansion: ratio of the inner channels to x's; 1 omits the first convolution.
       size: pixels of the depthwise kernel on a side.
       stride: of the depthwise convolution.
       padding: of the depthwise convolution.
       activation: after the first two convolutions.
-      squeeze: share of x's channels that the layer between squeeze and excitation has; none leaves them out.
-      stochastic_depth: share of the examples for which the branch is left out in training, where x is added.
+      squeeze: bottleneck of squeeze and excitation as a fraction of x's channels; None omits it.
+      stochastic_depth: probability of dropping the branch of an example in training, if x is added.
       normalise: after each convolution.
       dtype: of the computation.
       parameter_dtype: of the parameters.

@@ -1,4 +1,4 @@
-"""Squeeze and excitation (Hu et al. 2018, 1709.01507): channels weighted by what is in the whole picture."""
+"""Squeeze and excitation (Hu et al. 2018, 1709.01507): channels weighted by a summary of the whole image."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ class SqueezeExcitation(nn.Module):
     """x times sigmoid(W_2 f(W_1 mean(x) + b_1) + b_2), a number for each channel (1709.01507, equations 2 to 4).
 
     Attributes:
-      hidden: width of the layer between.
+      hidden: width of the bottleneck.
       activation: f.
       dtype: of the computation.
       parameter_dtype: of the parameters.

@@ -1,4 +1,4 @@
-"""Stochastic depth (Huang et al. 2016, 1603.09382): residual branches that are left out at random in training."""
+"""Stochastic depth (Huang et al. 2016, 1603.09382): residual branches dropped at random in training."""
 
 import flax.linen as nn
 import jax
@@ -9,19 +9,19 @@ from arch_jax.errors import UsageError
 
 
 class StochasticDepth(nn.Module):
-    """x, or 0 for some of the examples in training; what stays is divided by the share that does.
+    """x, or 0 for some of the examples in training; the others are divided by the probability of being kept.
 
-    So that the mean is x, and nothing changes in evaluation. Draws need `rngs={"dropout": key}`.
+    So the mean is x, and evaluation is unchanged. Sampling needs `rngs={"dropout": key}`.
 
     Attributes:
-      rate: share of the examples for which the branch is left out, from 0 to below 1.
+      rate: probability of dropping the branch, from 0 to below 1.
     """
 
     rate: float
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate < 1:
-            raise UsageError(f"stochastic_depth is {self.rate}; expected a share from 0 to below 1, such as 0.1")
+            raise UsageError(f"stochastic_depth is {self.rate}; expected a fraction from 0 to below 1, such as 0.1")
         super().__post_init__()
 
     @nn.compact

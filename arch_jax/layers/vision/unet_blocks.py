@@ -3,7 +3,7 @@
 Esser et al. 2021 (2012.09841, table 7): residual blocks with group norm and the swish activation, and attention between
 two of them where the image is smallest; Rombach et al. 2022 (2112.10752, appendix G) take them over.
 
-Convolutions and linear layers start as PyTorch draws them, which the authors left as it is: kernels and biases uniform
+Convolutions and linear layers start as PyTorch's default, which the authors kept: kernels and biases uniform
 in +-1 / sqrt(fan-in).
 """
 
@@ -33,7 +33,7 @@ def upsampled(x: Float[Array, "batch height width channels"]) -> Float[Array, "b
 
 
 def uniform_draw(fan_in: int) -> functools.partial:
-    """Uniform in +-1 / sqrt(fan-in), called with (key, shape, dtype)."""
+    """Uniform on +-1 / sqrt(fan-in), called with (key, shape, dtype)."""
     return functools.partial(jax.random.uniform, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)
 
 
@@ -71,7 +71,7 @@ class ResidualBlock(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """x + W_o softmax(Q K^T / sqrt(channels)) V, where every place of the picture sees every other, in one head.
+    """x + W_o softmax(Q K^T / sqrt(channels)) V, single-head attention among all places of the image.
 
     Attributes:
       groups: of the group norm in front.
@@ -96,7 +96,7 @@ class SpatialAttention(nn.Module):
 
 
 class Middle(nn.Module):
-    """Two residual blocks with attention between them, where the picture is smallest.
+    """Two residual blocks with attention between them, at the lowest resolution.
 
     Attributes:
       groups: of the group norms.

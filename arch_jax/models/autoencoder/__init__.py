@@ -1,1 +1,1 @@
-"""Autoencoders: pictures in, pictures out, through a code."""
+"""Autoencoders: images in, reconstructions out, through a bottleneck."""

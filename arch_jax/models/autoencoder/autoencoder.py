@@ -4,7 +4,7 @@
 
 A linear one of squared error spans the subspace of the principal components (Baldi & Hornik 1989). The deep one is
 Hinton & Salakhutdinov's (2006), and the k-sparse one keeps the k largest units of its code (Makhzani & Frey 2014,
-1312.5663). Which errors are minimised, and noise on the inputs, are of the objective "autoencode".
+1312.5663). The loss, and noise on the inputs, belong to the objective "autoencode".
 """
 
 from typing import Any
@@ -48,17 +48,17 @@ MAKHZANI = Paper("k-Sparse Autoencoders", "Makhzani & Frey", 2014, "1312.5663")
 
 @component("autoencoder", kind="model")
 class Autoencoder(nn.Module):
-    """A picture through a code and back; `encode` and `decode` are the two halves.
+    """An image autoencoder; `encode` and `decode` are the two halves.
 
     Attributes:
-      picture: pixels on a side.
+      picture: resolution.
       channels: 1 for grey, 3 for colour.
       latent: numbers in the code.
       hidden: width of the dense layers of the encoder; the decoder has them in reverse order.
-      widths: channels of the convolutions in front of them, each of which halves the picture.
+      widths: channels of the convolutions in front of them, each of which halves the image.
       activation: between layers.
-      code_activation: of the code; none leaves it linear.
-      kept: how many of the code's units are kept, the largest; none is all.
+      code_activation: of the code; None leaves it linear.
+      kept: the number of the code's units that are kept, the largest; None keeps all.
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """
@@ -85,10 +85,10 @@ class Autoencoder(nn.Module):
         self.decoder = ConvolutionalDecoder(self.picture, self.channels, **shared)
 
     def encode(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch latent"]:
-        """The code of each picture.
+        """The code of each image.
 
         Raises:
-          UsageError: pictures of another shape.
+          UsageError: images of another shape.
         """
         self.check(x.shape[1:])
         code = self.encoder(x)
@@ -102,11 +102,11 @@ class Autoencoder(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch height width channels"]:
-        """The reconstruction of each picture."""
+        """The reconstruction of each image."""
         return self.decode(self.encode(x))
 
     def check(self, shape: Any) -> None:
-        """Refuses pictures of another shape.
+        """Refuses images of another shape.
 
         Raises:
           UsageError: `shape` ("height width channels") is another.
@@ -128,6 +128,7 @@ _SHARED = {
     architecture="autoencoder",
     shrink=_TINY,
     reference="principal components: the optimum's error and subspace are theirs",
+    departures=("Both layers have biases, since pixels are not centred; the paper assumes centred data and has none.",),
     **_SHARED,
 )
 def autoencoder_linear() -> Autoencoder:
@@ -141,6 +142,10 @@ def autoencoder_linear() -> Autoencoder:
     architecture="autoencoder",
     shrink=_TINY | {"hidden": (7, 5)},
     reference="the paper's layers, counted by hand",
+    departures=(
+        "Trained from Glorot's initializer; the paper first pre-trains each pair of layers as a restricted Boltzmann "
+        "machine, which adaptive optimizers made unnecessary.",
+    ),
     **_SHARED,
 )
 def autoencoder_deep() -> Autoencoder:
@@ -153,6 +158,13 @@ def autoencoder_deep() -> Autoencoder:
     paper=MASCI,
     shrink=_TINY | {"widths": (4, 6)},
     reference="a transposed convolution is the adjoint of a convolution",
+    departures=(
+        "Convolutions of stride 2 halve the image, and a dense layer makes the code; the paper has max-pooling and "
+        "codes that are maps. The strided form is the customary one today.",
+        "Encoder and decoder have weights of their own; the paper ties the decoder's filters to the encoder's, "
+        "flipped.",
+        "ReLU, and training of all layers together; the paper has a scaled tanh and trains layer by layer.",
+    ),
     **_SHARED,
 )
 def autoencoder_convolutional() -> Autoencoder:
@@ -165,6 +177,12 @@ def autoencoder_convolutional() -> Autoencoder:
     paper=MAKHZANI,
     shrink=_TINY | {"latent": 12, "kept": 4},
     reference="the k largest units by sorting",
+    departures=(
+        "Encoder and decoder have weights of their own; the paper ties them. The decoder's weights then mean the same "
+        "in every autoencoder here.",
+        "The number of units kept is fixed; the paper anneals it over the first epochs, and keeps a multiple of it "
+        "when features are extracted.",
+    ),
     **_SHARED,
 )
 def autoencoder_k_sparse() -> Autoencoder:

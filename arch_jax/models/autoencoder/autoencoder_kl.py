@@ -1,15 +1,15 @@
 """The autoencoder of latent diffusion with a Kullback-Leibler penalty (Rombach et al. 2022, 2112.10752, section 3.1).
 
-A variational autoencoder whose latent variables are a smaller picture z of a few channels,
+A variational autoencoder whose latent variables are a smaller image z of a few channels,
 
     q(z | x) = N(mean(x), variance(x)),   x' = D(z)                                                (appendix G)
 
-with the encoder and the decoder of VQGAN (Esser et al. 2021). The penalty is slight, about 1e-6 of the reconstruction's
+with the encoder and the decoder of VQGAN (Esser et al. 2021). The penalty is slight, about 1e-6 of the reconstruction
 error; the authors' error is absolute and perceptual, with a discriminator. Here the objective "variational" trains it
 with normal pixels of a given variance, which the published models were not.
 
-For diffusion, latents are brought to unit variance: the denoiser sees (z - shift) * scale, and z = y / scale + shift of
-what it makes is decoded (appendix G). Nothing here multiplies by it: `scale` and `shift` say what a model's z takes.
+For diffusion, latents are scaled to unit variance: the denoiser sees (z - shift) * scale, and z = y / scale + shift of
+its output y is decoded (appendix G). Nothing here applies this: `scale` and `shift` only record a model's constants.
 """
 
 from typing import Any
@@ -28,29 +28,29 @@ from arch_jax.registry import Paper, register
 
 PAPER = Paper("High-Resolution Image Synthesis with Latent Diffusion Models", "Rombach et al.", 2021, "2112.10752")
 
-#: What the logarithm of the posterior's variance is kept between, as the authors do: exp of it stays finite.
+#: Bounds of the posterior's log variance, as the authors have them: exp of it stays finite.
 LEAST, MOST = -30.0, 20.0
 
 
 @component("autoencoder_kl", kind="model")
 class AutoencoderKL(nn.Module):
-    """A variational autoencoder from pictures, "batch height width channels", to smaller pictures, and back.
+    """A variational autoencoder from images, "batch height width channels", to smaller images, and back.
 
     Height and width may be any multiples of 2 to the number of levels less 1.
 
     Attributes:
-      picture: pixels on a side of what it is trained with; others are taken too.
+      picture: resolution in training; others are accepted too.
       channels: 1 for grey, 3 for colour.
       latent: channels of z.
       widths: channels of each level; from one to the next, height and width are halved.
       units: residual blocks of a level of the encoder; the decoder has one more.
       groups: of the group norms, a divisor of all widths.
-      attention: levels, counted from 0, with attention behind each residual block.
-      mid_attention: whether there is attention where the picture is smallest.
+      attention: levels, counted from 0, with attention after each residual block.
+      mid_attention: whether there is attention where the resolution is lowest.
       moments_convolution: whether a 1 x 1 convolution follows the encoder.
       latent_convolution: whether a 1 x 1 convolution precedes the decoder.
-      scale: what z is multiplied by for a diffusion model; nothing in here does so.
-      shift: what is taken off z before that.
+      scale: factor of z for a diffusion model; not applied here.
+      shift: subtracted from z before that.
       variance: of a pixel given z, in the likelihood that `draws` gives.
       dtype: of the computation; the likelihood and the statistics are at least float32.
       parameter_dtype: of the parameters.
@@ -92,7 +92,7 @@ class AutoencoderKL(nn.Module):
 
     @property
     def factor(self) -> int:
-        """Pixels of a picture, on a side, for one of z."""
+        """Pixels of an image side for one of z."""
         return 2 ** (len(self.widths) - 1)
 
     @property
@@ -101,16 +101,16 @@ class AutoencoderKL(nn.Module):
         return "gaussian"
 
     def latent_shape(self, shape: Any) -> tuple[int, ...]:
-        """The shape of z, "h w latent", for pictures of `shape`, "height width channels"."""
+        """The shape of z, "h w latent", for images of `shape`, "height width channels"."""
         return (shape[0] // self.factor, shape[1] // self.factor, self.latent)
 
     def encode(
         self, x: Float[Array, "batch height width channels"]
     ) -> tuple[Float[Array, "batch h w latent"], Float[Array, "batch h w latent"]]:
-        """Mean and log of the variance of q(z | x); the latter is kept in [-30, 20].
+        """Mean and log variance of q(z | x); the latter is clipped to [-30, 20].
 
         Raises:
-          UsageError: pictures of another number of channels, or of sides that can't be halved often enough.
+          UsageError: images of another number of channels, or of sides that can't be halved often enough.
         """
         self.check(x.shape[1:])
         moments = self.encoder(x)
@@ -120,7 +120,7 @@ class AutoencoderKL(nn.Module):
         return mean, jnp.clip(log_variance, LEAST, MOST)
 
     def decode(self, z: Float[Array, "*batch h w latent"]) -> Float[Array, "*batch height width channels"]:
-        """The picture of z, as it is drawn from the posterior: neither scaled nor shifted."""
+        """The image decoded from z, as sampled from the posterior: neither scaled nor shifted."""
         flat = z.reshape(-1, *z.shape[-3:])
         if self.latent_convolution:
             flat = self.from_latent(flat)
@@ -147,11 +147,11 @@ class AutoencoderKL(nn.Module):
         Float[Array, "batch h w latent"],
         Float[Array, "batch h w latent"],
     ]:
-        """log p(x | z) in nats for draws z from the posterior; z; mean and log of the variance of the posterior.
+        """log p(x | z) in nats for samples z of the posterior; z; mean and log of the variance of the posterior.
 
         Args:
-          x: pictures.
-          noise: standard normal, from which the draws are made.
+          x: images.
+          noise: standard normal, reparameterised into the samples.
         """
         mean, log_variance = self.encode(x)
         wide = jnp.promote_types(mean.dtype, jnp.float32)
@@ -163,7 +163,7 @@ class AutoencoderKL(nn.Module):
         return likely, z, mean, log_variance
 
     def check(self, shape: Any) -> None:
-        """Refuses pictures that it can't take.
+        """Refuses images that the model can't take.
 
         Raises:
           UsageError: `shape` ("height width channels") has another number of channels, or sides that can't be halved.
@@ -178,6 +178,13 @@ _SHARED = {
     "architecture": "autoencoder-kl",
     "shrink": {"picture": 8, "widths": (8, 12), "units": 1, "groups": 2},
     "reference": "diffusers AutoencoderKL: moments, reconstruction, gradients; the count is of its model",
+    "departures": (
+        "Trained by the objective variational with Gaussian pixels of a given variance; the published models are "
+        "trained with an absolute and a perceptual error and a discriminator, which need networks of their own.",
+        "The latents are not rescaled in the model; scale and shift record the constants for the diffusion model that "
+        "uses them.",
+        "autoencoder-kl-flux has no paper: its sizes are those of the released configuration.",
+    ),
     "difference": 1.7e-6,
     "no_gradient": {"key/bias": "the same term for every key; softmax does not change with it"},
 }

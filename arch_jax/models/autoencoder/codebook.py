@@ -1,4 +1,4 @@
-"""A codebook, whose codes follow what chooses them, and what every autoencoder with one between its halves does."""
+"""A codebook that follows the vectors that choose its codes, and the base of autoencoders with one."""
 
 from collections.abc import Callable
 
@@ -15,15 +15,15 @@ collections.declare("codebook", average="copy", devices="mean")
 
 
 class Codebook(nn.Module):
-    """The nearest of a set of codes to each vector.
+    """Replaces each vector by the nearest code.
 
     Attributes:
-      codes: how many there are.
+      codes: number of codes.
       width: numbers in each.
-      average: share of the moving averages that is kept at each step; none for codes that are parameters.
-      least: codes whose average count is below are put where a vector of the batch is; 0 for none.
+      average: fraction of the moving averages kept at each step; None for codes that are parameters.
+      least: codes whose average count falls below it are moved to a vector of the batch; 0 disables it.
       parameter_dtype: of the codes.
-      initial: the draw of the codes, called with (key, shape, dtype).
+      initial: initializer of the codes, called with (key, shape, dtype).
     """
 
     codes: int
@@ -68,7 +68,7 @@ class Codebook(nn.Module):
 
 
 class QuantisedAutoencoder(nn.Module):
-    """An autoencoder of pictures with a codebook between its halves (van den Oord et al. 2017, 1711.00937, section 3).
+    """An autoencoder of images with a codebook between its halves (van den Oord et al. 2017, 1711.00937, section 3).
 
         z_q(x) = e_k,   k = argmin_j |z_e(x) - e_j|                                (equations 1 and 2)
 
@@ -76,31 +76,31 @@ class QuantisedAutoencoder(nn.Module):
     """
 
     def latents(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w code"]:
-        """What the encoder gives (z_e), before it is quantised.
+        """The encoder's output (z_e), before quantisation.
 
         Raises:
-          UsageError: pictures that the model can't take.
+          UsageError: images that the model can't take.
         """
         raise NotImplementedError
 
     def pixels_of(self, codes: Float[Array, "batch h w code"]) -> Float[Array, "batch height width channels"]:
-        """The picture from codes."""
+        """The image decoded from codes."""
         raise NotImplementedError
 
     def encode(self, x: Float[Array, "batch height width channels"]) -> Int[Array, "batch h w"]:
         """The number of the code at each place.
 
         Raises:
-          UsageError: pictures that the model can't take.
+          UsageError: images that the model can't take.
         """
         return self.codebook(self.latents(x))[1]
 
     def decode(self, code: Int[Array, "batch h w"]) -> Float[Array, "batch height width channels"]:
-        """The picture from the numbers of its codes."""
+        """The image decoded from the numbers of its codes."""
         return self.pixels_of(self.codebook.look_up(code).astype(self.dtype))
 
     def decode_latents(self, z: Float[Array, "batch h w code"]) -> Float[Array, "batch height width channels"]:
-        """The picture of the codes that are nearest to z."""
+        """The image decoded from the codes nearest to z."""
         return self.pixels_of(self.codebook(z)[0].astype(self.dtype))
 
     def quantised(
@@ -111,7 +111,7 @@ class QuantisedAutoencoder(nn.Module):
         Float[Array, "batch h w code"],
         Int[Array, "batch h w"],
     ]:
-        """The reconstruction, what the encoder gave (z_e), its nearest codes (z_q), and their numbers."""
+        """The reconstruction, the encoder's output (z_e), its nearest codes (z_q), and their numbers."""
         encoded = self.latents(x)
         nearest, chosen = self.codebook(encoded, train)
         nearest = nearest.astype(encoded.dtype)
@@ -120,5 +120,5 @@ class QuantisedAutoencoder(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch height width channels"]:
-        """The reconstruction of each picture."""
+        """The reconstruction of each image."""
         return self.quantised(x, train)[0]

@@ -1,4 +1,4 @@
-"""What stands between a picture and its code: convolutions that halve it, then dense layers; and the way back."""
+"""Encoder and decoder between an image and its code: convolutions that halve it, then dense layers; and back."""
 
 from typing import Any
 
@@ -13,49 +13,49 @@ from arch_jax.layers.dense import Dense
 from arch_jax.layers.transformer.feed_forward import activation
 from arch_jax.layers.vision.convolution import Convolution, TransposedConvolution
 
-#: The size of what passes through is kept forward and backward (Glorot & Bengio 2010, equation 16).
+#: Preserves the variance forward and backward (Glorot & Bengio 2010, equation 16).
 GLOROT = nn.initializers.glorot_uniform()
 
 
-def check_shape(picture: int, channels: int, widths: tuple[int, ...]) -> None:
-    """Refuses pictures that the convolutions can't halve.
+def check_shape(resolution: int, channels: int, widths: tuple[int, ...]) -> None:
+    """Refuses images that the convolutions can't halve.
 
     Raises:
       UsageError: a size is below 1, or 2 to the number of convolutions does not divide the side.
     """
-    if picture < 1 or channels < 1:
-        raise UsageError(f"picture is {picture} and channels is {channels}; expected at least 1 of each")
-    if picture % 2 ** len(widths):
+    if resolution < 1 or channels < 1:
+        raise UsageError(f"picture is {resolution} and channels is {channels}; expected at least 1 of each")
+    if resolution % 2 ** len(widths):
         factor = 2 ** len(widths)
-        near = max(factor, round(picture / factor) * factor)
+        near = max(factor, round(resolution / factor) * factor)
         raise UsageError(
-            f"picture is {picture}, which {len(widths)} convolutions can't halve; expected a multiple of {factor}, "
+            f"picture is {resolution}, which {len(widths)} convolutions can't halve; expected a multiple of {factor}, "
             f"such as {near}"
         )
 
 
-def check_resolution(picture: int, channels: int, shape: tuple[int, ...]) -> None:
-    """Refuses pictures of another shape than the model's.
+def check_resolution(resolution: int, channels: int, shape: tuple[int, ...]) -> None:
+    """Refuses images of another shape than the model's.
 
     Raises:
       UsageError: `shape` ("height width channels") is another.
     """
-    if tuple(shape) != (picture, picture, channels):
+    if tuple(shape) != (resolution, resolution, channels):
         raise UsageError(
-            f"the pictures have the shape {' x '.join(map(str, shape))}, and the model takes {picture} x {picture} x "
-            f"{channels}; set model.picture={shape[0]} and model.channels={shape[2]}, or data.resize={picture}"
+            f"the images have the shape {' x '.join(map(str, shape))}, and the model takes {resolution} x {resolution} "
+            f"x {channels}; set model.picture={shape[0]} and model.channels={shape[2]}, or data.resize={resolution}"
         )
 
 
 def with_classes(x: Float[Array, "*batch size"], condition: Any, classes: int | None) -> Float[Array, "*batch more"]:
-    """x beside a 1 in the place of each example's class, where there are classes.
+    """x concatenated with the one-hot class of each example, if there are classes.
 
     Raises:
       UsageError: a condition without classes, or classes without a condition.
     """
     if (condition is None) != (classes is None):
         said = "a condition was given" if classes is None else "no condition was given"
-        raise UsageError(f"{said}, and classes is {classes}; expected classes of pictures where there are classes only")
+        raise UsageError(f"{said}, and classes is {classes}; expected classes of images where there are classes only")
     if classes is None:
         return x
     marks = (condition[..., None] == jnp.arange(classes)).astype(x.dtype)
@@ -63,14 +63,14 @@ def with_classes(x: Float[Array, "*batch size"], condition: Any, classes: int | 
 
 
 class ConvolutionalEncoder(nn.Module):
-    """A picture as numbers: convolutions of 4 x 4 and stride 2, dense layers, and a linear layer.
+    """An image encoder: convolutions of 4 x 4 and stride 2, dense layers, and a linear layer.
 
     Attributes:
-      outputs: how many numbers.
+      outputs: number of outputs.
       widths: channels of each convolution.
       hidden: width of each dense layer.
       activation: after each layer but the last.
-      classes: how many classes there are for the condition; none for no condition.
+      classes: number of classes of the condition; None for no condition.
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """
@@ -97,15 +97,15 @@ class ConvolutionalEncoder(nn.Module):
 
 
 class ConvolutionalDecoder(nn.Module):
-    """Numbers as a picture: an `ConvolutionalEncoder` backwards, with transposed convolutions, and linear at the end.
+    """An image decoder: a `ConvolutionalEncoder` in reverse, with transposed convolutions, linear at the end.
 
     Attributes:
-      picture: pixels on a side.
-      channels: of the picture.
+      picture: resolution.
+      channels: of the image.
       widths: channels of the encoder's convolutions; here they stand in reverse order.
       hidden: width of the encoder's dense layers, in its order.
       activation: after each layer but the last.
-      classes: how many classes there are for the condition; none for no condition.
+      classes: number of classes of the condition; None for no condition.
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """

@@ -1,11 +1,11 @@
-"""The convolutional encoder and decoder of VQGAN and of latent diffusion, and what they are made of.
+"""The convolutional encoder and decoder of VQGAN and of latent diffusion.
 
 Esser et al. 2021 (2012.09841, table 7): residual blocks with group norm and the swish activation; convolutions of
-stride 2 down, nearest neighbours and a convolution up; attention between two blocks where the picture is smallest.
-Rombach et al. 2022 (2112.10752, appendix G) take them over. Everything is convolutional, so that pictures of any sides
+stride 2 down, nearest neighbours and a convolution up; attention between two blocks where the resolution is lowest.
+Rombach et al. 2022 (2112.10752, appendix G) adopt them. Everything is convolutional, so that images of any size
 that can be halved often enough pass.
 
-Convolutions and linear layers start as PyTorch draws them, which the authors left as it is: kernels and biases uniform
+Convolutions and linear layers start as PyTorch's default, which the authors kept: kernels and biases uniform
 in +-1 / sqrt(fan-in).
 """
 
@@ -22,19 +22,25 @@ from arch_jax.layers.vision.unet_blocks import EPSILON, Middle, ResidualBlock, S
 
 
 def check_coders(
-    picture: int, channels: int, latent: int, widths: tuple[int, ...], units: int, groups: int, levels: tuple[int, ...]
+    resolution: int,
+    channels: int,
+    latent: int,
+    widths: tuple[int, ...],
+    units: int,
+    groups: int,
+    levels: tuple[int, ...],
 ) -> None:
-    """Refuses settings that make no encoder and decoder.
+    """Checks the settings of an encoder and decoder.
 
     Args:
-      picture, channels, latent, widths, units, groups: as in `LatentEncoder` and the models.
+      resolution, channels, latent, widths, units, groups: as in `LatentEncoder` and the models.
       levels: those with attention.
 
     Raises:
-      UsageError: a size below 1; widths that `groups` does not divide; a level that there is not; a picture that can't
+      UsageError: a size below 1; widths that `groups` does not divide; a level that does not exist; an image that can't
         be halved between the levels.
     """
-    for name, size in (("picture", picture), ("channels", channels), ("latent", latent), ("units", units)):
+    for name, size in (("picture", resolution), ("channels", channels), ("latent", latent), ("units", units)):
         if size < 1:
             raise UsageError(f"{name} is {size}; expected at least 1")
     if not widths or groups < 1 or any(width < 1 or width % groups for width in widths):
@@ -45,45 +51,45 @@ def check_coders(
                 f"attention is {levels}; expected levels from 0 to {len(widths) - 1}, of which widths says"
             )
     factor = 2 ** (len(widths) - 1)
-    if picture % factor:
-        near = max(factor, round(picture / factor) * factor)
+    if resolution % factor:
+        near = max(factor, round(resolution / factor) * factor)
         raise UsageError(
-            f"picture is {picture}, which {len(widths) - 1} convolutions can't halve; expected a multiple of {factor}, "
-            f"such as {near}"
+            f"picture is {resolution}, which {len(widths) - 1} convolutions can't halve; expected a multiple of "
+            f"{factor}, such as {near}"
         )
 
 
 def check_sides(factor: int, channels: int, shape: Any) -> None:
-    """Refuses pictures that can't be halved to the end, or of another number of channels.
+    """Refuses images that can't be halved often enough, or of another number of channels.
 
     Args:
-      factor: what both sides have to be multiples of.
+      factor: both sides have to be multiples of it.
       channels: of the model.
       shape: "height width channels".
 
     Raises:
-      UsageError: so it is.
+      UsageError: if the image's sides are no multiples of `factor`, or it has another number of channels.
     """
     if len(shape) == 3 and not (shape[0] % factor or shape[1] % factor) and shape[2] == channels and min(shape) > 0:
         return
     near = [max(factor, round(side / factor) * factor) for side in (*shape, factor, factor)[:2]]
     raise UsageError(
-        f"the pictures have the shape {' x '.join(map(str, shape))}, and the model takes sides that are multiples of "
+        f"the images have the shape {' x '.join(map(str, shape))}, and the model takes sides that are multiples of "
         f"{factor} with {channels} channels; expected such as {near[0]} x {near[1]} x {channels}"
     )
 
 
 class LatentEncoder(nn.Module):
-    """A picture as a smaller one: a level for each width, half as high and wide as the one before.
+    """An image to a smaller one: a level for each width, half as high and wide as the one before.
 
-    Between levels, the convolution of stride 2 has zeros to the right of the picture and below it only.
+    Between levels, the convolution of stride 2 has zeros to the right of the image and below it only.
 
     Attributes:
-      outputs: channels of what comes out.
+      outputs: channels of the output.
       widths: channels of each level.
       units: residual blocks of a level.
       groups: of the group norms.
-      attention: levels, counted from 0, with attention behind each residual block.
+      attention: levels, counted from 0, with attention after each residual block.
       mid_attention: whether there is attention between the last two residual blocks.
       dtype: of the computation.
       parameter_dtype: of the parameters.
@@ -116,14 +122,14 @@ class LatentEncoder(nn.Module):
 
 
 class LatentDecoder(nn.Module):
-    """The way back: a `LatentEncoder` in reverse, with one residual block more on each level.
+    """The decoder: a `LatentEncoder` in reverse, with one more residual block on each level.
 
     Attributes:
-      channels: of the picture.
+      channels: of the image.
       widths: channels of the encoder's levels; here they stand in reverse order.
       units: residual blocks of a level of the encoder.
       groups: of the group norms.
-      attention: the encoder's levels with attention behind each residual block.
+      attention: the encoder's levels with attention after each residual block.
       mid_attention: whether there is attention between the first two residual blocks.
       dtype: of the computation.
       parameter_dtype: of the parameters.

@@ -6,7 +6,7 @@ prior p(z) is standard normal. Minimised is minus the evidence lower bound (equa
     -L(x) = KL(q(z | x) || p(z)) - E_q log p(x | z)
 
 by the objective "variational", which also has beta-VAE (Higgins et al. 2017) and importance weighting (Burda et al.
-2016, 1509.00519). In the conditional form encoder and decoder see the picture's class too.
+2016, 1509.00519). In the conditional form encoder and decoder see the image's class too.
 """
 
 from typing import Any, Literal
@@ -38,18 +38,18 @@ CONDITIONAL = Paper(
 
 @component("vae", kind="model")
 class VAE(nn.Module):
-    """A variational autoencoder on pictures, "batch height width channels".
+    """A variational autoencoder on images, "batch height width channels".
 
     Attributes:
-      picture: pixels on a side.
+      picture: resolution.
       channels: 1 for grey, 3 for colour.
       latent: components of z.
       hidden: width of the dense layers of the encoder; the decoder has them in reverse order.
-      widths: channels of the convolutions in front of them, each of which halves the picture.
+      widths: channels of the convolutions in front of them, each of which halves the image.
       activation: between layers.
       likelihood: p(x | z): "bernoulli" for pixels in [0, 1], or "gaussian" with one variance for all pixels, a
         parameter that starts at 1.
-      classes: how many there are, in the conditional form; none for no condition.
+      classes: number of classes in the conditional form; None for no condition.
       dtype: of the computation; the posterior and the likelihood are at least float32.
       parameter_dtype: of the parameters.
     """
@@ -80,7 +80,7 @@ class VAE(nn.Module):
             self.log_variance = self.param("log_variance", nn.initializers.zeros, (), self.parameter_dtype)
 
     def latent_shape(self, shape: Any) -> tuple[int, ...]:
-        """The shape of z, ("latent",), for pictures of `shape`, "height width channels"."""
+        """The shape of z, ("latent",), for images of `shape`, "height width channels"."""
         return (self.latent,)
 
     def encode(
@@ -89,11 +89,11 @@ class VAE(nn.Module):
         """Mean and log of the variance of q(z | x).
 
         Args:
-          x: pictures.
+          x: images.
           condition: the class of each, where there are classes.
 
         Raises:
-          UsageError: pictures of another shape; a condition without classes, or the other way round.
+          UsageError: images of another shape; a condition without classes, or classes without a condition.
         """
         self.check(x.shape[1:])
         mean, log_variance = jnp.split(self.encoder(x, condition), 2, axis=-1)
@@ -125,12 +125,12 @@ class VAE(nn.Module):
         Float[Array, "batch latent"],
         Float[Array, "batch latent"],
     ]:
-        """log p(x | z) in nats for draws z from the posterior; z; mean and log of the variance of the posterior.
+        """log p(x | z) in nats for samples z of the posterior; z; mean and log of the variance of the posterior.
 
         Args:
-          x: pictures; in [0, 1] for "bernoulli".
-          noise: standard normal, from which the draws are made.
-          condition: the class of each picture, where there are classes.
+          x: images; in [0, 1] for "bernoulli".
+          noise: standard normal, reparameterised into the samples.
+          condition: the class of each image, where there are classes.
         """
         mean, log_variance = self.encode(x, condition)
         wide = jnp.promote_types(mean.dtype, jnp.float32)
@@ -143,7 +143,7 @@ class VAE(nn.Module):
         return gaussian_log_density(pixels, decoded, self.log_variance.astype(wide)), z, mean, log_variance
 
     def check(self, shape: Any) -> None:
-        """Refuses pictures of another shape.
+        """Refuses images of another shape.
 
         Raises:
           UsageError: `shape` ("height width channels") is another.
@@ -161,6 +161,9 @@ _REFERENCE = "a linear one reaches the likelihood of probabilistic principal com
     inputs=images(28, 1),
     shrink={"picture": 8, "latent": 3, "hidden": (6,)},
     reference=_REFERENCE,
+    departures=(
+        "Glorot's initializer; the paper draws all weights from N(0, 0.01). Adaptive optimizers start faster from it.",
+    ),
     reproduces="the bound on Fashion-MNIST (vae_fashion)",
     **_SHARED,
 )
@@ -175,6 +178,10 @@ def vae() -> VAE:
     inputs=images(28, 1),
     shrink={"picture": 8, "latent": 3, "widths": (4, 6)},
     reference=_REFERENCE,
+    departures=(
+        "Convolutions before the dense layers and one learned variance of all pixels; the paper has one hidden layer "
+        "and a variance for each pixel. It is the customary form for images.",
+    ),
     **_SHARED,
 )
 def vae_convolutional() -> VAE:
@@ -188,6 +195,11 @@ def vae_convolutional() -> VAE:
     inputs=labelled_images(28, 1),
     shrink={"picture": 8, "latent": 3, "hidden": (6,), "classes": 3},
     reference=_REFERENCE,
+    departures=(
+        "The condition is a class, and the prior of z does not depend on it; the paper conditions on an image and "
+        "learns the prior. With one standard normal prior, digits of every class can be drawn from one z.",
+        "Dense layers of the VAE for MNIST; the paper has convolutional networks for images.",
+    ),
     **_SHARED,
 )
 def cvae() -> VAE:

@@ -1,14 +1,14 @@
-"""Autoencoders of vectors: the denoising one, which knows the density's slope, and the sparse one, which finds parts.
+"""Autoencoders of vectors: the denoising one, which learns the score, and the sparse one, which learns a dictionary.
 
     code = f(W x + b),   reconstruction = V code + c
 
-Trained to give back x from x + noise, the best reconstruction r is the mean of x given what was seen, and so
+Trained to restore x from x + noise, the best reconstruction r is the mean of x given the noisy vector, and so
 
     (r(x) - x) / noise^2 = grad log p(x),   p the density of the noisy vectors
 
 (Vincent 2011; Alain & Bengio 2014, 1211.4246, theorem 1). With more units than coordinates and few of them active at a
-time, the rows of V become the parts of which vectors are sums (Olshausen & Field 1996). What is minimised, and the
-price on active units, are of the objective "autoencode".
+time, the rows of V become the parts of which vectors are sums (Olshausen & Field 1996). The loss and the
+sparsity penalty belong to the objective "autoencode".
 """
 
 import flax.linen as nn
@@ -36,17 +36,17 @@ SPARSE = Paper("Sparse Autoencoder", "Ng", 2011, url="https://web.stanford.edu/c
 
 @component("vector_autoencoder", kind="model")
 class VectorAutoencoder(nn.Module):
-    """A vector through a code and back; `encode` and `decode` are the two halves.
+    """A vector autoencoder; `encode` and `decode` are the two halves.
 
     Attributes:
       features: coordinates of a vector.
       latent: numbers in the code.
       hidden: widths of the layers between vector and code; between code and reconstruction they are in reverse order.
       activation: of these layers.
-      code_activation: of the code; none leaves it linear.
-      kept: how many of the code's units are kept, the largest; none is all.
-      unit_atoms: whether each row of V is scaled to length 1, as Olshausen & Field hold their lengths: else a price on
-        active units is escaped by small codes and long rows. For a decoder without hidden layers.
+      code_activation: of the code; None leaves it linear.
+      kept: the number of the code's units that are kept, the largest; None keeps all.
+      unit_atoms: whether each row of V is scaled to length 1, as Olshausen & Field fix their lengths: else the sparsity
+        penalty is escaped by small codes and long rows. For a decoder without hidden layers.
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """
@@ -109,10 +109,10 @@ class VectorAutoencoder(nn.Module):
         return self.decode(self.encode(x))
 
     def atoms(self) -> Float[Array, "latent features"]:
-        """What each unit of the code adds to the reconstruction, at length 1; of a decoder without hidden layers.
+        """Dictionary atoms: each unit's contribution to the reconstruction, at length 1; without hidden layers.
 
         Raises:
-          UsageError: there are hidden layers, so that units add nothing fixed.
+          UsageError: there are hidden layers, so that units have no fixed contribution.
         """
         if self.hidden:
             raise UsageError(f"hidden is {tuple(self.hidden)}; expected none, for the code's units to be sums' parts")
@@ -132,7 +132,7 @@ class VectorAutoencoder(nn.Module):
 
 
 def unit_rows(x: Float[Array, "rows size"]) -> Float[Array, "rows size"]:
-    """Each row divided by its Euclidean length; rows of 0 stay so."""
+    """Each row divided by its Euclidean length; rows of 0 stay 0."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
 
 
@@ -145,6 +145,12 @@ _SHARED = {"family": "autoencoder", "objective": "autoencode", "architecture": "
     inputs=vectors(2),
     shrink={"latent": 5, "hidden": (6,)},
     reference="the score of a mixture of Gaussians, in closed form",
+    departures=(
+        "Normal noise on all coordinates; the paper sets some of them to 0. Theorem 1 of 1211.4246, by which it is "
+        "tested, is of normal noise.",
+        "Hidden layers with SiLU units and no tied weights; the paper has one sigmoid layer with tied weights. The "
+        "score of a mixture of Gaussians calls for more than one layer.",
+    ),
     reproduces="the score of noisy data, by theorem 1 of 1211.4246 (denoising_score)",
     **_SHARED,
 )
@@ -159,6 +165,12 @@ def autoencoder_denoising() -> VectorAutoencoder:
     inputs=vectors(64),
     shrink={"features": 6, "latent": 9},
     reference="planted dictionaries, recovered",
+    departures=(
+        "Rectified units with a penalty on their activity; the notes have sigmoid units with a penalty on their mean "
+        "activity, which the objective has too.",
+        "Rows of V are scaled to length 1, as Olshausen & Field (1996) do; else the penalty is escaped by small codes "
+        "and long rows. The notes have weight decay instead.",
+    ),
     reproduces="the atoms of a planted dictionary (sparse_dictionary)",
     **_SHARED,
 )

@@ -2,12 +2,12 @@
 
     z_q(x) = argmin over codes e of |z_e(x) - e|, at every place                                        (equation 2)
 
-between the encoder and the decoder of `latent_coders`, with a 1 x 1 convolution on either side of the codebook. Codes
-are parameters. The authors' error is perceptual with a discriminator (equations 5 and 6); here the objective
-"vector_quantised" trains it with squared errors, which the published models were not.
+between the encoder and the decoder of `latent_encoder_decoder`, with a 1 x 1 convolution on either side of the
+codebook. Codes are parameters. The authors' error is perceptual with a discriminator (equations 5 and 6); here the
+objective "vector_quantised" trains it with squared errors, which the published models were not.
 
-Latent diffusion (2112.10752, section 3.1) counts the codebook as part of the decoder: what diffuses are the latents
-before they are quantised (`latents`, `decode_latents`), times `scale`, which nothing here multiplies by.
+Latent diffusion (2112.10752, section 3.1) counts the codebook as part of the decoder: the diffused latents are those
+before quantisation (`latents`, `decode_latents`), times `scale`, which is not applied here.
 """
 
 import functools
@@ -31,24 +31,24 @@ PAPER = Paper("Taming Transformers for High-Resolution Image Synthesis", "Esser 
 
 @component("vq_model", kind="model")
 class VQModel(QuantisedAutoencoder):
-    """A vector-quantised autoencoder on pictures, "batch height width channels".
+    """A vector-quantised autoencoder on images, "batch height width channels".
 
     Height and width may be any multiples of 2 to the number of levels less 1.
 
     Attributes:
-      picture: pixels on a side of what it is trained with; others are taken too.
+      picture: resolution in training; others are accepted too.
       channels: 1 for grey, 3 for colour.
       latent: channels between the coders and the 1 x 1 convolutions.
       codes: in the codebook.
-      code_width: numbers in a code; none is as many as `latent`.
+      code_width: numbers in a code; None is as many as `latent`.
       widths: channels of each level; from one to the next, height and width are halved.
       units: residual blocks of a level of the encoder; the decoder has one more.
       groups: of the group norms, a divisor of all widths.
-      attention: levels, counted from 0, with attention behind each residual block.
-      mid_attention: whether there is attention where the picture is smallest.
-      scale: what latents are multiplied by for a diffusion model; nothing in here does so.
-      average: share of the moving averages of the codes that is kept at each step; none for codes that are parameters.
-      least: codes whose average count is below are put where a vector of the batch is; 0 for none.
+      attention: levels, counted from 0, with attention after each residual block.
+      mid_attention: whether there is attention where the resolution is lowest.
+      scale: factor of the latents for a diffusion model; not applied here.
+      average: fraction of the moving averages of the codes kept at each step; None for codes that are parameters.
+      least: codes whose average count falls below it are moved to a vector of the batch; 0 disables it.
       dtype: of the computation; distances to codes and the norms' statistics are at least float32.
       parameter_dtype: of the parameters.
     """
@@ -78,7 +78,7 @@ class VQModel(QuantisedAutoencoder):
         if not self.scale > 0:
             raise UsageError(f"scale is {self.scale}; expected a number above 0, such as 1")
         if self.average is not None and not 0 <= self.average < 1:
-            raise UsageError(f"average is {self.average}; expected a share from 0 to below 1, such as 0.99, or none")
+            raise UsageError(f"average is {self.average}; expected a fraction from 0 to below 1, such as 0.99, or none")
         super().__post_init__()
 
     def setup(self) -> None:
@@ -95,24 +95,24 @@ class VQModel(QuantisedAutoencoder):
 
     @property
     def factor(self) -> int:
-        """Pixels of a picture, on a side, for one code."""
+        """Pixels of an image side for one code."""
         return 2 ** (len(self.widths) - 1)
 
     def latents(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w code"]:
-        """What the encoder gives (z_e), before it is quantised.
+        """The encoder's output (z_e), before quantisation.
 
         Raises:
-          UsageError: pictures of another number of channels, or of sides that can't be halved often enough.
+          UsageError: images of another number of channels, or of sides that can't be halved often enough.
         """
         self.check(x.shape[1:])
         return self.to_code(self.encoder(x))
 
     def pixels_of(self, codes: Float[Array, "batch h w code"]) -> Float[Array, "batch height width channels"]:
-        """The picture from codes."""
+        """The image decoded from codes."""
         return self.decoder(self.from_code(codes))
 
     def check(self, shape: Any) -> None:
-        """Refuses pictures that it can't take.
+        """Refuses images that the model can't take.
 
         Raises:
           UsageError: `shape` ("height width channels") has another number of channels, or sides that can't be halved.
@@ -126,6 +126,11 @@ _SHARED = {
     "architecture": "vq-f4",
     "shrink": {"picture": 8, "codes": 5, "widths": (8, 12), "units": 1, "groups": 2},
     "reference": "diffusers VQModel: codes, reconstruction, gradients; the count is of its model at these sizes",
+    "departures": (
+        "Trained by the objective vector_quantised with squared errors; the published models are trained with a "
+        "perceptual error and a discriminator, which need networks of their own.",
+        "The latents are not rescaled in the model; scale records the constant for a diffusion model.",
+    ),
     "difference": 1.4e-6,
     "no_gradient": {"key/bias": "the same term for every key; softmax does not change with it"},
 }

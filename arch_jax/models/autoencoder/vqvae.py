@@ -1,4 +1,4 @@
-"""VQ-VAE (van den Oord et al. 2017, 1711.00937): an autoencoder whose code is a picture of numbers from a codebook.
+"""VQ-VAE (van den Oord et al. 2017, 1711.00937): an autoencoder whose code is a grid of codebook entries.
 
     z_q(x) = e_k,   k = argmin_j |z_e(x) - e_j|                                (equations 1 and 2)
 
@@ -45,12 +45,12 @@ class ResidualUnit(nn.Module):
 
 
 class Residuals(nn.Module):
-    """A convolution or two to `width` channels, and residual units behind them.
+    """A convolution or two to `width` channels, followed by residual units.
 
     Attributes:
       width: channels.
       hidden: channels inside the units.
-      units: how many there are.
+      units: number of residual units.
       halvings: convolutions of 4 x 4 and stride 2 in front.
       dtype: of the computation.
       parameter_dtype: of the parameters.
@@ -77,18 +77,18 @@ class Residuals(nn.Module):
 
 @component("vq_vae", kind="model")
 class VQVAE(QuantisedAutoencoder):
-    """A vector-quantised autoencoder on pictures, "batch height width channels".
+    """A vector-quantised autoencoder on images, "batch height width channels".
 
     Attributes:
-      picture: pixels on a side, a multiple of 4.
+      picture: resolution, a multiple of 4.
       channels: 1 for grey, 3 for colour.
       codes: in the codebook.
       code_width: numbers in a code.
       width: channels of the convolutions.
       hidden: channels inside the residual units.
       units: residual units on each side.
-      average: share of the moving averages of the codes that is kept at each step; none for codes that are parameters.
-      least: codes whose average count is below are put where a vector of the batch is; 0 for none.
+      average: fraction of the moving averages of the codes kept at each step; None for codes that are parameters.
+      least: codes whose average count falls below it are moved to a vector of the batch; 0 disables it.
       dtype: of the computation; distances to codes are at least float32.
       parameter_dtype: of the parameters and the codes.
     """
@@ -110,7 +110,7 @@ class VQVAE(QuantisedAutoencoder):
         if self.codes < 2:
             raise UsageError(f"codes is {self.codes}; expected at least 2")
         if self.average is not None and not 0 <= self.average < 1:
-            raise UsageError(f"average is {self.average}; expected a share from 0 to below 1, such as 0.99, or none")
+            raise UsageError(f"average is {self.average}; expected a fraction from 0 to below 1, such as 0.99, or none")
         super().__post_init__()
 
     def setup(self) -> None:
@@ -123,20 +123,20 @@ class VQVAE(QuantisedAutoencoder):
         self.pixels = TransposedConvolution(self.channels, **dtypes)
 
     def latents(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w code"]:
-        """What the encoder gives (z_e) for places 4 pixels apart, before it is quantised.
+        """The encoder's output (z_e) for places 4 pixels apart, before quantisation.
 
         Raises:
-          UsageError: pictures of another shape.
+          UsageError: images of another shape.
         """
         self.check(x.shape[1:])
         return self.to_code(self.encoder(x))
 
     def pixels_of(self, codes: Float[Array, "batch h w code"]) -> Float[Array, "batch height width channels"]:
-        """The picture from codes."""
+        """The image decoded from codes."""
         return self.pixels(nn.relu(self.doubling(self.decoder(codes))))
 
     def check(self, shape: Any) -> None:
-        """Refuses pictures of another shape.
+        """Refuses images of another shape.
 
         Raises:
           UsageError: `shape` ("height width channels") is another.
@@ -152,8 +152,14 @@ class VQVAE(QuantisedAutoencoder):
     inputs=images(32),
     shrink={"picture": 8, "codes": 5, "code_width": 4, "width": 8, "hidden": 4},
     reference="nearest codes by all differences; moving averages without memory are k-means",
+    departures=(
+        "128 channels, and 32 inside the residual units, as in the authors' example; section 4.1 has 256 hidden units "
+        "throughout.",
+        "Codes follow by moving averages (appendix A.1), as in that example; the paper's main text trains them by a "
+        "gradient (average=None).",
+    ),
     reproduces="reconstruction and perplexity on Fashion-MNIST (vqvae_fashion)",
 )
 def vq_vae() -> VQVAE:
-    """512 codes of 64 numbers, 8 x 8 of them for a picture of CIFAR-10, in the sizes of the authors' example."""
+    """512 codes of 64 numbers, 8 x 8 of them for an image of CIFAR-10, in the sizes of the authors' example."""
     return VQVAE()

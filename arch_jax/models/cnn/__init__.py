@@ -1,1 +1,1 @@
-"""Convolutional networks: pictures in, logits out."""
+"""Convolutional networks: images in, logits out."""

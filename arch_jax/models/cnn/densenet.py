@@ -4,7 +4,7 @@
 
 with H_l = batch norm, ReLU, 3 x 3 convolution of k features, or in a bottleneck (DenseNet-B) batch norm, ReLU, 1 x 1
 convolution of 4k features in front of it. Between dense blocks a transition, batch norm, ReLU and a 1 x 1 convolution
-that keeps a share of the channels (DenseNet-C), then 2 x 2 average pooling, halves the picture.
+that keeps a fraction of the channels (DenseNet-C), then 2 x 2 average pooling, halves the resolution.
 """
 
 from typing import Literal
@@ -54,17 +54,17 @@ class NormConvolution(nn.Module):
 
 @component("densenet", kind="model")
 class DenseNet(nn.Module):
-    """DenseNet on pictures, "batch height width channels".
+    """DenseNet on images, "batch height width channels".
 
     Attributes:
-      classes: how many there are.
+      classes: number of classes.
       growth: k, the channels that each layer adds.
       blocks: layers in each dense block.
       stem: channels of the first convolution.
       form: the first layers: "imagenet" (7 x 7 of stride 2, batch norm, ReLU, pooling of stride 2) or "cifar" (3 x 3).
-      bottleneck: k times as many channels the 1 x 1 convolutions have; none leaves them out.
-      compression: share of the channels that a transition keeps, above 0 and at most 1.
-      dropout: share of each layer's outputs that is dropped in training.
+      bottleneck: ratio of the 1 x 1 convolutions' channels to k; None omits them.
+      compression: fraction of the channels that a transition keeps, above 0 and at most 1.
+      dropout: dropout rate of each layer's outputs.
       norm: in front of each convolution.
       dtype: of the computation.
       parameter_dtype: of the parameters.
@@ -84,7 +84,9 @@ class DenseNet(nn.Module):
 
     def __post_init__(self) -> None:
         if not 0 < self.compression <= 1:
-            raise UsageError(f"compression is {self.compression}; expected a share above 0 and at most 1, such as 0.5")
+            raise UsageError(
+                f"compression is {self.compression}; expected a fraction above 0 and at most 1, such as 0.5"
+            )
         super().__post_init__()
 
     @nn.compact
@@ -152,6 +154,7 @@ _imagenet(201, 32, 64, (6, 12, 48, 32), 20_013_928)
     architecture="densenet-cifar",
     shrink={"classes": 5, "growth": 4, "stem": 8, "blocks": (1, 2)},
     reference="the same network in torch: logits and running statistics within 1e-5",
+    departures=("Dropout is off by default; the paper uses 0.2 where there is no data augmentation.",),
     difference=5.5e-7,
 )
 def densenet_bc_100_12() -> DenseNet:

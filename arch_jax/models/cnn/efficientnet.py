@@ -1,7 +1,7 @@
 """EfficientNet (Tan & Le 2019, 1905.11946): depth, width and resolution of one small network, scaled together.
 
-B0 (table 1) is inverted residuals with squeeze and excitation. Equation 3 scales depth by a^p, width by b^p and the
-pictures' side by c^p, with a = 1.2, b = 1.1 and c = 1.15: a b^2 c^2 is about 2, so that each step of p is twice the
+B0 (table 1) is inverted residuals with squeeze and excitation. Equation 3 scales depth by a^p, width by b^p and
+resolution by c^p, with a = 1.2, b = 1.1 and c = 1.15: a b^2 c^2 is about 2, so that each step of p doubles the
 work. B1 to B7 have the factors of the released networks, which are near that (B7: depth 3.1, a^6.2) and not exactly it;
 blocks and channels of every stage follow from two factors.
 
@@ -35,23 +35,23 @@ PAPER = Paper(
 
 @component("efficientnet", kind="model")
 class EfficientNet(nn.Module):
-    """EfficientNet on pictures, "batch height width channels".
+    """EfficientNet on images, "batch height width channels".
 
     Attributes:
-      classes: how many there are.
+      classes: number of classes.
       depth_factor: of the blocks in each stage, rounded up.
       width_factor: of all channels, rounded to multiples of `divisor`.
       stages: expansion, channels, blocks, the first block's stride and the kernel's size, for each row of table 1.
       stem: channels of the first convolution.
       head: channels of the last convolution.
-      divisor: what all widths are rounded to a multiple of.
-      padding: of all convolutions: "same" for TensorFlow's, none for as much on both sides.
-      squeeze: share of a block's channels between squeeze and excitation; none leaves them out.
+      divisor: all widths are rounded to a multiple of this.
+      padding: of all convolutions: "same" for TensorFlow's, None for as much on both sides.
+      squeeze: bottleneck of squeeze and excitation as a fraction of a block's channels; None omits it.
       activation: after each convolution but a block's last.
       fixed_ends: whether the first and the last convolution keep their widths, and the first and the last stage their
         blocks, whatever the factors are.
-      dropout: share of the pooled features that is dropped in training.
-      stochastic_depth: share of the examples for which the last block's branch is left out in training; 0 for the
+      dropout: dropout rate of the pooled features.
+      stochastic_depth: probability of dropping the last block's branch in training; 0 for the
         first, and in equal steps between.
       norm: after each convolution.
       dtype: of the computation.
@@ -129,6 +129,19 @@ class EfficientNet(nn.Module):
         return Dense(self.classes, initial_std=0.01, **dtypes, name="logits")(x)
 
 
+_DEPARTURES = (
+    "B1 to B7 have the depth and width factors of the released networks, which are near a^p and b^p but not equal to "
+    "them.",
+    "The rate of stochastic depth rises by the number of blocks and not by that less 1, as in the authors' code, so "
+    "that the last block does not reach it.",
+)
+_LITE_DEPARTURES = (
+    "Published in the authors' repository only, not in the paper: no squeeze and excitation, ReLU6 for SiLU, and first "
+    "and last layers of B0's size, so that it can be quantised.",
+    *_DEPARTURES[1:],
+)
+
+
 def _efficientnet(
     name: str, parameters: int, depth: float, width: float, pixels: int, dropout: float, **settings: Any
 ) -> None:
@@ -158,12 +171,13 @@ def _efficientnet(
             "project/norm/bias$": "what is added to all pixels of a channel is taken away by the next batch norm"
         },
         reference=reference,
+        departures=_LITE_DEPARTURES if settings else _DEPARTURES,
         difference=difference,
     )
     def build() -> EfficientNet:
         return EfficientNet(depth_factor=depth, width_factor=width, dropout=dropout, **settings)
 
-    build.__doc__ = f"{depth} times B0's depth and {width} times its width, for pictures of {pixels} x {pixels} pixels."
+    build.__doc__ = f"{depth} times B0's depth and {width} times its width, for images of {pixels} x {pixels} pixels."
 
 
 _efficientnet("b0", 5_288_548, 1.0, 1.0, 224, 0.2)

@@ -1,11 +1,11 @@
-"""GoogLeNet (Szegedy et al. 2015, 1409.4842): Inception modules, and auxiliary classifiers that are trained along.
+"""GoogLeNet (Szegedy et al. 2015, 1409.4842): Inception modules, and auxiliary classifiers for training.
 
-Each module sees its input at several scales at once and puts what it finds side by side (figure 2b), in this order:
+Each module applies several kernel sizes to its input and concatenates the results (figure 2b), in this order:
 
     [1 x 1 | 1 x 1, then 3 x 3 | 1 x 1, then 5 x 5 | 3 x 3 max-pooling, then 1 x 1]
 
-Two classifiers on earlier maps are trained with it, the sum of their losses weighted by 0.3, and are left out
-afterwards (section 5). The reference, torchvision's, has batch norm behind each convolution in place of local response
+Two classifiers on intermediate maps are trained with it, the sum of their losses weighted by 0.3, and are discarded
+afterwards (section 5). The reference, torchvision's, has batch norm after each convolution in place of local response
 normalisation, and 3 x 3 where the paper has 5 x 5 (its authors' slip, kept for its weights); so have the registered
 ones.
 """
@@ -51,18 +51,18 @@ _INITIAL = nn.initializers.normal(0.01)
 
 @component("googlenet", kind="model")
 class GoogLeNet(nn.Module):
-    """GoogLeNet on pictures, "batch height width channels", 224 x 224 as published.
+    """GoogLeNet on images, "batch height width channels", 224 x 224 as published.
 
     Attributes:
-      classes: how many there are.
-      width: how many times as many channels as published each convolution has.
-      modules: how many modules of each of table 1's stages, 3, 4 and 5, there are; from the first on.
+      classes: number of classes.
+      width: factor on the published channels of each convolution.
+      modules: the number of modules in each of table 1's stages 3, 4 and 5, from the first on.
       auxiliary: whether there are auxiliary classifiers; their logits are sown as outputs.
       largest: pixels of the largest kernels on a side: 5 in the paper, 3 in the reference.
-      dropout: share of the averaged channels that is dropped in training.
-      auxiliary_dropout: the same in the auxiliary classifiers.
+      dropout: dropout rate of the averaged channels.
+      auxiliary_dropout: dropout rate of the auxiliary classifiers.
       auxiliary_hidden: width of their hidden layer.
-      normalise: behind each convolution; none leaves it out, for biases.
+      normalise: after each convolution; None omits it, for biases.
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """
@@ -114,15 +114,13 @@ class GoogLeNet(nn.Module):
         return self._dense(x, self.classes, "logits")
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Refuses pictures that are too small.
+        """Refuses images that are too small.
 
         Raises:
           UsageError: `shape` ("height width channels") has a side below 15.
         """
         if min(shape[:2]) < 15:
-            raise UsageError(
-                f"the pictures have {shape[0]} x {shape[1]} pixels; GoogLeNet expects 15 or more on a side"
-            )
+            raise UsageError(f"the images have {shape[0]} x {shape[1]} pixels; GoogLeNet expects 15 or more on a side")
 
     def _inception(self, x: Array, channels: tuple[int, ...], name: str, train: bool) -> Array:
         one, reduced, three, least, five, pooled = channels
@@ -176,6 +174,16 @@ def _registered(name: str, parameters: int, auxiliary: bool, doc: str) -> None:
         architecture="googlenet",
         shrink={"classes": 5, "width": 0.125, "modules": (1, 1, 1), "auxiliary_hidden": 16},
         reference="the same network in torch: logits and running statistics within 1e-5",
+        departures=(
+            "Batch norm after each convolution, and no local response normalisation, as in torchvision, whose weights "
+            "are the ones at hand (normalise=None leaves batch norm out).",
+            "The 5 x 5 convolutions are 3 x 3: a slip of torchvision's that its weights depend on (largest=5 gives "
+            "the paper's).",
+            "The last max-pooling is 2 x 2, as in torchvision; table 1 has 3 x 3.",
+            "Dropout of 0.2 before the logits, as in torchvision; the paper has 0.4.",
+            "The auxiliary classifiers average over a 4 x 4 grid, as in torchvision, which works at other image sizes "
+            "too; the paper has windows of 5 x 5 and stride 3.",
+        ),
         difference=1.6e-6,
     )
     def build() -> GoogLeNet:

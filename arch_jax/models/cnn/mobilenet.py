@@ -21,17 +21,17 @@ PAPER = Paper("MobileNetV2: Inverted Residuals and Linear Bottlenecks", "Sandler
 
 @component("mobilenet_v2", kind="model")
 class MobileNetV2(nn.Module):
-    """MobileNetV2 on pictures, "batch height width channels".
+    """MobileNetV2 on images, "batch height width channels".
 
     Attributes:
-      classes: how many there are.
+      classes: number of classes.
       multiplier: of all widths; the last one does not shrink below 1,280.
       stages: expansion, channels, blocks and the first block's stride, for each row of table 2.
       stem: channels of the first convolution.
       head: channels of the last convolution.
-      divisor: what all widths are rounded to a multiple of.
-      padding: of all convolutions of 3 x 3: none for as much on both sides, "same" for TensorFlow's.
-      dropout: share of the pooled features that is dropped in training.
+      divisor: all widths are rounded to a multiple of this.
+      padding: of all convolutions of 3 x 3: None for as much on both sides, "same" for TensorFlow's.
+      dropout: dropout rate of the pooled features.
       norm: after each convolution.
       dtype: of the computation.
       parameter_dtype: of the parameters.
@@ -107,6 +107,11 @@ class MobileNetV2(nn.Module):
     },
     no_gradient={"project/norm/bias$": "what is added to all pixels of a channel is taken away by the next batch norm"},
     reference="transformers MobileNetV2ForImageClassification: logits within 1e-12 in float64",
+    departures=(
+        "Convolutions of stride 2 are padded alike on both sides, as in PyTorch's libraries; the authors' TensorFlow "
+        "code pads one side more (padding=same).",
+        "Dropout of 0.2 before the logits, as in the libraries; the paper uses dropout and gives no rate.",
+    ),
     difference=2.8e-14,
 )
 def mobilenet_v2() -> MobileNetV2:

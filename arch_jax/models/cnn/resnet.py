@@ -1,6 +1,6 @@
-"""ResNet (He et al. 2016, 1512.03385) and the plain networks that it is compared with.
+"""ResNet (He et al. 2016, 1512.03385) and its plain baselines.
 
-A residual block adds what its layers compute to what they are given (equations 1 and 2):
+A residual block adds the output of its layers to its input (equations 1 and 2):
 
     y = f(F(x) + s(x))        plain: y = f(F(x))
 
@@ -33,7 +33,7 @@ PAPER = Paper("Deep Residual Learning for Image Recognition", "He et al.", 2016,
 
 Shortcut = Literal["projection", "padding", "none"]
 
-#: How many times as wide as its 3 x 3 convolution the output of a bottleneck is.
+#: Ratio of a bottleneck's output channels to those of its 3 x 3 convolution.
 EXPANSION = 4
 
 
@@ -44,7 +44,7 @@ class Residual(nn.Module):
       width: channels of its 3 x 3 convolutions.
       stride: of the block.
       bottleneck: whether it is a bottleneck.
-      shortcut: what is added where the shapes differ; "none" adds nothing anywhere.
+      shortcut: the shortcut where the shapes differ; "none" adds nothing anywhere.
       stride_first: whether a bottleneck's stride is that of its first convolution.
       zero_scale: whether the last norm's scale starts at 0.
       norm: after each convolution.
@@ -95,15 +95,15 @@ class Residual(nn.Module):
 
 @component("resnet", kind="model")
 class ResNet(nn.Module):
-    """Residual or plain network on pictures, "batch height width channels".
+    """Residual or plain network on images, "batch height width channels".
 
     Attributes:
-      classes: how many there are.
+      classes: number of classes.
       blocks: in each stage; a stage's first block has stride 2, but the first stage's.
       width: channels of the 3 x 3 convolutions of the first stage; each further stage has twice as many.
       bottleneck: whether blocks are bottlenecks, or two 3 x 3 convolutions.
       stem: the first layers: "imagenet" (7 x 7 of stride 2, pooling of stride 2) or "cifar" (3 x 3 of stride 1).
-      shortcut: what is added where a block changes the shape: a "projection" (option B) or "padding" (option A); with
+      shortcut: the shortcut of a block that changes the shape: a "projection" (option B) or "padding" (option A); with
         "none" nothing is added anywhere, which is the plain network.
       stride_first: whether the stride of a bottleneck is that of its first convolution, as published, or of its 3 x 3
         convolution, which is usual today and half a percent better.
@@ -157,6 +157,20 @@ class ResNet(nn.Module):
         return Dense(self.classes, initial_std=0.01, **dtypes, name="logits")(global_average(x))
 
 
+_BASIC_DEPARTURES = (
+    "Shortcuts that change the shape are projections (option B), as in the libraries; the 18- and 34-layer networks of "
+    "table 2 pad with zeros (option A; shortcut=padding).",
+)
+_BOTTLENECK_DEPARTURES = (
+    "The stride of a bottleneck is in its 3 x 3 convolution, as in the libraries, which is about half a percent "
+    "better; the paper has it in the first 1 x 1 (stride_first=true).",
+)
+_CIFAR_DEPARTURES = (
+    "Zeros for new channels are put half before and half after the others, as in the usual implementations for CIFAR; "
+    "the paper does not say where.",
+)
+
+
 def _imagenet(layers: int, parameters: int, blocks: tuple[int, ...], **settings: bool) -> None:
     """Registers one of the networks for ImageNet."""
 
@@ -170,6 +184,7 @@ def _imagenet(layers: int, parameters: int, blocks: tuple[int, ...], **settings:
         architecture="resnet-bottleneck" if settings else "resnet-basic",
         shrink={"classes": 5, "blocks": (1, 2), "width": 4},
         reference="transformers ResNetForImageClassification: logits and running statistics within 1e-5",
+        departures=_BOTTLENECK_DEPARTURES if settings else _BASIC_DEPARTURES,
         difference=1.4e-6,
     )
     def build() -> ResNet:
@@ -198,6 +213,7 @@ def _cifar(layers: int, parameters: int | None, residual: bool) -> None:
         architecture="resnet-cifar",
         shrink={"classes": 5, "blocks": (1, 2), "width": 4},
         reference="the same network in torch: logits and running statistics within 1e-5",
+        departures=_CIFAR_DEPARTURES if residual else (),
         difference=5e-7,
     )
     def build() -> ResNet:

@@ -2,7 +2,7 @@
 
 Both are convolutions with ReLU and max-pooling, then two fully connected layers with dropout and a linear output.
 AlexNet has five convolutions of 11 x 11 to 3 x 3 pixels, overlapping pooling (3 x 3, stride 2), and dropout in front of
-each fully connected layer; VGG has 3 x 3 convolutions only, pooling of 2 x 2, and dropout behind.
+each fully connected layer; VGG has 3 x 3 convolutions only, pooling of 2 x 2, and dropout after.
 """
 
 from typing import Literal
@@ -32,10 +32,10 @@ class Classifier(nn.Module):
     """Two fully connected layers with ReLU and dropout, and a linear output.
 
     Attributes:
-      classes: how many there are.
+      classes: number of classes.
       hidden: width of the two layers.
-      dropout: share of activations dropped in training.
-      before: whether each layer's inputs are dropped, as in AlexNet, or its outputs, as in VGG.
+      dropout: dropout rate.
+      before: whether dropout applies to each layer's inputs, as in AlexNet, or to its outputs, as in VGG.
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """
@@ -63,14 +63,14 @@ class Classifier(nn.Module):
 
 @component("alexnet", kind="model")
 class AlexNet(nn.Module):
-    """AlexNet in one tower on pictures, "batch height width channels", 224 x 224 as published.
+    """AlexNet in one tower on images, "batch height width channels", 224 x 224 as published.
 
     Attributes:
-      classes: how many there are.
+      classes: number of classes.
       widths: channels of the five convolutions.
       hidden: width of the fully connected layers.
-      dropout: share of activations dropped in training in front of the fully connected layers.
-      grid: pixels on a side to which the last maps are averaged.
+      dropout: dropout rate in front of the fully connected layers.
+      grid: resolution to which the last maps are average-pooled.
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """
@@ -97,7 +97,7 @@ class AlexNet(nn.Module):
         """Logits of each class.
 
         Raises:
-          UsageError: pictures of fewer than 63 pixels on a side, which end before the last pooling.
+          UsageError: images of fewer than 63 pixels on a side, too small for the last pooling.
         """
         self.check(images.shape[1:])
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
@@ -114,28 +114,28 @@ class AlexNet(nn.Module):
         return Classifier(self.classes, self.hidden, self.dropout, before=True, **dtypes, name="classifier")(x, train)
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Refuses pictures that are too small.
+        """Refuses images that are too small.
 
         Raises:
           UsageError: `shape` ("height width channels") has a side below 63.
         """
         if min(shape[:2]) < 63:
-            raise UsageError(f"the pictures have {shape[0]} x {shape[1]} pixels; AlexNet expects 63 or more on a side")
+            raise UsageError(f"the images have {shape[0]} x {shape[1]} pixels; AlexNet expects 63 or more on a side")
 
 
 @component("vgg", kind="model")
 class VGG(nn.Module):
-    """VGG on pictures, "batch height width channels", 224 x 224 as published.
+    """VGG on images, "batch height width channels", 224 x 224 as published.
 
     Attributes:
-      classes: how many there are.
+      classes: number of classes.
       blocks: convolutions in each of the stages; each stage ends in pooling.
       widths: channels of each stage.
       head: "hidden" for two fully connected layers, or "linear" for the output alone, as on CIFAR.
       hidden: width of the fully connected layers.
-      dropout: share of activations dropped in training behind the fully connected layers.
-      grid: pixels on a side to which the last maps are averaged; 7 leaves those of 224 x 224 pixels as they are.
-      norm: between each convolution and its ReLU, or none.
+      dropout: dropout rate after the fully connected layers.
+      grid: resolution to which the last maps are average-pooled; 7 leaves those of 224 x 224 pixels as they are.
+      norm: between each convolution and its ReLU, or None.
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """
@@ -165,7 +165,7 @@ class VGG(nn.Module):
         """Logits of each class.
 
         Raises:
-          UsageError: pictures that end before the last pooling.
+          UsageError: images too small for the last pooling.
         """
         self.check(images.shape[1:])
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
@@ -181,7 +181,7 @@ class VGG(nn.Module):
         return Classifier(self.classes, self.hidden, self.dropout, **dtypes, name="classifier")(x, train)
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Refuses pictures that are too small.
+        """Refuses images that are too small.
 
         Raises:
           UsageError: `shape` ("height width channels") has a side below 2 to the number of stages.
@@ -189,7 +189,7 @@ class VGG(nn.Module):
         least = 2 ** len(self.blocks)
         if min(shape[:2]) < least:
             raise UsageError(
-                f"the pictures have {shape[0]} x {shape[1]} pixels; VGG of {len(self.blocks)} stages expects {least} "
+                f"the images have {shape[0]} x {shape[1]} pixels; VGG of {len(self.blocks)} stages expects {least} "
                 f"or more on a side; set data.resize={least}"
             )
 
@@ -203,6 +203,14 @@ class VGG(nn.Module):
     parameters=61_100_840,
     shrink={"classes": 5, "widths": (4, 6, 6, 4, 4), "hidden": 8, "grid": 2, "dropout": 0.1},
     reference="the same network in torch: logits within 1e-5",
+    departures=(
+        "One tower, as in the paper of 2014; the network of 2012 is divided over two GPUs.",
+        "No local response normalisation, as in torchvision; VGG's authors found that it does not improve results "
+        "(1409.1556).",
+        "The last maps are averaged to 6 x 6, as in torchvision, so that other image sizes pass; at 224 x 224 pixels "
+        "nothing changes.",
+        "He's initializer for the convolutions; the network of 2012 draws them from N(0, 0.01^2).",
+    ),
     difference=1.9e-7,
 )
 def alexnet() -> AlexNet:
@@ -226,6 +234,12 @@ def _vgg(layers: int, blocks: tuple[int, ...], parameters: int, parameters_with_
         architecture="vgg",
         difference=1.7e-7,
         reference="the same network in torch: logits within 1e-5",
+        departures=(
+            "He's initializer for the convolutions; the paper starts deep networks from trained shallow ones, and its "
+            "authors found later that random initial weights do as well.",
+            "The last maps are averaged to 7 x 7, as in torchvision, so that other image sizes pass; at 224 x 224 "
+            "pixels nothing changes.",
+        ),
         **facts,
     )
     def plain() -> VGG:
@@ -238,6 +252,11 @@ def _vgg(layers: int, blocks: tuple[int, ...], parameters: int, parameters_with_
         no_gradient={"/convolution/bias$": "batch norm takes away whatever is added to all pixels of a channel"},
         difference=3.5e-7,
         reference="the same network in torch: logits and running statistics within 1e-5",
+        departures=(
+            "Batch norm after each convolution, as in torchvision; the paper precedes it.",
+            "The last maps are averaged to 7 x 7, as in torchvision, so that other image sizes pass; at 224 x 224 "
+            "pixels nothing changes.",
+        ),
         **facts,
     )
     def with_norm() -> VGG:

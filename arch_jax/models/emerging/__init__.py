@@ -1,1 +1,1 @@
-"""Recurrences of fixed state that stand where attention stood: retention, delta networks, xLSTM, RWKV."""
+"""Recurrences of fixed state in place of attention: retention, delta networks, xLSTM, RWKV."""

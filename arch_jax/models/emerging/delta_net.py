@@ -2,7 +2,7 @@
 
 Yang et al. 2024, "Parallelizing Linear Transformers with the Delta Rule over Sequence Length" (2406.06484), and Yang,
 Kautz & Hatamizadeh 2024, "Gated Delta Networks: Improving Mamba2 with Delta Rule" (2412.06464). For each layer, with
-the mixers of `layers.delta_net`,
+the mixers of `layers.mixers.delta_net`,
 
     h' = h + mixer(RMSNorm(h)),   h'' = h' + SwiGLU(RMSNorm(h'))
 
@@ -32,6 +32,11 @@ _FACTS = {
         "feed_forward.hidden": 32,
     },
     "reference": "transformers Qwen3NextGatedDeltaNet and its delta rules: outputs within 1e-5",
+    "departures": (
+        "The papers give no vocabulary size and no exact hidden width: 32,000 tokens and 8/3 of the width, rounded up "
+        "to a multiple of 256, are assumed, as in Llama.",
+        "The hybrids with sliding-window attention are not registered; the mixers can be combined in any order.",
+    ),
     "difference": 1.5e-6,
 }
 DELTA_NET_FACTS = _FACTS | {

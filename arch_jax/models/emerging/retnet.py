@@ -5,11 +5,11 @@ Sun et al. 2023, "Retentive Network: A Successor to Transformer for Large Langua
     Y^l     = MSR(LN(X^l)) + X^l                            (equation 9)
     X^(l+1) = FFN(LN(Y^l)) + Y^l,   FFN(X) = gelu(X W_1) W_2
 
-where MSR is `layers.retention.Retention`. A layer has 12 d^2 parameters (section 3.1): the retention 8 d^2, as values
-and gates are twice as wide as queries and keys, and the feed-forward 4 d^2, with 2 d hidden units. Heads have 256
-dimensions; 1 - gamma runs from 1/32 to 1/512 evenly by ratio. Layers, widths and heads are also those of torchscale's
-`retnet_xl`, `retnet_3b` and `retnet_7b`. The vocabulary is not published; GPT-2's makes the sizes come out at the names
-they have.
+where MSR is `layers.mixers.retention.Retention`. A layer has 12 d^2 parameters (section 3.1): the retention 8 d^2, as
+values and gates are twice as wide as queries and keys, and the feed-forward 4 d^2, with 2 d hidden units. Heads have
+256 dimensions; 1 - gamma runs from 1/32 to 1/512 evenly by ratio. Layers, widths and heads are also those of
+torchscale's `retnet_xl`, `retnet_3b` and `retnet_7b`. The vocabulary is not published; GPT-2's gives the sizes in the
+models' names.
 """
 
 from arch_jax.inputs import tokens
@@ -36,6 +36,14 @@ RETNET_FACTS = {
         "feed_forward.hidden": 32,
     },
     "reference": "torchscale's multiscale_retention, written out in numpy: outputs within 1e-5",
+    "departures": (
+        "The vocabulary is not published: GPT-2's is assumed, with tied embeddings, which gives the sizes in the "
+        "models' names.",
+        "The score normalisation of section 2.1 is left out: the norm of each head removes the scale, and sums are "
+        "kept in float32 instead.",
+        "1 - gamma runs from 1/32 to 1/512 as in the paper's models; equation 8 would double 1 / (1 - gamma) from "
+        "head to head (longest=None).",
+    ),
     "difference": 3.3e-7,
 }
 

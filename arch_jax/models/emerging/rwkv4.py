@@ -38,7 +38,7 @@ def rwkv4_decoder(layers: int, width: int, vocabulary: int = 50_277) -> Decoder:
         feed_forward=None,
         norm=LayerNorm(epsilon=1e-5),
         embedding_norm=True,
-        embedding_std=1e-4,  # small, so that the norm behind it lets it move fast at first (appendix F)
+        embedding_std=1e-4,  # small, so that the norm after it lets it move fast at first (appendix F)
         tied=False,
     )
 

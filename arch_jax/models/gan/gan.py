@@ -1,4 +1,4 @@
-"""Generative adversarial networks (Goodfellow et al. 2014, 1406.2661): G makes points of noise, D scores them.
+"""Generative adversarial networks (Goodfellow et al. 2014, 1406.2661): G maps noise to points, D scores them.
 
     min_G max_D V(D, G) = E_x[log D(x)] + E_z[log(1 - D(G(z)))]                                    (equation 1)
 
@@ -34,7 +34,7 @@ class Generator(nn.Module):
       latent: dimensions of the noise, which is standard normal.
       features: coordinates of a point.
       hidden: widths of the hidden layers.
-      norm: between each hidden layer and its activation, or none; with one, hidden layers have no bias.
+      norm: between each hidden layer and its activation, or None; with one, hidden layers have no bias.
       activation: name of f.
       initial_std: standard deviation of the initial weights.
       dtype: of the computation.
@@ -72,7 +72,7 @@ class Discriminator(nn.Module):
 
     Attributes:
       hidden: widths of the hidden layers.
-      pieces: how many affine maps each maximum is taken over.
+      pieces: number of affine maps in each maximum.
       initial_std: standard deviation of the initial weights.
       dtype: of the computation.
       parameter_dtype: of the parameters.
@@ -126,7 +126,7 @@ class GAN(nn.Module):
         self.D = adapted(self.discriminator, **dtypes)
 
     def __call__(self, latent: Float[Array, "batch latent"], train: bool = False) -> Float[Array, "batch"]:
-        """The score of what is made of the noise: D's logit of G(z)."""
+        """D's logit of G(z)."""
         return self.D(self.G(latent, train), train)
 
     def generate(self, latent: Float[Array, "batch latent"], train: bool = False) -> Float[Array, "batch features"]:
@@ -134,7 +134,7 @@ class GAN(nn.Module):
         return self.G(latent, train)
 
     def score(self, x: Float[Array, "batch features"], train: bool = False) -> Float[Array, "batch"]:
-        """D's logit of points, positive where it takes them for real."""
+        """D's logit of points, positive for points judged real."""
         return self.D(x, train)
 
 
@@ -146,6 +146,11 @@ class GAN(nn.Module):
     inputs=points(2),
     shrink={"generator.hidden": (12, 12), "discriminator.hidden": (6, 6), "discriminator.pieces": 3},
     reference="the same layers in torch: scores, losses and gradients within 1e-5",
+    departures=(
+        "Sizes are PacGAN's (1712.04086) for mixtures of Gaussians; the paper's own networks are for images.",
+        "The discriminator gives a logit, and the loss takes its sigmoid: the same value without overflow.",
+        "No dropout in the discriminator, which the paper has for its networks on images.",
+    ),
     difference=1.7e-6,
     reproduces="modes of a ring of 8 Gaussians (gan_ring)",
 )

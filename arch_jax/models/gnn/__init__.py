@@ -1,1 +1,1 @@
-"""Graph networks: a graph in, something for each of its nodes, edges or the whole of it out."""
+"""Graph networks: a graph in, predictions for its nodes, its edges or the whole graph out."""

@@ -1,1 +1,1 @@
-"""Perceptrons: a picture's pixels in one row, and layers that are fully connected."""
+"""Perceptrons: fully connected layers on an image's pixels."""

@@ -3,8 +3,8 @@
     s = x W + b                                             one score for each class; the largest is the answer
     s = h_n W_n + b_n,  h_i = f(h_(i-1) W_(i-1) + b_(i-1)),  h_0 = x
 
-One layer tells apart just what hyperplanes can: no perceptron computes XOR (Minsky & Papert 1969, section 2.1), and two
-hidden units are enough for it (Rumelhart et al. 1986). Rosenblatt's rule is the criterion "perceptron" of the
+One layer separates only by hyperplanes: no perceptron computes XOR (Minsky & Papert 1969, section 2.1), and two
+hidden units suffice for it (Rumelhart et al. 1986). Rosenblatt's rule is the criterion "perceptron" of the
 objective "classify".
 """
 
@@ -22,13 +22,13 @@ from arch_jax.registry import Paper, register
 
 @component("multilayer_perceptron", kind="model")
 class MultilayerPerceptron(nn.Module):
-    """Layers that are fully connected, on the pixels of "batch height width channels" in one row.
+    """Fully connected layers, on the flattened pixels of "batch height width channels".
 
     Attributes:
-      classes: how many there are.
-      hidden: widths of the hidden layers; with none it is the perceptron.
+      classes: number of classes.
+      hidden: widths of the hidden layers; without any it is the perceptron.
       activation: f.
-      initial_std: standard deviation of the initial weights; none is width^-1/2 of each layer's input.
+      initial_std: standard deviation of the initial weights; None is width^-1/2 of each layer's input.
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """
@@ -74,6 +74,11 @@ class MultilayerPerceptron(nn.Module):
     architecture="multilayer_perceptron",
     shrink={"classes": 5, "initial_std": 0.5},
     reference="Rosenblatt's rule in NumPy: the same weights after every example",
+    departures=(
+        "Inputs are the pixels themselves; the paper puts a layer of fixed random association units before them.",
+        "A score for each class, trained by Rosenblatt's rule in Kesler's form; the paper's single unit tells two "
+        "classes apart.",
+    ),
     difference=0.0,
     reproduces="which gates one layer learns (xor)",
 )
@@ -97,6 +102,10 @@ def perceptron() -> MultilayerPerceptron:
     architecture="multilayer_perceptron",
     shrink={"classes": 5, "hidden": (8, 6)},
     reference="the same network in torch: logits and gradients within 1e-5",
+    departures=(
+        "tanh units, and the sizes with which LeNet-5 is compared (LeCun et al. 1998, section III.C.4); the paper of "
+        "1986 has logistic units and small tasks.",
+    ),
     reproduces="XOR by two hidden units (xor)",
 )
 def mlp() -> MultilayerPerceptron:

@@ -8,8 +8,8 @@ of Zaremba et al. (2014, 1409.2329): for each layer, with dropout only between l
     h_t = sigmoid(o) * tanh(c_t)
 
 The residual connections, the norm before each layer, and the output layer that shares the embedding table are the
-decoder's, not the papers': so it differs from a Transformer here in the mixer and in having no feed-forward, and in
-nothing else.
+decoder's, not the papers': so it differs from a Transformer here in the mixer and in having no feed-forward part, and
+in nothing else.
 """
 
 from arch_jax.inputs import tokens
@@ -31,6 +31,13 @@ from arch_jax.registry import Paper, register
     inputs=tokens(256),
     shrink={"vocabulary": 32, "depth": 2, "width": 16},
     reference="torch.nn.LSTM: outputs, last states and gradients within 1e-5",
+    departures=(
+        "Forget gates (Gers et al. 2000), whose biases start at 1 (Jozefowicz et al. 2015), and gradients through all "
+        "gates; the cells of 1997 forget nothing and cut the gradient off.",
+        "No peepholes by default (peepholes=true adds them); PyTorch has none.",
+        "A language model of residual blocks with a norm before each layer and an output layer that shares the "
+        "embedding table; the paper stacks no layers like that. Only the mixer then differs from a Transformer here.",
+    ),
     difference=2.9e-7,
 )
 def lstm() -> Decoder:

@@ -1,1 +1,1 @@
-"""Recurrent encoder-decoders: one sequence is read, another written."""
+"""Recurrent encoder-decoders: one sequence is encoded, another generated."""

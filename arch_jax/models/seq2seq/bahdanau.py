@@ -1,12 +1,12 @@
 """RNNsearch: translation that learns to align (Bahdanau et al. 2014, 1409.0473).
 
 A bidirectional gated network gives each source word an annotation h_j = [forward; backward] (section 3.2). Before the
-decoder's i-th step, what its state s_{i-1} asks for is read from them (section 3.1 and appendix A.1.2):
+the decoder's i-th step, its state s_{i-1} attends to them (section 3.1 and appendix A.1.2):
 
     e_ij = v_a . tanh(W_a s_{i-1} + U_a h_j),   alpha_i = softmax(e_i)        (6)
     c_i = sum_j alpha_ij h_j                                                  (5)
 
-The step takes the last word and what was read (appendix A.2.2), from s_0 = tanh(W_s h_1), h_1 backward, on:
+The step takes the last word and the context (appendix A.2.2), from s_0 = tanh(W_s h_1), h_1 backward, on:
 
     r, z = sigmoid(W_{r,z} E y_{i-1} + U_{r,z} s_{i-1} + C_{r,z} c_i)
     s~ = tanh(W E y_{i-1} + U (r * s_{i-1}) + C c_i),   s_i = (1 - z) * s_{i-1} + z * s~
@@ -18,8 +18,8 @@ and the next word's scores come through a layer of maxout, with the state before
 The encoder is the same but for c_i. Biases, which the paper leaves out of its equations, are added to the gates, W_s,
 t~ and W_o. The authors' code (GroundHog, experiments/nmt/encdec.py) agrees: the score, s_0, where the reset gate
 stands, and that t~ sees the state before the step; its W_o has the rank of the word vectors, and here it has full rank.
-z is written as in equation 7 of Cho et al. (1406.1078) in code: the share of the old state, which is the same network
-with W_z, U_z, C_z and their bias of the other sign.
+z is written as in equation 7 of Cho et al. (1406.1078) in code: the fraction of the old state, which is the same
+network with W_z, U_z, C_z and their bias of the other sign.
 """
 
 from typing import ClassVar
@@ -41,18 +41,18 @@ from arch_jax.registry import Paper, register
 
 @component("bahdanau", kind="model")
 class Bahdanau(RecurrentEncoderDecoder):
-    """RNNsearch: a bidirectional encoder, and a decoder that looks before each step.
+    """RNNsearch: a bidirectional encoder, and a decoder that attends before each step.
 
     Attributes:
       vocabulary: tokens of the target.
-      source_vocabulary: tokens of the source; none is as many as the target has.
+      source_vocabulary: tokens of the source; None is as many as the target has.
       shared: whether source and target have one table of word vectors.
       embedding: m, the width of a word vector.
       hidden: n, the units of the encoder in each direction, and of the decoder.
       maxout: l, the units of the output's hidden layer, each the larger of two numbers.
       score: how annotations are scored.
       initial_std: standard deviation of the initial matrices (appendix B.1); recurrent ones are orthogonal, biases 0.
-      dropout: share dropped of the word vectors, in training; the paper has none.
+      dropout: dropout rate of the word vectors; the paper has none.
       dtype: of the computation; gates, states, softmax and losses are at least float32.
       parameter_dtype: of the parameters.
     """
@@ -138,6 +138,12 @@ class Bahdanau(RecurrentEncoderDecoder):
     inputs=pairs(50, 50),
     shrink={"vocabulary": 32, "embedding": 12, "hidden": 16, "maxout": 10, "score.hidden": 14},
     reference="the paper's equations in PyTorch: logits, loss and gradients within 1e-5",
+    departures=(
+        "Biases, which the paper leaves out of its equations, are added to the gates and to the output's layers.",
+        "v_a starts as wide as W_a and U_a; appendix B.1 starts it at 0, from where W_a and U_a have no gradient at "
+        "first.",
+        "The output matrix has full rank, as in the paper; the authors' code factors it.",
+    ),
     difference=2.6e-7,
 )
 def bahdanau() -> Bahdanau:

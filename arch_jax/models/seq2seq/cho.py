@@ -1,4 +1,4 @@
-"""The RNN encoder-decoder that the gated unit was made for (Cho et al. 2014, 1406.1078, appendix A).
+"""The RNN encoder-decoder that introduced the gated unit (Cho et al. 2014, 1406.1078, appendix A).
 
 The encoder's units h_t are those of equations 5 to 8, and the summary of a source of N words is c = tanh(V h_N). The
 decoder sees it at every step, from h'_0 = tanh(V' c) on:
@@ -10,7 +10,7 @@ decoder sees it at every step, from h'_0 = tanh(V' c) on:
     s'_t = O_h h'_t + O_y e(y_{t-1}) + O_c c,   s_i = max(s'_{2i-1}, s'_{2i})   (maxout)
     p(y_t = j | ...) = softmax_j(g_j . s_t),    G = G_l G_r of rank 100 (section 4.1)
 
-Here the reset gate of the decoder stands in front of the source's summary too, and behind the product; the encoder's is
+Here the reset gate of the decoder stands in front of the source's summary too, and after the product; the encoder's is
 in front of its product. Biases, which the paper leaves out of its equations, are added to the gates, V, V' and O.
 """
 
@@ -30,18 +30,18 @@ from arch_jax.registry import Paper, register
 
 @component("cho", kind="model")
 class Cho(RecurrentEncoderDecoder):
-    """A gated network that reads, and one that writes with the source's summary before it at every step.
+    """A gated encoder, and a gated decoder that sees the source's summary at every step.
 
     Attributes:
       vocabulary: tokens of the target.
-      source_vocabulary: tokens of the source; none is as many as the target has.
+      source_vocabulary: tokens of the source; None is as many as the target has.
       shared: whether source and target have one table of word vectors.
       embedding: width of a word vector.
       hidden: units of the encoder, and as many of the decoder.
       maxout: units of the output's hidden layer, each the larger of two numbers.
-      rank: of the output's matrix; none is a matrix of full rank.
+      rank: of the output's matrix; None is a matrix of full rank.
       initial_std: standard deviation of the initial matrices (section 4.1); recurrent ones are orthogonal.
-      dropout: share dropped of the word vectors, in training; the paper has none.
+      dropout: dropout rate of the word vectors; the paper has none.
       dtype: of the computation; gates, states, softmax and losses are at least float32.
       parameter_dtype: of the parameters.
     """
@@ -119,6 +119,9 @@ class Cho(RecurrentEncoderDecoder):
     inputs=pairs(30, 30),
     shrink={"vocabulary": 32, "embedding": 8, "hidden": 16, "maxout": 12, "rank": 10},
     reference="the paper's equations in PyTorch: logits, loss and gradients within 1e-5",
+    departures=(
+        "Biases, which the paper leaves out of its equations, are added to the gates and to the output's layers.",
+    ),
     difference=4.2e-7,
 )
 def cho() -> Cho:

@@ -1,16 +1,16 @@
 """Effective approaches to attention (Luong et al. 2015, 1508.04025).
 
-Stacked LSTMs read and write. At each step the decoder's state h_t is computed first, and then asks for its context c_t
-among the encoder's highest states (section 3):
+Stacked LSTMs encode and decode. At each step the decoder's state h_t is computed first, and then attends to
+the encoder's highest states (section 3) for its context c_t:
 
     a_t(s) = softmax_s(score(h_t, h_s))                           (7), with the scores of equation 8
     c_t = sum_s a_t(s) h_s
     h~_t = tanh(W_c [c_t; h_t])                                   (5)
     p(y_t | ...) = softmax(W_s h~_t)                              (6)
 
-With input feeding (section 3.3) the lowest layer's input is [E y_{t-1}; h~_{t-1}], so that a step knows what was read
-before. Attention is global, or local: `score="local_attention"`. The source is read from its end (section 4.1); places
-in it are nevertheless counted from its first word.
+With input feeding (section 3.3) the lowest layer's input is [E y_{t-1}; h~_{t-1}], so that a step knows the previous
+attention. Attention is global, or local: `score="local_attention"`. The source is read from its end (section 4.1);
+places in it are nevertheless counted from its first word.
 """
 
 from typing import ClassVar
@@ -34,7 +34,7 @@ class Luong(RecurrentEncoderDecoder):
 
     Attributes:
       vocabulary: tokens of the target.
-      source_vocabulary: tokens of the source; none is as many as the target has.
+      source_vocabulary: tokens of the source; None is as many as the target has.
       shared: whether source and target have one table of word vectors.
       embedding: width of a word vector.
       hidden: cells of each layer, and width of h~.
@@ -43,7 +43,7 @@ class Luong(RecurrentEncoderDecoder):
       input_feeding: whether h~ is an input of the next step.
       reverse: whether the source is read from its end.
       initial_scale: all parameters start uniform in [-initial_scale, initial_scale] (section 4.1).
-      dropout: share dropped of the word vectors, and between layers, in training; the paper has 0.2 in some models.
+      dropout: dropout rate of the word vectors, and between layers; the paper has 0.2 in some models.
       dtype: of the computation; gates, states, softmax and losses are at least float32.
       parameter_dtype: of the parameters.
     """
@@ -135,6 +135,7 @@ class Luong(RecurrentEncoderDecoder):
     inputs=pairs(50, 50),
     shrink={"vocabulary": 32, "embedding": 16, "hidden": 16, "depth": 2},
     reference="the paper's equations on torch.nn.LSTM and LSTMCell: logits, loss and gradients within 1e-5",
+    departures=("Dropout is off by default; the paper uses 0.2 in some of its models.",),
     difference=3.3e-7,
 )
 def luong() -> Luong:

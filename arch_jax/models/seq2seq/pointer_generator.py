@@ -12,7 +12,7 @@ where k = a_0 + ... + a_{t-1} is the coverage (10). The coverage loss, sum_i min
 field `coverage`. Words outside the vocabulary have ids that mean something within their example only: the last `extra`
 of all ids. They are read as the unknown word, and written by copying alone.
 
-What the paper leaves open is as in the authors' code, from which its numbers of parameters follow: the step's input is
+Details that the paper leaves open follow the authors' code, which gives its parameter counts: the step's input is
 x_t = W [y_{t-1}; h*_{t-1}] + b, as wide as a word vector, with h*_0 = 0; the decoder begins from
 relu(W [forward; backward] + b), for c and h each.
 """
@@ -38,21 +38,21 @@ LEAST = 1e-30
 
 @component("pointer_generator", kind="model")
 class PointerGenerator(RecurrentEncoderDecoder):
-    """Writes words of its vocabulary, or copies those of the source.
+    """Generates words of its vocabulary, or copies those of the source.
 
     Logits are log P(w): their softmax is P.
 
     Attributes:
-      vocabulary: how many ids there are, of source and target, those of words outside the vocabulary among them.
-      source_vocabulary: none; both sides have the same words.
+      vocabulary: number of ids, of source and target, those of words outside the vocabulary among them.
+      source_vocabulary: None; both sides have the same words.
       shared: true; both sides have the same word vectors.
       embedding: width of a word vector.
       hidden: cells of the encoder in each direction, and of the decoder.
-      extra: how many of the ids, the last ones, stand for words outside the vocabulary.
-      unknown: the token as which such a word is read.
+      extra: the number of ids, the last ones, that stand for words outside the vocabulary.
+      unknown: the token that replaces such a word in the input.
       pointer: whether words can be copied; without, it is the paper's baseline.
-      coverage: whether the attention knows what has been read before.
-      dropout: share dropped of the word vectors, in training; the paper has none.
+      coverage: whether the attention sees the coverage so far.
+      dropout: dropout rate of the word vectors; the paper has none.
       dtype: of the computation; gates, states, softmax and losses are at least float32.
       parameter_dtype: of the parameters.
     """
@@ -185,6 +185,13 @@ class PointerGenerator(RecurrentEncoderDecoder):
     inputs=pairs(400, 100),
     shrink={"vocabulary": 32, "extra": 4, "embedding": 12, "hidden": 16},
     reference="the paper's equations on torch.nn.LSTM and LSTMCell: logits, loss and gradients within 1e-5",
+    departures=(
+        "Coverage is part of the model from the start; the paper adds it for the last 3,000 steps of training.",
+        "Probabilities below 1e-30 count as that, so that a word that can be neither generated nor copied has a "
+        "finite loss.",
+        "Details that the paper leaves open (the merged input, the initial state) follow the authors' code, from "
+        "which its parameter counts come.",
+    ),
     difference=2.9e-7,
 )
 def pointer_generator() -> PointerGenerator:

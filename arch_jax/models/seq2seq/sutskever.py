@@ -1,7 +1,7 @@
 """Sequence to sequence learning with neural networks (Sutskever et al. 2014, 1409.3215).
 
-One deep LSTM reads the source, another writes the target, and all that passes from the one to the other is the state v
-after the source's last word (equation 1):
+One deep LSTM encodes the source, another generates the target, and all that passes from one to the other is the state
+v after the source's last word (equation 1):
 
     p(y_1 ... y_T' | x_1 ... x_T) = prod_t p(y_t | v, y_1 ... y_{t-1})
 
@@ -23,18 +23,18 @@ from arch_jax.registry import Paper, register
 
 @component("sutskever", kind="model")
 class Sutskever(RecurrentEncoderDecoder):
-    """A deep LSTM that reads, and one that writes.
+    """A deep LSTM encoder and a deep LSTM decoder.
 
     Attributes:
       vocabulary: tokens of the target.
-      source_vocabulary: tokens of the source; none is as many as the target has.
+      source_vocabulary: tokens of the source; None is as many as the target has.
       shared: whether source and target have one table of word vectors.
       embedding: width of a word vector.
       hidden: cells of each layer.
       depth: layers of the encoder, and as many of the decoder.
       reverse: whether the source is read from its end.
       initial_scale: all parameters start uniform in [-initial_scale, initial_scale] (section 3.4).
-      dropout: share dropped of the word vectors, and between layers, in training; the paper has none.
+      dropout: dropout rate of the word vectors, and between layers; the paper has none.
       dtype: of the computation; gates, states, softmax and losses are at least float32.
       parameter_dtype: of the parameters.
     """
@@ -87,6 +87,7 @@ class Sutskever(RecurrentEncoderDecoder):
     inputs=pairs(50, 50),
     shrink={"vocabulary": 32, "source_vocabulary": None, "embedding": 16, "hidden": 16, "depth": 2},
     reference="torch.nn.LSTM after bentrevett/pytorch-seq2seq (1): logits, loss and gradients within 1e-5",
+    departures=("Gates and outputs have biases, which the published count of 384 million leaves out.",),
     difference=1.4e-7,
 )
 def sutskever() -> Sutskever:

@@ -1,4 +1,4 @@
-"""Mamba-2: Mamba whose state space has one decay a head, and is therefore computed by matrix products.
+"""Mamba-2: Mamba with one decay for each head, and therefore computed by matrix products.
 
 Dao and Gu (2405.21060): "state space duality". Every layer is x_l = x_{l-1} + Mamba2(RMSNorm(x_{l-1})), and within it
 (figure 6, right: all projections in parallel, from x)

@@ -1,11 +1,11 @@
 """S4 and S4D: language models of linear state spaces that don't depend on the token.
 
 S4 (Gu et al., 2111.00396) gives each channel a state space x' = A x + B u, y = C x + D u, whose A starts as
-HiPPO-LegS, the matrix by which x holds the past in Legendre polynomials; it is normal plus low rank, so that the
+HiPPO-LegS, the matrix by which x represents the past in Legendre polynomials; it is normal plus low rank, so that the
 convolution's kernel K_l = C A_bar^l B_bar costs a Cauchy product (algorithm 1). S4D (2206.11893) keeps the diagonal
 only, and a Vandermonde product is enough. Trained as convolutions, both decode as recurrences.
 
-A layer is x_l = x_{l-1} + S4(norm(x_{l-1})), with a gated linear unit behind the state space to mix the channels; the
+A layer is x_l = x_{l-1} + S4(norm(x_{l-1})), with a gated linear unit after the state space to mix the channels; the
 sizes are those of a small model over bytes, about as many parameters as `gpt` has.
 """
 
@@ -34,6 +34,14 @@ def s4_decoder(mixer: S4 | S4D) -> Decoder:
     "s4",
     paper=Paper("Efficiently Modeling Long Sequences with Structured State Spaces", "Gu et al.", 2021, "2111.00396"),
     reference="scipy.signal's dlsim of the dense HiPPO-LegS matrix: outputs within 1e-5",
+    departures=(
+        "The parameter is C itself; the authors' code learns C (1 - A_bar^L) for the one length L of its inputs. One "
+        "C then serves all lengths.",
+        "The low rank is P P^* (Goel et al., 2202.09729), where the paper has P Q^* with a Q of its own: A's "
+        "eigenvalues then stay in the left half plane.",
+        "A small causal language model of our own size over bytes, pre-norm, with a gated linear unit after the state "
+        "space.",
+    ),
     difference=2.4e-7,
     **FACTS,
 )
@@ -48,6 +56,10 @@ def s4() -> Decoder:
         "On the Parameterization and Initialization of Diagonal State Space Models", "Gu et al.", 2022, "2206.11893"
     ),
     reference="scipy.signal's dlsim: outputs within 1e-5",
+    departures=(
+        "A small causal language model of our own size over bytes, pre-norm, with a gated linear unit after the state "
+        "space.",
+    ),
     difference=5.7e-7,
     **FACTS,
 )

@@ -7,7 +7,7 @@ post-norm, with GELU and biases everywhere:
 
 Heads (section 3.1 and the authors' code):
 
-    pooled = tanh(x_L[first token] W_p + b_p)                        what classifiers and the next-sentence head read
+    pooled = tanh(x_L[first token] W_p + b_p)                        input of classifiers and the next-sentence head
     logits = LayerNorm(GELU(x_L W_t + b_t)) E^T + b                  of the masked tokens
     next   = pooled W_n + b_n                                        0: the second sentence follows, 1: it is random
 """
@@ -38,25 +38,26 @@ class BERT(nn.Module):
     """A bidirectional encoder, with the heads that are asked for.
 
     Attributes:
-      vocabulary: how many tokens there are.
-      depth: how many blocks.
+      vocabulary: number of tokens.
+      depth: number of blocks.
       width: size of the residual stream.
-      mixer: self-attention; it is made to see both ways.
+      mixer: self-attention; it is made bidirectional.
       feed_forward: the position-wise part of each block.
       norm: of the embeddings and of each part.
-      position: added to the embeddings, or none.
-      types: kinds of token, such as first and second sentence; 0 is none.
+      position: added to the embeddings, or None.
+      types: kinds of token, such as first and second sentence; 0 for none.
       pooler: whether there is `pooled`.
       masked: whether there are `logits` of the masked tokens.
       following: whether there is `next`; needs the pooler.
-      classes: classes of `classes`, scores of the whole sequence (section 4.1); needs the pooler. None is no such head.
+      classes: number of classes of `classes`, logits of the whole sequence (section 4.1); needs the pooler. None for no
+        such head.
       embedding: whether there is `embedding`, the mean of the hidden states at real tokens, of length 1 (Reimers &
         Gurevych 2019, 1908.10084, section 3).
       activation: of the head for masked tokens.
-      dropout: share dropped of the embeddings and of each part's output, in training.
+      dropout: dropout rate of the embeddings and of each part's output.
       initial_std: standard deviation of the initial weights.
       scan: whether equal layers are scanned: compile time that does not grow with depth.
-      remat: whether activations are computed again in the backward pass, which saves memory.
+      remat: whether activations are recomputed in the backward pass to save memory.
       dtype: of the computation; softmax, norms' statistics and losses are at least float32.
       parameter_dtype: of the parameters.
     """
@@ -100,7 +101,7 @@ class BERT(nn.Module):
         mask: Bool[Array, "batch time"] | None = None,
         train: bool = False,
     ) -> dict[str, Float[Array, "batch *_"]]:
-        """The hidden states, and what the heads make of them.
+        """The hidden states, and the outputs of the heads.
 
         Args:
           tokens: indices in [0, vocabulary); one outside gives NaN.
@@ -178,6 +179,11 @@ FACTS = {
     "architecture": "bert",
     "shrink": {"vocabulary": 32, "depth": 2, "width": 16, "mixer.heads": 2, "position.length": 32},
     "reference": "transformers BertForPreTraining and its other heads: outputs within 1e-5",
+    "departures": (
+        "No dropout on attention weights, which the blocked kernels never hold; dropout acts on the embeddings and on "
+        "each part's output.",
+        "Weights start normal, as in transformers; the authors' code truncates at two standard deviations.",
+    ),
     "difference": 4e-7,
     "uncounted": {r"^(masked_|next_sentence)": "the published count is that of the encoder with its pooler"},
     "no_gradient": {r"mixer/key/bias": "softmax does not change when all scores of a query move by the same amount"},

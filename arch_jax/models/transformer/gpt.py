@@ -1,4 +1,4 @@
-"""GPT: decoder-only Transformers, in the form of GPT-2 (2019) and in the form that is usual today.
+"""GPT: decoder-only Transformers, in the form of GPT-2 (2019) and in their modern form.
 
 GPT-2 (Radford et al. 2019, section 2.3) is, with h_0 = W_e[tokens] + W_p[positions] and for each layer
 
@@ -31,6 +31,11 @@ GPT2_FACTS = {
     "architecture": "gpt2",
     "shrink": {"vocabulary": 32, "depth": 2, "width": 16, "mixer.heads": 2, "position.length": 32},
     "reference": "transformers GPT2LMHeadModel: logits within 1e-5, ten AdamW steps within 1e-4",
+    "departures": (
+        "Dropout is off by default, since its rate belongs to the recipe; transformers' configuration has 0.1.",
+        "No dropout on attention weights, which the blocked kernels never hold; dropout acts on the embeddings and on "
+        "each part's output.",
+    ),
     "difference": 4e-7,
     "no_gradient": {r"mixer/key/bias": "softmax does not change when all scores of a query move by the same amount"},
 }
@@ -58,6 +63,10 @@ def gpt2_decoder(depth: int, width: int, heads: int) -> Decoder:
     inputs=tokens(256),
     shrink={"vocabulary": 32, "depth": 2, "width": 16, "mixer.heads": 4, "mixer.kv_heads": 2},
     reference="transformers LlamaForCausalLM with tied embeddings: logits within 1e-5",
+    departures=(
+        "Not a published model: a small decoder of Llama's parts over bytes, with grouped-query attention and tied "
+        "embeddings.",
+    ),
     difference=4e-7,
 )
 def gpt() -> Decoder:

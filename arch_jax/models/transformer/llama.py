@@ -49,7 +49,7 @@ def llama_decoder(
     stretched: float | None = None,
     tied: bool = False,
 ) -> Decoder:
-    """A Llama of any size; `stretched` is how many times 8,192 tokens its context became (Llama 3.1 and later)."""
+    """A Llama of any size; `stretched` is the factor of its context over 8,192 tokens (Llama 3.1 and later)."""
     scaling = None if stretched is None else Llama3Scaling(stretched, 1.0, 4.0, 8192)
     return Decoder(
         vocabulary=vocabulary,

@@ -42,7 +42,7 @@ FACTS = {
 
 
 def transformer(vocabulary: int, depth: int, width: int, heads: int, hidden: int, dropout: float) -> EncoderDecoder:
-    """A Transformer of any size, with weights that keep the size of what passes through them."""
+    """A Transformer of any size, with variance-preserving initial weights."""
     return EncoderDecoder(
         vocabulary=vocabulary,
         depth=depth,

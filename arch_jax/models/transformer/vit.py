@@ -1,13 +1,13 @@
 """The Vision Transformer (Dosovitskiy et al. 2021, 2010.11929).
 
-A picture is cut into patches of P x P pixels; each, as a row of P^2 C numbers times a matrix, is a token. With a
+An image is cut into patches of P x P pixels; each, as a row of P^2 C numbers times a matrix, is a token. With a
 learned class token in front and learned positions they go through a pre-norm encoder (equations 1 to 4), and the first
 token, or the mean of all others, through a norm and a linear layer gives the logits:
 
     z_0  = [x_class; x_1 E; ...; x_N E] + E_pos
     z'_l = MSA(LN(z_{l-1})) + z_{l-1},   z_l = MLP(LN(z'_l)) + z'_l,   y = LN(z_L^0)
 
-Pictures of another size have another number of patches: positions are then interpolated in two dimensions (section
+Images of another size have another number of patches: positions are then interpolated in two dimensions (section
 3.2).
 """
 
@@ -37,7 +37,7 @@ def interpolated(
 ) -> Float[Array, "places_now width"]:
     """Positions on a grid of side x side places, bilinearly interpolated to height x width places.
 
-    As the authors' code does it, corners on corners.
+    As in the authors' code, corners are aligned.
     """
     if (height, width) == (side, side):
         return table
@@ -47,7 +47,7 @@ def interpolated(
 
 
 def _between(old: int, new: int) -> Any:
-    """How much each of `old` places counts for each of `new` that are spread evenly from the first to the last."""
+    """The weight of each of `old` places in each of `new`, spaced evenly from the first to the last."""
     places = jnp.linspace(0.0, old - 1.0, new) if new > 1 else jnp.zeros(1)
     return jnp.maximum(0, 1 - jnp.abs(places[:, None] - jnp.arange(old)))
 
@@ -58,12 +58,12 @@ def encoder_stack(
     """The layers of equations 2 and 3, in which every patch sees every other, as an unbound `Stack`.
 
     Args:
-      owner: has the norm, the dtypes, and whether layers are scanned and computed again: `norm`, `dtype`,
+      owner: has the norm, the dtypes, and whether layers are scanned and rematerialised: `norm`, `dtype`,
         `parameter_dtype`, `scan` and `remat`.
-      mixer: of each layer; it is made to look both ways.
+      mixer: of each layer; it is made bidirectional.
       feed_forward: of each layer.
-      depth: how many layers.
-      dropout: share of each part's output that is dropped in training.
+      depth: number of layers.
+      dropout: dropout rate of each part's output.
     """
     part = functools.partial(adapted, dtype=owner.dtype, parameter_dtype=owner.parameter_dtype)
     block = Block(part(mixer, causal=False), part(owner.norm), part(feed_forward), dropout, parent=None)
@@ -72,22 +72,22 @@ def encoder_stack(
 
 @component("vit", kind="model")
 class ViT(nn.Module):
-    """A Transformer on patches of pictures, "batch height width channels".
+    """A Transformer on patches of images, "batch height width channels".
 
     Attributes:
-      classes: how many there are.
-      picture: pixels on a side that the positions are for; other sizes are interpolated.
+      classes: number of classes.
+      picture: resolution that the positions are for; other sizes are interpolated.
       patch: pixels on a side of a patch.
       depth: layers.
       width: of the tokens.
-      mixer: of each layer: what moves information between patches.
+      mixer: of each layer.
       feed_forward: of each layer.
       norm: in front of each part, and at the end.
-      pooling: what the logits are made of: the class "token", or the "mean" of the patches, without a class token.
+      pooling: input of the logits: the class "token", or the "mean" of the patches, without a class token.
       position: whether there are positions.
-      dropout: share of each part's output, and of the tokens, that is dropped in training.
+      dropout: dropout rate of each part's output, and of the tokens,.
       scan: whether equal layers are scanned: compile time that does not grow with depth.
-      remat: whether activations are computed again in the backward pass instead of kept.
+      remat: whether activations are recomputed in the backward pass to save memory.
       initial_std: standard deviation of the initial weights outside the layers.
       dtype: of the computation.
       parameter_dtype: of the parameters.
@@ -125,7 +125,7 @@ class ViT(nn.Module):
         """Logits of each class.
 
         Raises:
-          UsageError: pictures that the patches don't divide.
+          UsageError: images that the patches don't divide.
         """
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         part = functools.partial(adapted, **dtypes)
@@ -151,10 +151,10 @@ class ViT(nn.Module):
         return dense(self.classes, name="logits")(pooled)
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Refuses pictures that the patches don't divide.
+        """Refuses images that the patches don't divide.
 
         Raises:
-          UsageError: so it is with `shape` ("height width channels").
+          UsageError: if `shape` ("height width channels") is such.
         """
         jax.eval_shape(lambda: patches(jnp.zeros((1, *shape)), self.patch))
 
@@ -172,6 +172,14 @@ def _vit(name: str, parameters: int, patch: int, depth: int, width: int, heads: 
         architecture="vit",
         shrink={"classes": 5, "picture": 8, "patch": 4, "depth": 2, "width": 16, "mixer.heads": 2},
         reference="transformers ViTForImageClassification: logits within 1e-5",
+        departures=(
+            "One linear layer gives the logits, which is the form for fine-tuning; the paper pre-trains with a hidden "
+            "layer before it.",
+            "The logits' weights start normal with 0.02; the paper starts them at 0 when fine-tuning.",
+            "Dropout is off by default, and where it is on it acts on the tokens and on each part's output; the "
+            "paper's acts after every dense layer but queries, keys and values.",
+            "vit-tiny-16 and vit-small-16 have DeiT's sizes without its distillation token.",
+        ),
         difference=4.1e-7,
         no_gradient={r"mixer/key/bias": "softmax does not change when all scores of a query move by the same amount"},
     )

@@ -1,16 +1,16 @@
 """The fast form of attention for XLA: query rows in blocks that read only the keys they may see.
 
 Nothing of size time x source outlives a block, forward or backward: only q, k and v are kept for the gradient, and each
-block's probabilities are computed again from them.
+block's probabilities are recomputed from them.
 
-What was measured (2 shared CPU cores with AVX-512, jax 0.10.2, float32; causal, forward + backward under jit, 8 x 256
+Measurements (2 shared CPU cores with AVX-512, jax 0.10.2, float32; causal, forward + backward under jit, 8 x 256
 tokens, 8 heads of 32; times as multiples of PyTorch 2.13's `scaled_dot_product_attention` in the same run):
 
     dense, `where` and softmax                              3.1 - 3.3
     blocks of 64 rows, automatic differentiation            1.9
     dq, dk and dv each computed from q, k, v in one fusion  1.6 - 1.9
     blocks of 64, probabilities kept for backward           0.8 - 0.9
-    blocks of 64, probabilities computed again              0.8          (this file)
+    blocks of 64, probabilities recomputed                  0.8          (this file)
     blocks of 32 / 128 rows                                 0.9 - 1.0 / 1.1 - 1.25
 
 XLA's CPU compiler fuses dot, addition, maximum, exponential, sum and the second dot into one loop that stays in cache,
@@ -37,7 +37,7 @@ from jax import lax
 
 from arch_jax.ops.platform import platform
 
-# What an invisible pair's score gets: far below any score, and yet finite, so that a row without any visible key
+# The score of an invisible pair: far below any score, and yet finite, so that a row without any visible key
 # gives numbers (which are then multiplied by 0) and not NaN. Less in magnitude than float32's largest by 1e8, so sums
 # of two such terms do not overflow.
 INVISIBLE = -1e30
@@ -154,7 +154,7 @@ def _part(x, *, start, n, axis):
 
 
 class Sight(NamedTuple):
-    """Which pairs `causal` and `window` let a block see; the starts may be traced."""
+    """The pairs that `causal` and `window` allow in a block; the starts may be traced."""
 
     start: int
     rows: int
@@ -181,7 +181,7 @@ class Sight(NamedTuple):
         return abs(i - j)
 
     def term(self, precision):
-        """What is added to the scores, "1 1 rows keys", or None for nothing."""
+        """The additive term of the scores, "1 1 rows keys", or None for nothing."""
         visible = self.visible()
         if visible is True:
             return None
@@ -190,10 +190,10 @@ class Sight(NamedTuple):
 
 
 def _added(sight, *, mask, bias, query_ids, key_ids, alibi, precision):
-    """What the terms add to a block's scores, and which rows see anything ("batch|1 heads|1 time|1 1").
+    """Additive terms of a block's scores, and the rows that see anything ("batch|1 heads|1 time|1 1").
 
-    None for the first where none is given: then the term is the sight's own. None for the second where every row sees
-    itself.
+    The first is None if no term is given: then the term is that of visibility alone. The second is None if every row
+    sees itself.
     """
     if mask is None and bias is None and query_ids is None and alibi is None:
         return None, None

@@ -17,7 +17,7 @@ __all__ = ["Choice", "attention", "attention_reference", "choose", "explain", "i
 SegmentIds = Int[Array, "batch time"] | tuple[Int[Array, "batch time"], Int[Array, "batch source"]]
 WithLogsumexp = tuple[Float[Array, "batch time heads vdim"], Float[Array, "batch heads time"]]
 
-#: Which platforms have which implementation.
+#: The platforms of each implementation.
 PLATFORMS = {
     "reference": ("cpu", "gpu", "tpu"),
     "xla": ("cpu", "gpu", "tpu"),
@@ -28,7 +28,7 @@ KERNEL_DIM = 256  # the largest head that the Pallas kernels take
 
 
 class Choice(NamedTuple):
-    """What "auto" picks, and why, as one sentence."""
+    """The implementation that "auto" picks, and the reason as one sentence."""
 
     implementation: str
     reason: str
@@ -53,13 +53,13 @@ def explain(
     dtype: jnp.dtype | type | str = jnp.float32,
     mask: bool = False,
 ) -> Choice:
-    """What `attention(implementation="auto")` picks for `time` queries over `source` keys, and why.
+    """The choice of `attention(implementation="auto")` for `time` queries over `source` keys, with the reason.
 
     Args:
       platform: "cpu", "gpu" or "tpu"; None for the one that is compiled for.
       dim: the larger of the sizes of a head's keys and values.
       dtype: of the queries.
-      mask: whether an array says which pairs are visible.
+      mask: whether a mask array is given.
     """
     platform = platform or current.platform()
     if time == 0 or source == 0:
@@ -104,7 +104,7 @@ def attention(
 
     Query head h reads kv head `h // (heads // kv_heads)`, so that kv_heads == heads is multi-head, 1 multi-query and
     anything between grouped-query attention. A pair is visible if every one of `mask`, `causal`, `window`, `pattern`
-    and `segment_ids` that is given allows it. A query that sees nothing gives exactly 0, and passes on no gradient.
+    and `segment_ids` that is given allows it. A query that sees nothing gives exactly 0, and has no gradient.
 
     Args:
       q, k, v: queries, keys and values; `heads` is a multiple of `kv_heads`, and v's dimension may be its own.
@@ -120,9 +120,9 @@ def attention(
         pair of them.
       softcap: c > 0 replaces the scaled scores s by c tanh(s / c), before bias and mask (Gemma 2, arXiv 2408.00118,
         section 2).
-      scale: what q k^T is multiplied by; dim^-1/2 by default.
-      logsumexp: whether to return the logarithm of each query's sum of exponentiated scores too.
-      implementation: a name of `implementations()`, or "auto", which is what `explain` tells. "reference" holds every
+      scale: factor of q k^T; dim^-1/2 by default.
+      logsumexp: whether to also return the logarithm of each query's sum of exponentiated scores.
+      implementation: a name of `implementations()`, or "auto", as `explain` reports. "reference" holds every
         score at once; "xla" works in blocks of query rows, keeps only q, k and v for the gradient, and has
         reverse-mode derivatives only: take "reference" for forward mode or second derivatives. "pallas" is the kernel
         of `ops.pallas`; "cudnn" NVIDIA's, through jax, for half precision.
@@ -183,7 +183,7 @@ def attention_reference(
     scale=None,
     logsumexp=False,
 ):
-    """The oracle for `attention`, with its arguments unchecked: every score of every head, and nothing clever."""
+    """The oracle for `attention`, with its arguments unchecked: the full score matrix of every head."""
     (time, heads), (source, kv_heads) = q.shape[1:3], k.shape[1:3]
     precision = jnp.promote_types(q.dtype, jnp.float32)
     q32, k32, v32 = (x.astype(precision) for x in (q, k, v))

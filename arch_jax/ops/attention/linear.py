@@ -1,4 +1,4 @@
-"""Attention without a softmax: a product of features, which can be summed once and read by every query.
+"""Linear attention: a product of features replaces the softmax, and its sums are shared by all queries.
 
     out_i = sum_j phi(q_i) . phi(k_j) v_j / sum_j phi(q_i) . phi(k_j)
 
@@ -25,7 +25,7 @@ FeatureMap = Callable[[Array, Array], tuple[Array, Array]]
 
 
 class LinearState(NamedTuple):
-    """The sums over the run that is under way.
+    """The sums over the current run.
 
     Attributes:
       s: of phi(k) v^T, "batch heads features vdim".
@@ -78,12 +78,12 @@ def linear_attention(
         each chunk, and again for the gradient, so that features wider than the heads are never kept.
       causal: whether i sees the j <= i only; else all, and there is no state ("recurrent" is then "chunked").
       run: only equal numbers see each other; 0 is padding, the others never decrease along a row (`ops.segments`).
-      state: what the tokens before left behind; the run that it belongs to goes on where `run` has its number.
+      state: state after the preceding tokens; its run continues where `run` has the same number.
       form: one of `FORMS`; "auto" is recurrent for one token, parallel for no more than a chunk, and else chunked.
       chunk: tokens in a chunk, at least 1.
 
     Returns:
-      The attended values in v's dtype, computed in at least float32, and the state behind the last token (None unless
+      The attended values in v's dtype, computed in at least float32, and the state after the last token (None unless
       causal).
 
     Raises:
@@ -140,7 +140,7 @@ def _bidirectional(q, k, v, run, form, chunk):
         return jnp.einsum("bkgts,bksd->bkgtd", a, v)
     if run is None:
         return jnp.einsum("bkgtf,bkfd->bkgtd", q, jnp.einsum("bksf,bksd->bkfd", k, v))
-    # What lies behind, and what lies ahead: the second is the first of the row read from its end. Both hold the token.
+    # What lies after, and what lies ahead: the second is the first of the row read from its end. Both hold the token.
     back = functools.partial(jnp.flip, axis=-2)
     reverse = jnp.where(run > 0, jnp.max(run, axis=1, keepdims=True, initial=0) + 1 - run, 0)
     parts = Parts(q, k[:, :, None], v[:, :, None])
@@ -169,7 +169,7 @@ def low_rank_attention(
       e, f: how the positions are mixed, for the keys and for the values; of a shorter sequence, their first columns.
       run, position: packed sequences, as `ops.segments` counts them: a sequence of its own for each number, 0 is
         padding. Each run has its own mixtures, so that this form takes time and memory of the length squared.
-      scale: what q (E k)^T is multiplied by; dim^-1/2 by default.
+      scale: factor of q (E k)^T; dim^-1/2 by default.
 
     Returns:
       The attended values, in q's dtype; 0 for padding.

@@ -1,6 +1,6 @@
-"""Sparse patterns: which pairs of positions an attention looks at, as rules that never need the whole time x source.
+"""Sparse attention patterns: rules that say which pairs attend, without materialising time x source.
 
-A pattern says nothing of causality: the caller's `causal` takes away what lies ahead. It is a frozen dataclass, so that
+A pattern is not causal by itself: the caller's `causal` removes the future. It is a frozen dataclass, so that
 it can be a static argument of a compiled function.
 """
 
@@ -17,7 +17,7 @@ __all__ = ["BigBird", "Fixed", "Longformer", "Pattern", "SlidingWindow", "Stride
 
 @runtime_checkable
 class Pattern(Protocol):
-    """What an attention asks of a sparse pattern.
+    """Protocol of a sparse pattern.
 
     Attributes:
       granularity: visibility is constant on aligned squares of this size; 1 where it is decided pair by pair.
@@ -28,17 +28,17 @@ class Pattern(Protocol):
         """Side of the aligned squares on which visibility is constant."""
 
     def visible(self, i: Any, j: Any) -> Any:
-        """Whether query i sees key j: bool, from integer arrays that broadcast, numpy's or jax's; by arithmetic only.
+        """True where query i sees key j: bool, from integer arrays that broadcast (numpy or jax); by arithmetic only.
 
         Raises:
-          UsageError: the granularity is above 1 and pairs can't be told without the length: ask `tiles`.
+          UsageError: the granularity is above 1 and pairs can't be decided without the length: ask `tiles`.
         """
 
     def tiles(self, time: int, source: int, rows: int, columns: int) -> np.ndarray:
         """bool "ceil(time / rows) ceil(source / columns)": the tiles that hold any visible pair."""
 
     def mask(self, time: int, source: int) -> np.ndarray:
-        """bool "time source": every pair; for the oracle and for pictures."""
+        """bool "time source": every pair; for the oracle and for figures."""
 
 
 def _edges(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +68,7 @@ def _positive(pattern: Any, *names: str) -> None:
 
 
 class _PairByPair:
-    """What patterns share that are decided for each pair by arithmetic."""
+    """Base of the patterns that are decided pair by pair, by arithmetic."""
 
     granularity = 1
 
@@ -79,7 +79,7 @@ class _PairByPair:
 
 @dataclasses.dataclass(frozen=True)
 class SlidingWindow(_PairByPair):
-    """Query i sees the keys with |i - j| < window: what `attention(window=...)` says.
+    """Query i sees the keys with |i - j| < window, as `attention(window=...)`.
 
     Attributes:
       window: at least 1; 1 sees only the token itself.
@@ -143,7 +143,7 @@ class Fixed(_PairByPair):
     """The fixed pattern of the Sparse Transformer (Child et al. 2019, 1904.10509, section 4.2).
 
     The sequence is cut into blocks of `stride`: "local" sees the own block, "summary" the last `summary` positions of
-    every block (which hold what the block has to say), and "merged" both.
+    every block (which summarise the block), and "merged" both.
 
     Attributes:
       stride: the paper's l, the length of a block.
@@ -181,7 +181,7 @@ class Fixed(_PairByPair):
         return summary if self.part == "summary" else local | summary
 
     def _before(self, j):
-        """How many summary positions lie before j."""
+        """The number of summary positions before j."""
         return j // self.stride * self.summary + np.maximum(0, j % self.stride - (self.stride - self.summary))
 
 
@@ -231,14 +231,14 @@ class BigBird:
     """Window, global and random blocks (Zaheer et al. 2020, 2007.14062, section 2 and appendix D, the form ITC).
 
     The sequence is cut into blocks; a block of queries sees the blocks within the window around it, the global blocks,
-    and some drawn at random among all others. Global blocks see everything. With `global_blocks=2` these are the first
+    and some chosen at random among all others. Global blocks see everything. With `global_blocks=2` these are the first
     block and the last, as in the paper's experiments.
 
     Attributes:
       block: positions in a block.
       window_blocks: odd: the own block and as many on each side as make it up.
       global_blocks: global blocks, taken in turn from the start and the end.
-      random_blocks: blocks drawn for each block of queries; fewer where there are no more.
+      random_blocks: random blocks for each block of queries; fewer if there are no more.
       seed: of the draw.
     """
 
@@ -267,7 +267,7 @@ class BigBird:
         return self.block
 
     def visible(self, i: Any, j: Any) -> Any:
-        """Not to be told from i and j alone, since the last block and the draw depend on the length.
+        """Undecidable from i and j alone, since the last block and the random blocks depend on the length.
 
         Raises:
           UsageError: always.
@@ -298,7 +298,7 @@ def _bigbird_blocks(pattern: BigBird, rows: int, columns: int) -> np.ndarray:
     i, j = np.arange(rows)[:, None], np.arange(columns)[None]
     kept = np.abs(i - j) <= pattern.window_blocks // 2
     kept = kept | (j < front) | (j >= columns - back) | (i < front) | (i >= rows - back)
-    # A generator for each row: what one row draws does not hang on how much the rows before it could.
+    # A generator for each row: a row's random blocks do not depend on the rows before it.
     for row in range(rows):
         free = np.flatnonzero(~kept[row])
         draw = np.random.default_rng((pattern.seed, row))

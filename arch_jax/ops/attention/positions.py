@@ -29,7 +29,7 @@ def rope_frequencies(dim: int, theta: float | int = 10_000.0, scaling: Callable 
     Args:
       dim: how many dimensions of a head rotate; even.
       theta: the base; 10,000 in the paper, 500,000 in Llama 3.
-      scaling: a rule of `rope_scaling` that stretches the frequencies to longer contexts; None for none.
+      scaling: a rule of `rope_scaling` that stretches the frequencies to longer contexts; None disables it.
 
     Returns:
       `dim // 2` frequencies in radians a token, descending from 1; float32 (float64 where jax's x64 mode is on).
@@ -72,7 +72,7 @@ def apply_rope(
       x: queries or keys.
       positions: each token's position, in tokens; any integers.
       frequencies: radians a token, as `rope_frequencies` gives them.
-      factor: what the rotated dimensions are multiplied by; 1 but for YaRN.
+      factor: multiplies the rotated dimensions; 1 except for YaRN.
 
     Returns:
       The rotated `x`, in its dtype; angles and rotation are computed in at least float32.
@@ -178,7 +178,7 @@ def sinusoidal_grid_reference(height, width, features):
 
 
 def alibi_slopes(heads: int) -> Float[Array, "heads"]:
-    """What each head multiplies distances by: the geometric sequence from 2^(-8/n) with that same ratio.
+    """ALiBi's slopes, one a head: the geometric sequence that starts at 2^(-8/n) with that same ratio.
 
     For a number of heads that is no power of 2, n is the next lower power, and the remaining heads take every second
     term of the sequence for 2n (as the authors' code does).
@@ -208,7 +208,7 @@ def relative_buckets(
 
     Args:
       distance: position of the query less that of the key, in tokens.
-      buckets: how many there are; bidirectional ones share them equally among keys before (or at) the query and after.
+      buckets: their number; if bidirectional, shared equally among keys before (or at) the query and after.
       longest: distances from here on share the last bucket.
       bidirectional: whether keys after the query have buckets of their own; else they fall into that of distance 0.
 

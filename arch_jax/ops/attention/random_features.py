@@ -11,7 +11,7 @@ from arch_jax.errors import UsageError
 
 __all__ = ["orthogonal_projection", "positive_features"]
 
-#: A key's exponents end here, so that sums over a sequence do not overflow float32 (whose limit is exp(88)).
+#: Exponents of the keys are clipped here, so that sums over a sequence do not overflow float32 (limit exp(88)).
 LARGEST_EXPONENT = 60.0
 
 
@@ -59,7 +59,7 @@ def positive_features(
     """phi(x) = exp(w x - |x|^2 / 2) / sqrt(m) for each row w of the projection, up to a factor.
 
     The expectation of phi(q) . phi(k) is exp(q . k), up to that factor, which attention divides out again: a query's
-    features are divided by the largest of them. A key's exponents end at 60, so that sums do not overflow. Scores
+    features are divided by the largest of them. Exponents of the keys are clipped at 60: sums do not overflow. Scores
     q . k / sqrt(dim) come of x divided by dim^(1/4).
 
     Args:
@@ -79,7 +79,7 @@ def positive_features(
     if query:
         exponent = exponent - jax.lax.stop_gradient(jnp.max(exponent, axis=-1, keepdims=True))
     else:
-        # A maximum over the keys, taken off, would let the future speak to the past. This touches only a key that lies
+        # Subtracting a maximum over the keys would leak the future into the past. Clipping affects only a key that lies
         # nearly along a direction and is nearly as long: the exponent is |w|^2 / 2 - |w - x|^2 / 2.
         exponent = jnp.minimum(exponent, LARGEST_EXPONENT)
     return jnp.exp(exponent) / projection.shape[0] ** 0.5

@@ -1,7 +1,7 @@
 """RoPE for longer contexts: rules that stretch its frequencies (linear, NTK-aware, YaRN, Llama 3.1).
 
-Each is a frozen dataclass, called with the frequencies theta^(-2i/dim) and theta; `attention_factor` is what the rule
-multiplies rotated queries and keys by (1 but for YaRN).
+Each is a frozen dataclass, called with the frequencies theta^(-2i/dim) and theta; `attention_factor` multiplies the
+rotated queries and keys (1 except for YaRN).
 """
 
 import dataclasses
@@ -90,7 +90,7 @@ class YaRNScaling:
       original_length: tokens of the context that the model was trained on.
       fast: turns (beta in the paper) above which a frequency is kept.
       slow: turns (alpha in the paper) below which it is divided.
-      magnitude: what rotated queries and keys are multiplied by; none is 0.1 ln(factor) + 1 (section 3.4, equation 22
+      magnitude: multiplies rotated queries and keys; None is 0.1 ln(factor) + 1 (section 3.4, equation 22
         gives its square, which is the effect on a score).
       whole: whether the ramp begins and ends at whole indices, as in the authors' code.
 
@@ -121,7 +121,7 @@ class YaRNScaling:
 
     @property
     def attention_factor(self) -> float:
-        """What rotated queries and keys are multiplied by."""
+        """Factor of rotated queries and keys."""
         if self.magnitude is not None:
             return float(self.magnitude)
         return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0

@@ -1,4 +1,4 @@
-"""The scores that attention began with: additive (Bahdanau) and multiplicative (Luong), and what is read by them."""
+"""The first attention scores, additive (Bahdanau) and multiplicative (Luong), and the weighted sums over them."""
 
 import jax
 import jax.numpy as jnp
@@ -94,12 +94,12 @@ def attend(
 
     Args:
       scores: of each query and key.
-      values: what is read.
+      values: the values to be averaged.
       mask: True where a value may be read, for all queries alike or for each.
 
     Returns:
       The weighted sums in the values' dtype, and the weights in at least float32: they sum to 1, or are all 0 (and so
-      is the sum, and every gradient) for a query that may read nothing.
+      is the sum, and every gradient) for a query that sees nothing.
 
     Raises:
       UsageError: the mask's shape is not that of the scores.
@@ -116,13 +116,13 @@ def attend_locally(
     mask: Bool[Array, "batch source"] | None = None,
     gaussian: bool = True,
 ) -> tuple[Float[Array, "batch time width"], Float[Array, "batch time source"]]:
-    """`attend` within `window` places of a centre for each query, and weighted down with the distance from it:
+    """`attend` within `window` places of a centre for each query, weighted down with the distance from it:
 
         weight(s) = softmax(scores over [centre - D, centre + D]) exp(-(s - centre)^2 / (2 (D/2)^2))
 
     Args:
       scores: of each query and key.
-      values: what is read.
+      values: the values to be averaged.
       centre: of each query's window, as a place in the source; differentiable.
       window: D, at least 1.
       mask: True at real places of the source.

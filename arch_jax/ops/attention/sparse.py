@@ -4,8 +4,8 @@ Queries are cut into blocks of rows. Each block gathers the tiles of keys and va
 and attends to nothing else. Blocks with about as many tiles form one loop, so that programs do not grow with the
 length, and the few long rows (a Longformer's global tokens see everything) don't make the short ones long.
 
-The gradient is a loop of its own that adds to the tiles of dk and dv in place: what automatic differentiation makes of
-a gather in a loop is an array of k's whole size for every block, which would take time of the length squared.
+The gradient is a loop of its own that adds to the tiles of dk and dv in place: automatic differentiation of
+a gather in a loop makes an array of k's whole size for every block, which would take time of the length squared.
 """
 
 import functools
@@ -27,7 +27,7 @@ TILE_ELSEWHERE = 128
 class Loop(NamedTuple):
     """Blocks of rows that keep about as many tiles, as static arrays."""
 
-    rows: np.ndarray  # "rows": which blocks of queries
+    rows: np.ndarray  # "rows": the blocks of queries
     kept: np.ndarray  # "rows most": their tiles of keys, 0 beyond their number
     valid: np.ndarray  # "rows most": whether there is one
 
@@ -90,7 +90,7 @@ def _most_of_each_group(counts: np.ndarray) -> list[int]:
     cost = np.concatenate([[0.0], np.full(n, np.inf)])
     cuts = []
     for _ in range(min(GROUPS, n)):
-        # Of the group that ends with value e and begins behind the first b: its members, all as long as the last.
+        # Of the group that ends with value e and begins after the first b: its members, all as long as the last.
         trial = cost[:n, None] + np.where(
             np.arange(n)[:, None] < np.arange(1, n + 1), (before[1:] - before[:n, None]) * values, np.inf
         )

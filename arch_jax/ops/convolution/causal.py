@@ -12,10 +12,10 @@ __all__ = ["ConvolutionState", "causal_convolution", "causal_convolution_referen
 
 
 class ConvolutionState(NamedTuple):
-    """The tokens that the next outputs still look at.
+    """The tokens that the next outputs still depend on.
 
     Attributes:
-      x: the latest tokens that were no padding, the last one last, "batch size-1 channels".
+      x: the latest real tokens, the last one last, "batch size-1 channels".
       run: the number of the run that each belongs to, 0 where there was none yet, "batch size-1".
     """
 
@@ -37,14 +37,14 @@ def causal_convolution(
     run: Int[Array, "batch time"] | None = None,
     before: ConvolutionState | None = None,
 ) -> tuple[Float[Array, "batch time channels"], ConvolutionState | None]:
-    """y_t = bias + sum_j kernel[j] * x_{t - (size - 1) + j}: the last row of the kernel meets the token itself.
+    """y_t = bias + sum_j kernel[j] * x_{t - (size - 1) + j}: the kernel's last row multiplies the token itself.
 
-    What lies before the sequence, or in another run, counts as 0.
+    Tokens before the sequence, or in another run, count as 0.
 
     Args:
       run: only equal numbers see each other; 0 is padding, which is left out: its output is 0, and the tokens around it
         are neighbours. As `ops.segments` counts them.
-      before: what an earlier call returned; without `run` its last run goes on.
+      before: what an earlier call returned; without `run` its last run continues.
 
     Returns:
       y, and the state for the next call (None where `before` is).
@@ -66,7 +66,7 @@ def causal_convolution(
         state, numbers = initial_state(batch, size, channels, x.dtype), run
     else:
         state = before
-        # What is not told goes on with the last run, or begins with 1: before the first token all is run 0.
+        # Without ids the last run continues, or run 1 begins: before the first token all is run 0.
         latest = jnp.max(state.run, axis=1, initial=0)
         numbers = jnp.broadcast_to(jnp.maximum(latest, 1)[:, None], (batch, time)) if run is None else run
     numbers = numbers.astype(state.run.dtype)

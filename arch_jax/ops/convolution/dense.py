@@ -1,7 +1,7 @@
-"""Convolution over pictures, by XLA's own operation or as patches times a matrix.
+"""2-D convolution, by XLA's own operation or as patches times a matrix.
 
-On a CPU, XLA's convolution loses its threads inside a loop, and the train program is one: a LeNet-5 step (batch norm,
-64 pictures) takes 41 ms there, 12 as patches, and 10 in PyTorch (`experiments/benchmarks/convolution.py`). On other
+On a CPU, XLA's convolution runs on one thread inside a loop, and the train program is one: a LeNet-5 step (batch norm,
+64 images) takes 41 ms there, 12 as patches, and 10 in PyTorch (`experiments/benchmarks/convolution.py`). On other
 platforms XLA's own is taken.
 """
 
@@ -23,12 +23,12 @@ __all__ = [
     "padded",
 ]
 
-#: Zeros around a picture: a number for every side, (before, after) for both axes, "same", or None; see `padded`.
+#: Zeros around an image: a number for every side, (before, after) for both axes, "same", or None; see `padded`.
 Padding = int | tuple[int, int] | str | None
 
 
 def choose(on: str | None = None, depthwise: bool = False) -> str:
-    """Which implementation "auto" is.
+    """The implementation that "auto" picks.
 
     Args:
       on: "cpu", "gpu" or "tpu"; None for the platform that is compiled for.
@@ -40,13 +40,13 @@ def choose(on: str | None = None, depthwise: bool = False) -> str:
 
 
 def padded(padding: Padding, sides: tuple[int, int], size: int, stride: int = 1, dilation: int = 1) -> Pads:
-    """Zeros (before, after) the rows and the columns of a picture.
+    """Zeros (before, after) the rows and the columns of an image.
 
     Args:
       padding: zeros on every side; (before, after) for rows and columns alike; None for as many as keep the size at
         stride 1, whatever the stride is; "same" for as few as give ceil(side / stride) windows, the odd one after, as
         TensorFlow has it.
-      sides: height and width of the picture.
+      sides: height and width of the image.
       size, stride, dilation: of the windows.
 
     Raises:
@@ -78,10 +78,10 @@ def convolve(
     """Cross-correlation with a square kernel: y_hwf = sum_ijc x_{h+i, w+j, c} k_ijcf.
 
     Args:
-      x: pictures.
+      x: images.
       kernel: its windows' weights. With groups, a kernel sees channels / groups of the channels.
       stride: pixels between windows.
-      padding: zeros around the picture, as `padded` has it.
+      padding: zeros around the image, as `padded` has it.
       implementation: "xla", "patches", "shifts" (depthwise only), or "auto", which `choose` decides.
       groups: the g-th of so many equal parts of the features sees the g-th part of the channels only; as many as there
         are channels is a depthwise convolution.
@@ -96,7 +96,7 @@ def convolve(
         raise UsageError(f"groups is {groups}; expected a divisor of {channels} channels and of {features} features")
     if inner * groups != channels:
         raise UsageError(
-            f"the kernel is for {inner * groups} channels, and the pictures have {channels}; expected as many"
+            f"the kernel is for {inner * groups} channels, and the images have {channels}; expected as many"
         )
     depthwise = groups == channels and groups > 1
     name = choose(depthwise=depthwise) if implementation == "auto" else implementation
@@ -115,14 +115,14 @@ def convolve_transposed(
     padding: int = 1,
     implementation: str = "auto",
 ) -> Float[Array, "batch new_height new_width features"]:
-    """The transpose of `convolve` as a linear map of pictures: every pixel adds its kernel, times itself, around it.
+    """The transpose of `convolve` as a linear map of images: every pixel adds its kernel, times itself, around it.
 
     With zeros between the pixels and the kernel turned around it is a convolution of stride 1. A side of n pixels
     becomes (n - 1) stride + size - 2 padding.
 
     Args:
-      x: pictures.
-      kernel: what a pixel of each channel adds to each feature.
+      x: images.
+      kernel: weights from each channel to each feature.
       stride: pixels of the result between two pixels of x.
       padding: what is cut off on every side, at most size - 1.
       implementation: as in `convolve`.
@@ -169,7 +169,7 @@ def _patches(x: Array, kernel: Array, stride: int, pads: Pads, groups: int, dila
 
 
 def _shifts(x: Array, kernel: Array, stride: int, pads: Pads, groups: int, dilation: int) -> Array:
-    """A depthwise convolution as a sum of shifted pictures, each times its place of the kernel."""
+    """A depthwise convolution as a sum of shifted images, each times its place of the kernel."""
     x = jnp.repeat(x, kernel.shape[-1] // groups, axis=-1)
     return shifts(x, kernel[:, :, 0], stride, pads, dilation)
 
@@ -181,7 +181,7 @@ def _along(x: Array, axis: int, size: int, stride: int, dilation: int) -> list[A
 
 
 def _zeros_around(x: Array, pads: Pads) -> Array:
-    """The picture with its zeros."""
+    """The image with its zeros."""
     return jnp.pad(x, ((0, 0), *pads, *((0, 0),) * (x.ndim - 3)))
 
 

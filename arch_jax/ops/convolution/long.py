@@ -31,7 +31,7 @@ def long_convolution(
     matrices, one a row; "fft" transforms the rows once for each run that the fullest row holds.
 
     Args:
-      u: what is convolved.
+      u: the input.
       h: the filter, with at least as many lags as there are tokens.
       run, position: as `ops.segments.runs_and_positions` gives them; by default one run. Padding's y is 0.
       form: "direct", the product with a Toeplitz matrix, quadratic in time and exactly causal; "fft", which takes
@@ -118,7 +118,7 @@ def _by_fft(u, h):
 
 
 def _alone(x, here, position):
-    """A run's tokens at their positions, and 0 behind them: "batch time channels"."""
+    """A run's tokens at their positions, and 0 after them: "batch time channels"."""
     rows = jnp.arange(x.shape[0])[:, None]
     return jnp.zeros_like(x).at[rows, jnp.where(here, position, x.shape[1])].set(x, mode="drop")
 
@@ -130,7 +130,7 @@ def _at_home(y, here, position):
 
 @jax.custom_vjp
 def _by_runs(u, h, run, position):
-    """`_by_fft` of one run after another. How many there are is known only when it runs: hence a gradient by hand."""
+    """`_by_fft` of one run after another. Their number is known only at run time: hence a gradient by hand."""
     n, time = _padded(u.shape[1]), u.shape[1]
     transformed = _transform(h, n)
 
@@ -167,10 +167,10 @@ _by_runs.defvjp(_runs_forward, _runs_backward)
 
 
 class ConvolutionCache(NamedTuple):
-    """What later outputs still look at: every token of the run that is under way.
+    """Cache of a streamed long convolution: every token of the current run.
 
     Attributes:
-      u: the tokens at their positions, and 0 behind them, "batch length channels".
+      u: the tokens at their positions, and 0 after them, "batch length channels".
       last_run: the number of that run, 0 before the first, "batch".
       last_position: of its last token, -1 before the first, "batch".
     """

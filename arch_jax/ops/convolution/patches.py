@@ -1,4 +1,4 @@
-"""Pictures as rows of square patches and back, and which patches a masked autoencoder sees."""
+"""Images as rows of square patches and back, and the random masking of a masked autoencoder."""
 
 from typing import NamedTuple
 
@@ -9,39 +9,39 @@ from arch_jax.errors import UsageError
 
 
 def patches(images: Float[Array, "batch height width channels"], size: int) -> Float[Array, "batch patches pixels"]:
-    """The picture in squares of `size` pixels, row by row; in each, its pixels row by row, channels last.
+    """The image in squares of `size` pixels, row by row; in each, its pixels row by row, channels last.
 
     Raises:
-      UsageError: `size` does not divide the picture's sides.
+      UsageError: `size` does not divide the image's sides.
     """
     batch, height, width, channels = images.shape
     if height % size or width % size or not height or not width:
         raise UsageError(
-            f"the pictures have {height} x {width} pixels, which patches of {size} don't divide; expected multiples of "
+            f"the images have {height} x {width} pixels, which patches of {size} don't divide; expected multiples of "
             f"{size}, such as {max(size, height // size * size)} x {max(size, width // size * size)}"
         )
     x = images.reshape(batch, height // size, size, width // size, size, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size * channels)
 
 
-def picture_of(
+def unpatchify(
     rows: Float[Array, "batch patches pixels"], size: int, height: int, width: int
 ) -> Float[Array, "batch height width channels"]:
-    """The picture whose `patches` these are: the inverse.
+    """The image of these `patches`: the inverse.
 
     Args:
       rows: the patches.
       size: pixels on a side of one.
-      height: of the picture, in pixels.
-      width: of the picture, in pixels.
+      height: of the image, in pixels.
+      width: of the image, in pixels.
 
     Raises:
-      UsageError: there are not as many patches as such a picture has.
+      UsageError: there are not as many patches as such an image has.
     """
     down, across = height // size, width // size
     if rows.shape[1] != down * across:
         raise UsageError(
-            f"{rows.shape[1]} patches of {size} pixels make no picture of {height} x {width} pixels; expected "
+            f"{rows.shape[1]} patches of {size} pixels make no image of {height} x {width} pixels; expected "
             f"{down * across}"
         )
     x = rows.reshape(len(rows), down, across, size, size, -1)
@@ -49,7 +49,7 @@ def picture_of(
 
 
 class Masking(NamedTuple):
-    """Which patches are seen.
+    """Visible and masked patches.
 
     Attributes:
       kept: places of the visible patches, "batch visible", in the order in which they are encoded.
@@ -63,19 +63,19 @@ class Masking(NamedTuple):
 
 
 def visible_count(count: int, ratio: float) -> int:
-    """How many of `count` patches stay visible: count (1 - ratio), rounded down."""
+    """The number of visible patches of `count`: count (1 - ratio), rounded down."""
     return int(count * (1 - ratio))
 
 
 def random_masking(noise: Float[Array, "batch patches"], ratio: float) -> Masking:
-    """Masks a share of each picture's patches: those of the largest noise.
+    """Masks a fraction of each image's patches: those with the largest noise.
 
     Where the noise is drawn independently from one continuous distribution, that is uniform sampling without
-    replacement, for each picture by itself (He et al. 2021, 2111.06377, section 3 and "simple implementation").
+    replacement, for each image by itself (He et al. 2021, 2111.06377, section 3 and "simple implementation").
 
     Args:
       noise: a number for each patch, such as uniform ones.
-      ratio: the share that is masked; `visible_count` says how many are not.
+      ratio: the masked fraction; `visible_count` gives the number of visible patches.
     """
     count = visible_count(noise.shape[1], ratio)
     order = jnp.argsort(noise, axis=1)

@@ -1,6 +1,6 @@
-"""Pooling over pictures: the maximum and the mean of windows that may overlap, and the mean of a whole picture.
+"""2-D pooling: maximum and mean of windows that may overlap, and the mean of a whole image.
 
-On a CPU the maximum is that of shifted slices: the gradient of XLA's own window reduction takes 7.8 ms for 8 pictures
+On a CPU the maximum is that of shifted slices: the gradient of XLA's own window reduction takes 7.8 ms for 8 images
 of 32 x 32 x 64, and the slices 2.0.
 """
 
@@ -24,12 +24,12 @@ __all__ = [
 
 
 def windows_along(side: int, size: int, stride: int, padding: int, ceil: bool) -> tuple[int, int]:
-    """How many windows there are along a side, and how much must be added after it so that the last one is whole.
+    """The number of windows along a side, and the padding after it that completes the last one.
 
     Args:
       side: pixels.
       size, stride, padding: of the windows; the padding is on both ends.
-      ceil: a last window that is not whole counts, unless it starts in the padding after the picture, as in PyTorch.
+      ceil: a last window that is not whole counts, unless it starts in the padding after the image, as in PyTorch.
 
     Raises:
       UsageError: no window fits.
@@ -39,7 +39,7 @@ def windows_along(side: int, size: int, stride: int, padding: int, ceil: bool) -
     if ceil and (count - 1) * stride >= side + padding:
         count -= 1
     if count < 1:
-        raise UsageError(f"a side of {side} pixels has no window of {size}; expected pictures of at least {size}")
+        raise UsageError(f"a side of {side} pixels has no window of {size}; expected images of at least {size}")
     return count, max(0, (count - 1) * stride + size - side - padding)
 
 
@@ -49,11 +49,11 @@ def max_pool(
     """The maximum over windows of `size` x `size`; where several are largest, the gradient goes to the first by rows.
 
     Args:
-      x: pictures.
+      x: images.
       size: pixels of a window on a side.
       stride: pixels between windows.
       padding: pixels on every side that are never the maximum.
-      ceil: whether windows that reach over the end count, as `windows_along` has it.
+      ceil: whether windows that extend past the end count, as in `windows_along`.
 
     Raises:
       UsageError: no window fits.
@@ -83,7 +83,7 @@ def average_pool(
     """The mean over windows of `size` x `size`, in which padding counts as zeros.
 
     Args:
-      x: pictures.
+      x: images.
       size: pixels of a window on a side.
       stride: pixels between windows.
       padding: zeros on every side.
@@ -100,18 +100,18 @@ def average_pool(
 
 
 def global_average(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch channels"]:
-    """The mean of each channel over the picture, summed in at least float32."""
+    """The mean of each channel over the image, summed in at least float32."""
     return x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)
 
 
 def adaptive_average_pool(
     x: Float[Array, "batch height width channels"], grid: int
 ) -> Float[Array, "batch grid grid channels"]:
-    """The mean over grid x grid windows that cover the picture: the i-th of a side of n pixels goes from
-    floor(i n / grid) to ceil((i + 1) n / grid), as in PyTorch. A picture of that size is returned as it is.
+    """The mean over grid x grid windows that cover the image: the i-th of a side of n pixels goes from
+    floor(i n / grid) to ceil((i + 1) n / grid), as in PyTorch. An image of that size is returned as it is.
 
     Args:
-      x: pictures.
+      x: images.
       grid: windows along a side.
     """
     if x.shape[1:3] == (grid, grid):
@@ -122,7 +122,7 @@ def adaptive_average_pool(
 
 
 def _shares(side: int, grid: int) -> np.ndarray:
-    """How much each of `side` pixels counts in each window, "grid side"."""
+    """The weight of each of `side` pixels in each window, "grid side"."""
     starts = np.arange(grid) * side // grid
     ends = -(-(np.arange(grid) + 1) * side // grid)
     inside = (np.arange(side) >= starts[:, None]) & (np.arange(side) < ends[:, None])

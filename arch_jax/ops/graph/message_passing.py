@@ -1,6 +1,6 @@
-"""Sums over the edges of a graph: what graph networks move along them.
+"""Sums over the edges of a graph: the message passing of graph networks.
 
-Edges are two arrays of node numbers, `senders` and `receivers`; what stands at a padding edge has weight 0.
+Edges are two arrays of node numbers, `senders` and `receivers`; padding edges have weight 0.
 """
 
 import jax
@@ -11,7 +11,7 @@ __all__ = ["is_real", "propagate", "propagate_reference", "symmetric_weights", "
 
 
 def is_real(count: Int[Array, ""], size: int) -> Bool[Array, "size"]:
-    """Which of `size` nodes or edges are among the first `count`; the rest is padding."""
+    """True for the first `count` of `size` nodes or edges; the rest is padding."""
     return jnp.arange(size) < count
 
 

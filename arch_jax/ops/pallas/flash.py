@@ -30,7 +30,7 @@ Values = Float[Array, "batch time heads vdim"]
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    """How an attention is computed, as far as it is no array."""
+    """The static arguments of an attention."""
 
     rule: Rule
     blocks: Blocks
@@ -63,12 +63,12 @@ def flash_attention(
     """`arch_jax.ops.attention.dot_product.attention` by a kernel that keeps no scores; its arguments are checked there.
 
     A query that sees nothing gives exactly 0, and passes on no gradient. Tiles that `causal`, `window` and `pattern`
-    hide are skipped, forward and backward. On a mesh the batch is dealt over "data" and "fsdp" and the heads over
+    hide are skipped, forward and backward. On a mesh the batch is sharded over "data" and "fsdp" and the heads over
     "tensor", as far as they divide; inside a `shard_map` (with `check_vma=False`) every device takes what it is given.
 
     Args:
       q, k, v: all float32 or all bfloat16, `dim` and `vdim` at most 256; sums are float32.
-      query_ids, key_ids: segments; only equal ids other than 0 see each other. Both or none.
+      query_ids, key_ids: segments; only equal ids other than 0 see each other. Both or None.
       bias: added to the scores after the cap; it has a gradient, which is computed only if asked for.
       alibi: a slope for each head, of the term -slope |i - j| (arXiv 2108.12409, section 3); a constant: its gradient
         is 0.
@@ -169,7 +169,7 @@ def _forward(form, q, k, v, bias, slopes, query_ids, key_ids):
 def _backward(form, saved, cotangents):
     q, k, v, bias, slopes, query_ids, key_ids, out, largest, logarithm = saved
     do, dlse = cotangents
-    # exp(s - inf) is 0: a row that saw nothing passes nothing on.
+    # exp(s - inf) is 0: a row that saw nothing has no gradient.
     nothing = jnp.isneginf(logarithm)
     delta = jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1).transpose(0, 2, 1) - dlse
     given = {

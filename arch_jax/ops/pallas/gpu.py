@@ -4,7 +4,7 @@ A program owns a row of tiles (a column, for keys and values) and loops over tho
 ones with nothing hidden, then the ones that need a mask. Arrays keep the model's layout, "batch time heads dim", since
 a GPU reads any strides equally well; head sizes are powers of two, and lengths whole blocks.
 
-No GPU has run this yet: it is interpreted on a CPU against the oracle, and lowered to Triton's form; its block sizes
+This has not run on a GPU yet: it is interpreted on a CPU against the oracle, and lowered to Triton; its block sizes
 are not tuned.
 
 Sources: FlashAttention (arXiv 2205.14135), FlashAttention-2 (arXiv 2307.08691), section 3.1.
@@ -27,7 +27,7 @@ NUMBERS = ("largest", "logarithm", "delta")
 
 
 class _Program:
-    """What the four kernels have in common: whole arrays in reach of every program, and the tile at a visit."""
+    """Base of the four kernels: whole arrays in reach of every program, and the tile at a visit."""
 
     def __init__(self, rule: Rule, rows: int, columns: int, arrays: dict[str, Any], by_column: bool = False):
         self.rule, self.rows, self.columns = rule, rows, columns

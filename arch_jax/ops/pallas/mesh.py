@@ -1,4 +1,4 @@
-"""Kernels on meshes: jit can't cut a kernel into parts by itself, so each device is given its own."""
+"""Kernels on meshes: jit can't partition a kernel, so each device is given its own part."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from arch_jax.ops.batch_sharding import ROWS
 
 
 class Mesh:
-    """The ambient mesh, as far as it is still to be shared out: inside a `shard_map` nothing is.
+    """The ambient mesh, as far as it is still to be partitioned: inside a `shard_map` nothing is.
 
     Attributes:
       free: names of the axes that no `shard_map` around has taken.
@@ -25,12 +25,12 @@ class Mesh:
         self.alone = all(self._mesh.shape[name] == 1 for name in self.free)
 
     def rows(self, batch: int) -> tuple[str, ...] | None:
-        """The axes over which a batch of that size is dealt; None where they don't divide it."""
+        """The axes over which a batch of that size is sharded; None if they don't divide it."""
         names = tuple(name for name in ROWS if name in self.free and self._mesh.shape[name] > 1)
         return names if names and batch % math.prod(self._mesh.shape[name] for name in names) == 0 else None
 
     def tensor(self, *sizes: int) -> str | None:
-        """The axis over which heads or channels are dealt; None where it doesn't divide each of their numbers."""
+        """The axis over which heads or channels are sharded; None if it doesn't divide each of their numbers."""
         over = self._mesh.shape["tensor"] if "tensor" in self.free else 1
         return "tensor" if over > 1 and all(size % over == 0 for size in sizes) else None
 

@@ -3,8 +3,8 @@
 Its time is that of reading a and b and writing h; a scan by XLA reads and writes each step's arrays on their own, and
 an associative one goes over all of them log(time) times.
 
-No TPU and no GPU has run this yet: it is interpreted on a CPU against the definition, lowered for both, and compiled by
-the v5e compiler.
+This has not run on a TPU or GPU yet: it is interpreted on a CPU against the definition, lowered for both, and compiled
+by the v5e compiler.
 """
 
 import functools
@@ -39,10 +39,10 @@ def recurrence_kernel(
 ) -> Float[Array, "batch time channels"]:
     """h_t = a_t h_{t-1} + b_t; from the end, h_t = a_t h_{t+1} + b_t, with `reverse`.
 
-    On a mesh the batch is dealt over "data" and "fsdp", and the channels over "tensor", as far as they divide.
+    On a mesh the batch is sharded over "data" and "fsdp", and the channels over "tensor", as far as they divide.
 
     Args:
-      a, b, before: float32; `before` is h_0, or with `reverse` what lies behind the last token.
+      a, b, before: float32; `before` is h_0, or with `reverse` what lies after the last token.
       platform: "tpu" or "gpu", the kernel that is taken; by default the one JAX runs on or is lowered for, and the
         TPU's, interpreted, on a CPU.
       interpret: as `flash_attention` has it.
@@ -75,7 +75,7 @@ def recurrence_kernel(
 
 
 def _padded(a, b, before, time, channels):
-    """What is added behind the end changes nothing: a = 1 and b = 0."""
+    """Pads with the identity: a = 1 and b = 0."""
     ends = ((0, 0), (0, time - a.shape[1]), (0, channels - a.shape[2]))
     pad = lambda x, value: jnp.pad(x, ends, constant_values=value) if any(end for _, end in ends) else x
     return pad(a, 1.0), pad(b, 0.0), jnp.pad(before, (ends[0], ends[2]))

@@ -1,4 +1,4 @@
-"""Which tiles of the score matrix a kernel visits: worked out before the program runs, from what is known without data.
+"""The tiles of the score matrix that a kernel visits, computed ahead of time from the static part of the mask.
 
 `causal`, `window` and a sparse pattern are the same for every batch row and head. Tiles in which they hide everything
 are in no list, so that the time goes with the tiles kept; tiles in which they hide nothing need no mask.
@@ -21,7 +21,7 @@ BITS = 32
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """All of an attention that is not an array."""
+    """The static part of an attention."""
 
     time: int
     source: int

@@ -21,7 +21,7 @@ LOWEST = float(np.finfo(np.float32).min)
 
 
 class Tile(NamedTuple):
-    """Where a tile lies, and what of it is hidden or added."""
+    """The place of a tile, and what is hidden or added in it."""
 
     rule: Rule
     rows: int

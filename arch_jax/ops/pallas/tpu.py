@@ -57,7 +57,7 @@ def _as_column(x):
 
 
 class _Walk:
-    """What the four kernels have in common: blocks of every array, the tile of a visit, the call.
+    """Base of the four kernels: blocks of every array, the tile of a visit, the call.
 
     Args:
       arrays: q, k, v; bias, slopes, query_ids and key_ids where given; do and `NUMBERS` for gradients.
@@ -194,7 +194,7 @@ class _Walk:
         step(one, read("q"), read("k"), read("v"))
 
     def ends(self, given, n):
-        """Whether a visit is the first, and the last, of its line."""
+        """True if a visit is the first, and the last, of its line."""
         line, last = _column if self.turned else _row, len(self.plan.row) - 1
         before, here, after = (line(given["visit"][at]) for at in (jnp.maximum(n - 1, 0), n, jnp.minimum(n + 1, last)))
         return (n == 0) | (here != before), (n == last) | (here != after)

@@ -46,7 +46,7 @@ def recurrent_loop(step, u, parameters, carry, added, rest, masks):
     Args:
       step: (parameters, carry, added_t + h U, rest_t) -> carry; a function of the module, not a closure.
       u: U, "hidden gates".
-      parameters: a tree of what each step is given alike.
+      parameters: a tree of arrays that every step shares.
       carry: a tuple of arrays "batch hidden", h first.
       added: "time batch gates".
       rest: a tree of arrays "time batch ...".
@@ -170,5 +170,5 @@ def _lstm_backward(carry, kept):
     return (c * f,), jnp.concatenate(sums, axis=-1)
 
 
-#: Steps with equations of their own for the gradient: (forward, backward). Held against automatic differentiation.
+#: Steps with equations of their own for the gradient: (forward, backward). Compared with automatic differentiation.
 _BY_HAND = {lstm_update: (_lstm_forward, _lstm_backward)}

@@ -91,7 +91,7 @@ def check_chunk(chunk: int, what: str) -> None:
 
 
 def _combined(early, late):
-    """Two stretches, one after the other, as one: h -> a h + b."""
+    """Two consecutive intervals as one: h -> a h + b."""
     (a, b), (c, d) = early, late
     return a * c, b * c + d
 
@@ -123,7 +123,7 @@ def _in_chunks(chunk, a, b, before, reverse):
 
     nothing = (jnp.ones_like(b[0]), jnp.zeros_like(b[0]))
     (whole_a, whole_b), (a, b) = lax.scan(step, nothing, (a, b))
-    after = _by_scan(whole_a, whole_b, before, False)  # behind each chunk
+    after = _by_scan(whole_a, whole_b, before, False)  # after each chunk
     h = a * jnp.concatenate([before[None], after[:-1]]) + b
     return h.swapaxes(0, 1).reshape(-1, *b.shape[2:])[:time]
 
@@ -211,7 +211,7 @@ def scan_in_chunks(
 def resets(
     run: Int[Array, "batch time"], position: Int[Array, "batch time"]
 ) -> tuple[Bool[Array, "batch time"], Bool[Array, "batch time"]]:
-    """Which tokens begin a run, where a state starts anew, and which are real, where it changes at all.
+    """Tokens that begin a run, where a state is reset, and real tokens, where it changes at all.
 
     Args:
       run, position: as `ops.segments.runs_and_positions` gives them.

@@ -31,7 +31,7 @@ FORMS = ("auto", "parallel", "chunked", "recurrent")
 
 
 class MatrixState(NamedTuple):
-    """What is carried over the run that is under way.
+    """State carried over the current run.
 
     Attributes:
       s: the matrix, "batch heads dim vdim".
@@ -68,14 +68,14 @@ def matrix_recurrence(
 
     Args:
       q, k, v: queries, keys and values, scaled as they should be.
-      log_decay: d, finite, at most 0; none is 0, which forgets nothing.
+      log_decay: d, finite, at most 0; None is 0, which forgets nothing.
       run: only equal numbers see each other; 0 is padding, the others never decrease along a row (`ops.segments`).
-      state: what the tokens before left behind; the run that it belongs to goes on where `run` has its number.
+      state: state after the preceding tokens; its run continues where `run` has the same number.
       form: one of `FORMS`; "auto" is recurrent for one token, parallel for no more than a chunk, and else chunked.
       chunk: tokens in a chunk, at least 1.
 
     Returns:
-      y in v's dtype, computed in at least float32, 0 at padding; and the state behind the last token.
+      y in v's dtype, computed in at least float32, 0 at padding; and the state after the last token.
 
     Raises:
       UsageError: an unknown form; `chunk` below 1; heads that can't be shared; a state of another shape.
@@ -191,7 +191,7 @@ def recurrence(
             raise UsageError(f"the state has the shape {state.s.shape}; expected {shape}: batch, heads and head sizes")
         begin = state._replace(s=state.s.astype(parts.v.dtype))
         runs = jnp.ones((batch, time), jnp.int32) if run is None else run.astype(begin.last_run.dtype)
-        runs = jnp.maximum(runs, begin.last_run[:, None]) if run is None else runs  # what is not told goes on
+        runs = jnp.maximum(runs, begin.last_run[:, None]) if run is None else runs  # without ids the run continues
     begin = begin._replace(s=begin.s.reshape(batch, groups, members, *shape[2:]))
     # Padding leaves the state alone: it decays nothing, and its keys are 0.
     real = (runs > 0).astype(parts.v.dtype)[:, None, None]
@@ -205,7 +205,7 @@ def recurrence(
 
 
 def _parallel(parts, run, state, chunk=None, feature_map=None):
-    """y "batch groups members time vdim" and the state behind."""
+    """y "batch groups members time vdim" and the state after."""
     q, k, v, decay, beta = parts
     time = v.shape[3]
     i = jnp.arange(time)
@@ -313,7 +313,7 @@ def _recurrent(parts, run, state, chunk=None, feature_map=None):
         return MatrixState(s, jnp.where(run > 0, run, state.last_run)), jnp.einsum("bgmf,bgmfd->bgmd", q, s)
 
     along = (jax.tree.map(lambda x: jnp.moveaxis(x, 3, 0), parts), run.T)
-    if parts.v.shape[3] == 1:  # decoding: a loop of one would only be in the way
+    if parts.v.shape[3] == 1:  # decoding: a loop of one step would only add overhead
         state, y = one(state, jax.tree.map(lambda x: x[0], along))
         return y[:, :, :, None], state
     state, y = lax.scan(one, state, along)

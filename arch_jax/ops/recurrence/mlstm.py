@@ -26,7 +26,7 @@ __all__ = ["MLSTMState", "initial_state", "mlstm", "mlstm_reference"]
 
 
 class MLSTMState(NamedTuple):
-    """What is carried over the run that is under way.
+    """State carried over the current run.
 
     Attributes:
       s: C and, as its last column, n, both times exp(-m), "batch heads dim vdim+1".
@@ -69,12 +69,12 @@ def mlstm(
       q, k, v: queries, keys and values, scaled as they should be.
       input_gate, forget_gate: i~ and f~, before the exponential and the sigmoid.
       run: only equal numbers see each other; 0 is padding, the others never decrease along a row (`ops.segments`).
-      state: what the tokens before left behind; the run that it belongs to goes on where `run` has its number.
+      state: state after the preceding tokens; its run continues where `run` has the same number.
       form, chunk: as for `ops.matrix_recurrence`.
       epsilon: added to the denominator of the stabilised quotient, as the authors' code does with 1e-6.
 
     Returns:
-      h in v's dtype, computed in at least float32, 0 at padding; and the state behind the last token.
+      h in v's dtype, computed in at least float32, 0 at padding; and the state after the last token.
 
     Raises:
       UsageError: an unknown form; `chunk` below 1; a state of another shape.
@@ -109,7 +109,7 @@ def mlstm(
 
 
 def _stabiliser(log_f, i, run, m, last_run):
-    """m_{t-1} and m_t "batch time heads"; a run begins with 0, and padding goes on with what there was."""
+    """m_{t-1} and m_t "batch time heads"; a run begins with 0, and padding leaves it unchanged."""
     m = m.astype(i.dtype)
     if not i.shape[1]:
         return i, i
@@ -119,7 +119,7 @@ def _stabiliser(log_f, i, run, m, last_run):
         starts = ((run > 0) & (run != latest[:, :-1]))[..., None]
         real = (run > 0)[..., None]
         log_f, i = jnp.where(real, log_f, 0), jnp.where(real, i, -jnp.inf)
-    # m_t = max(a + m_0, b) of every stretch of tokens has the same form: two stretches make one.
+    # m_t = max(a + m_0, b) of every interval of tokens has the same form: two intervals make one.
     joined = lambda one, two: (one[0] + two[0], jnp.maximum(one[1] + two[0], two[1]))
     a, b = lax.associative_scan(
         joined, (jnp.where(starts, -jnp.inf, log_f), jnp.where(starts, jnp.maximum(log_f, i), i)), axis=1

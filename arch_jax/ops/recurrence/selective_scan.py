@@ -34,7 +34,7 @@ FORMS = ("auto", "recurrent", "chunked", "associative")
 
 
 class ScanState(NamedTuple):
-    """What is carried over the run that is under way.
+    """State carried over the current run.
 
     Attributes:
       h: the states of all channels, "batch state channels".
@@ -47,7 +47,7 @@ class ScanState(NamedTuple):
 
 
 class _Tokens(NamedTuple):
-    """What the scan goes along, time first; `keep` is 0 where a run begins and else 1, or None for all 1."""
+    """Inputs of the scan, time first; `keep` is 0 where a run begins and else 1, or None for all 1."""
 
     x: Any  # "time batch channels"
     delta: Any
@@ -82,19 +82,19 @@ def selective_scan(
     in log(chunk) steps. Reverse-mode derivatives only.
 
     Args:
-      x: what is written into the states.
+      x: the input.
       delta: step sizes, at least 0.
       A: at most 0.
-      B: how x is written.
-      C: how the states are read.
-      D: what of x is passed by; none is nothing.
+      B: input projection, of x into the states.
+      C: output projection, of the states.
+      D: skip connection of x; None disables it.
       run: only equal numbers see each other; 0 is padding, the others never decrease along a row (`ops.segments`).
-      state: what the tokens before left behind; the run that it belongs to goes on where `run` has its number.
+      state: state after the preceding tokens; its run continues where `run` has the same number.
       form: one of `FORMS`; "auto" is recurrent for one token, and else chunked on a CPU and associative elsewhere.
       chunk: tokens in a chunk, at least 1.
 
     Returns:
-      y in x's dtype, computed in at least float32, 0 at padding; and the state behind the last token.
+      y in x's dtype, computed in at least float32, 0 at padding; and the state after the last token.
 
     Raises:
       UsageError: an unknown form; `chunk` below 1; a state of another shape.
@@ -112,7 +112,7 @@ def selective_scan(
         form = "recurrent" if time == 1 else "chunked" if platform() == "cpu" else "associative"
     precise = jnp.promote_types(jnp.result_type(x, delta, A, B, C), jnp.float32)
     begin = initial_state(*size, precise) if state is None else state
-    keep, real, last_run = None, None, jnp.maximum(begin.last_run, 1)  # what is not told goes on
+    keep, real, last_run = None, None, jnp.maximum(begin.last_run, 1)  # without ids the run continues
     if run is not None:
         run = run.astype(begin.last_run.dtype)
         real = (run > 0)[..., None]
@@ -170,14 +170,14 @@ def _step(A, h, token):
 def _recurrent(chunk, tokens, A, h):
     """y "time batch channels" and the last state, as it is defined."""
     step = functools.partial(_step, A)
-    if len(tokens.x) == 1:  # decoding: a loop of one would only be in the way
+    if len(tokens.x) == 1:  # decoding: a loop of one step would only add overhead
         h, y = step(h, jax.tree.map(lambda array: array[0], tokens))
         return y[None], h
     h, y = lax.scan(step, h, tokens)
     return y, h
 
 
-# A form goes through one chunk: forwards, to y and the state behind it; and backwards, from the gradients of both to
+# A form goes through one chunk: forwards, to y and the state after it; and backwards, from the gradients of both to
 # those of everything that goes in. The states before each token exist within the chunk only.
 
 
@@ -200,7 +200,7 @@ def _sequential_backward(A, h, tokens, dy, g):
 
 
 def _token_gradients(A, token, h, dy, g):
-    """Of one token, or of many with time in front: from h before it and the gradient g of the state behind it.
+    """Of one token, or of many with time in front: from h before it and the gradient g of the state after it.
 
     Returns the token's gradients, those of A still apart for each row, and the gradient of h.
     """
@@ -223,7 +223,7 @@ def _token_gradients(A, token, h, dy, g):
 
 
 def _associative_states(A, h, tokens):
-    """a and the states behind all tokens of a chunk, "time batch state channels"."""
+    """a and the states after all tokens of a chunk, "time batch state channels"."""
     x, delta, B, _, keep = tokens
     a = jnp.exp(delta[:, :, None] * A)
     a = a if keep is None else a * keep[..., None, None]
@@ -233,7 +233,7 @@ def _associative_states(A, h, tokens):
 
 
 def _combined(early, late):
-    """Two stretches, one after the other, as one: h -> a h + b."""
+    """Two consecutive intervals as one: h -> a h + b."""
     (a, b), (c, d) = early, late
     return a * c, b * c + d
 
@@ -246,7 +246,7 @@ def _associative_forward(A, h, tokens):
 def _associative_backward(A, h, tokens, dy, g):
     a, states = _associative_states(A, h, tokens)
     before = jnp.concatenate([h[None], states[:-1]])
-    # What reaches the state behind token t from later ones: g_t = a_{t+1} (g_{t+1} + C_{t+1} dy_{t+1}), from the end.
+    # What reaches the state after token t from later ones: g_t = a_{t+1} (g_{t+1} + C_{t+1} dy_{t+1}), from the end.
     later = a[1:] * (tokens.C[..., None] * dy[:, :, None])[1:]
     first = (jnp.ones_like(g)[None], g[None])
     pairs = (jnp.concatenate([x, jnp.flip(y, 0)]) for x, y in zip(first, (a[1:], later)))

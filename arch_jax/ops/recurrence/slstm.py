@@ -24,7 +24,7 @@ __all__ = ["SLSTMState", "initial_state", "slstm", "slstm_reference"]
 
 
 class SLSTMState(NamedTuple):
-    """What is carried from token to token, each "batch heads dim".
+    """Recurrent state, each array "batch heads dim".
 
     Attributes:
       h: the output at the last token.
@@ -53,19 +53,19 @@ def slstm(
     real: Bool[Array, "batch time"] | None = None,
     state: SLSTMState | None = None,
 ) -> tuple[Float[Array, "batch time heads dim"], SLSTMState]:
-    """h_t of every token, and the state behind the last.
+    """h_t of every token, and the state after the last.
 
     Gradients treat m as a constant, since nothing depends on it.
 
     Args:
-      x: what the input and the bias say to the four gates, in the order i~, f~, z~, o~.
+      x: the input's contribution to the four gates, bias included, in the order i~, f~, z~, o~.
       r: R, from each cell of a head to the four gates of each.
-      starts: tokens before which the state is put back; none is none.
-      real: tokens that are no padding, which leaves the state alone; none is all.
-      state: what the tokens before left behind.
+      starts: tokens before which the state is reset; None resets nowhere.
+      real: tokens that are no padding, which leaves the state alone; None for all.
+      state: state after the preceding tokens.
 
     Returns:
-      h in x's dtype, computed in at least float32, 0 at padding; and the state behind the last token.
+      h in x's dtype, computed in at least float32, 0 at padding; and the state after the last token.
 
     Raises:
       UsageError: a state of another shape.
@@ -87,7 +87,7 @@ def slstm(
 
 
 def _cell(gates, c, n, m):
-    """(h, c, n, m) after a token, of its four gates "heads batch 4 dim" and what the cells held."""
+    """(h, c, n, m) after a token, from its four gates "heads batch 4 dim" and the state before it."""
     i, f, z, o = (gates[..., gate, :] for gate in range(4))
     fresh, log_f = n == 0, jax.nn.log_sigmoid(f)
     later = lax.stop_gradient(jnp.where(fresh, i, jnp.maximum(i, log_f + m)))
@@ -97,13 +97,13 @@ def _cell(gates, c, n, m):
 
 
 def _heard(h, r):
-    """What the cells' outputs "... heads batch dim" say to the gates, "... heads batch 4 dim"."""
+    """The recurrent contribution of the cells' outputs "... heads batch dim" to the gates, "... heads batch 4 dim"."""
     return jnp.einsum("...hbd,hdge->...hbge", h, r)
 
 
 @jax.custom_vjp
 def _slstm(x, r, starts, real, state):
-    """h "time heads batch dim" and the state behind, of x "time heads batch 4 dim"."""
+    """h "time heads batch dim" and the state after, of x "time heads batch 4 dim"."""
     return _forward(x, r, starts, real, state)[0]
 
 

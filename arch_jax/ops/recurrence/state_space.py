@@ -78,7 +78,7 @@ def legs_nplr(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     V = V * (overlap / np.abs(overlap))
     found = (-0.5 + 1j * frequencies, V.conj().T @ P, V.conj().T @ B, V)
     for array in found:
-        array.setflags(write=False)  # it is shared by all who ask
+        array.setflags(write=False)  # shared by all callers
     return found
 
 
@@ -318,7 +318,7 @@ def _scan(advance, u, C, before, starts, real, chunk):
         return jnp.where(real[:, None, None], new, x), jnp.where(real[:, None], y, 0)
 
     tokens = jax.tree.map(lambda array: array.swapaxes(0, 1), (u, starts, real))
-    if u.shape[1] == 1:  # decoding: a loop of one would only be in the way
+    if u.shape[1] == 1:  # decoding: a loop of one step would only add overhead
         x, y = body(before, jax.tree.map(lambda array: array[0], tokens))
         return y[:, None], x
     x, y = scan_in_chunks(body, before, tokens, chunk=chunk)

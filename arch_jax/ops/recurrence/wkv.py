@@ -51,7 +51,7 @@ def token_shift(
 
 
 class WKVState(NamedTuple):
-    """The two sums of WKV over the run that is under way, each as (number) * exp(m).
+    """The two sums of WKV over the current run, each as (number) * exp(m).
 
     Attributes:
       a: of exp(k) v, "batch channels".
@@ -94,16 +94,16 @@ def wkv(
     Args:
       k, v: keys and values.
       log_decay: d, negative: the weight of a token is multiplied by e^d with each token after the next.
-      bonus: u, what the present token's key has added.
+      bonus: u, added to the current token's key.
       starts: which tokens begin a run; none of them by default.
-      real: which tokens are no padding; all by default. The others leave the state untouched, and their y means
-        nothing.
+      real: which tokens are no padding; all by default. Padding leaves the state unchanged, and its y is
+        undefined.
       state: what an earlier call returned.
       form: of the linear recurrence: "auto", "sequential", "chunked" or "associative"; all give the same.
-      chunk: tokens that the chunked form takes at once.
+      chunk: tokens in a chunk of the chunked form.
 
     Returns:
-      y and the state behind the sequence, both at least float32. Reverse-mode derivatives only.
+      y and the state after the sequence, both at least float32. Reverse-mode derivatives only.
 
     Raises:
       UsageError: an unknown form; `chunk` below 1; a state of another batch or number of channels.
@@ -190,8 +190,8 @@ def generalised_delta_rule(
 ) -> tuple[Float[Array, "batch time heads vdim"], Float[Array, "batch heads vdim dim"]]:
     """S_t = S_{t-1} (diag(w_t) - kappa_t (a_t * kappa_t)^T) + v_t k_t^T and y_t = S_t r_t, for each head.
 
-    Each channel of the key fades at a pace of its own (w), and what the state holds for the direction kappa is taken
-    out and put back under channels weighted by a: the delta rule is w = 1, kappa = k, a constant. The gradient keeps
+    Each channel of the key decays at a rate of its own (w), and what the state holds for the direction kappa is removed
+    and written back under channels weighted by a: the delta rule is w = 1, kappa = k, a constant. The gradient keeps
     the state between chunks only.
 
     Args:
@@ -201,8 +201,8 @@ def generalised_delta_rule(
       removal: kappa, of length 1 for a stable state.
       rate: a, in [0, 1] for a stable state.
       starts: which tokens begin a run; none of them by default.
-      real: which tokens are no padding; all by default. The others leave the state untouched, and their y means
-        nothing.
+      real: which tokens are no padding; all by default. Padding leaves the state unchanged, and its y is
+        undefined.
       state: S_0; 0 by default.
       chunk: steps between two states that the gradient keeps.
 

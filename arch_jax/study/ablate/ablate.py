@@ -1,8 +1,8 @@
-"""Ablations: what each part of an experiment is worth, with an interval.
+"""Ablations: the effect of each part of an experiment, with an interval.
 
 An experiment's file has generators `ablate_NAME()`, the axes; each yields overrides of the configuration, the variants.
 Every variant runs with the same seeds as the baseline. The same seed gives the same order of the data and, for each
-parameter that both have in one shape, the same initial draw; so differences are taken seed by seed.
+parameter that both have in one shape, the same initial value; so differences are taken seed by seed.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def axes(module: types.ModuleType) -> dict[str, list[dict[str, Any]]]:
     """Axis -> its overrides, of an experiment's file.
 
     Raises:
-      UsageError: a generator that fails, or yields something else than overrides.
+      UsageError: a generator that fails, or yields something other than overrides.
     """
     found = {}
     for name, generator in vars(module).items():
@@ -44,7 +44,7 @@ def axes(module: types.ModuleType) -> dict[str, list[dict[str, Any]]]:
 
 
 def overridden(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
-    """The experiment with settings that a person asked for.
+    """The experiment with the requested settings.
 
     Raises:
       UsageError: unknown field, a value of the wrong type, or a setting that changes nothing.
@@ -60,16 +60,16 @@ def overridden(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment
 def variants(
     experiment: Experiment, available: Mapping[str, list[dict[str, Any]]], wanted: Iterable[str], product: bool = False
 ) -> list[Variant]:
-    """The baseline, and what the axes make of it.
+    """The baseline and the variants of the axes.
 
     Args:
       experiment: the baseline.
       available: axis -> its overrides, as `axes` finds them.
-      wanted: names of axes; none of them is all.
+      wanted: names of axes; None takes all.
       product: all combinations of the axes' variants, instead of one axis at a time.
 
     Returns:
-      The baseline first; a variant that is equal to an earlier one stands once.
+      The baseline first; duplicate variants are dropped.
 
     Raises:
       UsageError: no such axis; an axis that changes nothing, or an override that can't be made.
@@ -108,10 +108,10 @@ def ablate(
 
     Args:
       chosen: the baseline first.
-      study: where the cells are kept.
-      seeds: how many: that of the experiment, and those after it.
+      study: folder of the runs.
+      seeds: the number of seeds: the experiment's, and those after it.
       metric: of the validation metrics.
-      notes: to be handed on.
+      notes: notes to pass on.
 
     Raises:
       UsageError: a variant that can't be run, or no such metric.
@@ -149,7 +149,7 @@ def ablate(
 
 
 def _notes(rows: Sequence[AblationRow], seeds: int) -> list[str]:
-    """What a reader should know of the figures."""
+    """Notes on the results for the reader."""
     found = []
     if seeds < LEAST:
         count = "1 seed" if seeds == 1 else f"{seeds} seeds"
@@ -170,13 +170,13 @@ def _variant(experiment: Experiment, used: tuple[str, ...], changes: Mapping[str
 
 
 def _label(changes: Mapping[str, Any], full: bool = False) -> str:
-    """The overrides as a person would write them; fields by their last name, where that is clear and not `full`."""
+    """The overrides in command-line form; fields by their last name, if that is unambiguous and not `full`."""
     last = [path.rsplit(".", 1)[-1] for path in changes]
     words = []
     for path, name in zip(changes, last):
         value = fields.to_json(changes[path])
         if isinstance(value, Mapping) and "module" in value:
-            # Of an instance every field is written; what a person wrote has those alone that matter.
+            # Of an instance every field is written; of what a person wrote, only the fields that matter.
             rest = "" if dataclasses.is_dataclass(changes[path]) else ", ".join(
                 f"{field}={format_setting(setting)}" for field, setting in value.items() if field != "module"
             )  # fmt: skip

@@ -63,7 +63,7 @@ def draw_curves(ablation: Ablation, path: Path) -> Path:
 
 
 def draw_bars(ablation: Ablation, path: Path) -> Path:
-    """Every seed's figure with the mean's interval, and beside it the paired differences to the baseline, as bars."""
+    """Every seed's value with the mean's interval, and beside it the paired differences to the baseline, as bars."""
     plt = pyplot()
     rows = ablation.rows
     height = 1.4 + 0.42 * len(rows)

@@ -1,4 +1,4 @@
-"""What an ablation found: variants, their figures, and the whole as JSON."""
+"""Results of an ablation: variants, their metrics, and all of it as JSON."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,11 +12,11 @@ from arch_jax.study.statistics import Difference, Interval
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One setting that is run.
+    """One variant.
 
     Attributes:
       label: such as "kv_heads=1"; the baseline's is "baseline".
-      axes: those whose overrides made it; none for the baseline.
+      axes: those whose overrides made it; empty for the baseline.
       changes: of the configuration.
       experiment: the configuration with them.
     """
@@ -29,15 +29,15 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class AblationRow:
-    """What came of a variant.
+    """The results of one variant.
 
     Attributes:
-      variant: which.
+      variant: the variant.
       results: one a seed.
       values: of the metric, by seed; without diverged ones.
-      mean: with its interval; none where all diverged.
-      difference: to the baseline, over the seeds that both finished; none for the baseline, or where there are none.
-      p: of the difference, after Holm's correction over all variants; none where there is no interval.
+      mean: with its interval; None if all diverged.
+      difference: to the baseline, over the seeds that both finished; None for the baseline, or if there are none.
+      p: of the difference, after Holm's correction over all variants; None without an interval.
     """
 
     variant: Variant
@@ -49,7 +49,7 @@ class AblationRow:
 
     @property
     def diverged(self) -> tuple[RunResult, ...]:
-        """The results that are none."""
+        """The diverged results."""
         return tuple(result for result in self.results if result.status == "diverged")
 
 
@@ -59,10 +59,10 @@ class Ablation:
 
     Attributes:
       experiment: its name.
-      metric: what is compared, of the validation metrics.
+      metric: the compared validation metric.
       seeds: that every variant ran with.
       rows: the baseline first.
-      notes: what a reader should know.
+      notes: for the reader.
     """
 
     experiment: str
@@ -72,7 +72,7 @@ class Ablation:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """All figures, by variant."""
+        """All results, by variant."""
         return {
             "experiment": self.experiment,
             "metric": self.metric,

@@ -1,4 +1,4 @@
-"""What every model of a comparison may cost."""
+"""The budget of a comparison."""
 
 import dataclasses
 import math
@@ -6,18 +6,18 @@ import math
 from arch_jax import fields
 from arch_jax.errors import UsageError, unknown
 
-#: What a budget may be of.
+#: Kinds of budget.
 KINDS = ("parameters", "flops", "tokens", "seconds")
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What every model may cost.
+    """The cost allowed for every model.
 
     Attributes:
       kind: "parameters"; "flops" of the whole training, in matrix products; "tokens" seen in training (or examples,
         for data without tokens); or "seconds" of training, without compilation and evaluations.
-      amount: how many.
+      amount: of the kind.
     """
 
     kind: str
@@ -31,7 +31,7 @@ class Budget:
 
     @staticmethod
     def parse(text: str) -> "Budget":
-        """A budget as a person writes it: `parameters=1e6`.
+        """Parses a budget: `parameters=1e6`.
 
         Raises:
           UsageError: another form, an unknown kind, or an amount that is not a positive number.

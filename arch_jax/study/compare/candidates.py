@@ -1,4 +1,4 @@
-"""Who takes part in a comparison: models as a person asks for them, fitted to a task."""
+"""The models of a comparison, parsed from the command line and fitted to a task."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -16,10 +16,10 @@ from arch_jax.study.sizing import parameters
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """A model as a person asks for it.
+    """A model as requested.
 
     Attributes:
-      label: what it is called.
+      label: its name in the results.
       name: of the registered model.
       changes: overrides of its fields.
     """
@@ -30,7 +30,7 @@ class Contestant:
 
 
 def parse_model(text: str) -> Contestant:
-    """A model with overrides as a person writes it: `gpt:mixer.kv_heads=1,norm=layer_norm`.
+    """Parses a model with overrides: `gpt:mixer.kv_heads=1,norm=layer_norm`.
 
     Commas inside brackets or quotes belong to the value.
 
@@ -53,7 +53,7 @@ def parse_model(text: str) -> Contestant:
 
 
 def parse_grid(text: str) -> tuple[str, list[str]]:
-    """A field and the values to choose from: `learning_rate=1e-4,3e-4`.
+    """Parses a field and the values to choose from: `learning_rate=1e-4,3e-4`.
 
     Raises:
       UsageError: no field, or no values.
@@ -66,11 +66,11 @@ def parse_grid(text: str) -> tuple[str, list[str]]:
 
 
 def fitted(one: Contestant, experiment: Experiment, corpus: Any) -> tuple[dict[str, Any], Experiment]:
-    """The fields of a model that the task decides, and the experiment with the model that has them.
+    """The fields of a model that the task determines, and the experiment with the fitted model.
 
-    Those are the ones that its registration's example inputs are made by, such as `vocabulary` and `classes`: they are
-    what the experiment's own model has, and learned positions are as many as a sequence of the data is long. Dtypes are
-    those of the experiment's model too. What the person asked for stays.
+    Those are the fields on which its registration's example inputs depend, such as `vocabulary` and `classes`: they
+    are copied from the experiment's own model, and learned positions are as many as a data sequence is long. Dtypes are
+    those of the experiment's model too. Explicit settings are kept.
 
     Raises:
       UsageError: the model is for another task, or can't take the data.
@@ -111,7 +111,7 @@ def fitted(one: Contestant, experiment: Experiment, corpus: Any) -> tuple[dict[s
 
 
 class _Watched:
-    """Stands for a module, hands on its fields, and writes down the paths of those that were asked for."""
+    """Proxy of a module that records the paths of the fields that are read."""
 
     def __init__(self, owner: Any, seen: list[str], prefix: str = "") -> None:
         self._owner, self._seen, self._prefix = owner, seen, prefix
@@ -129,14 +129,14 @@ class _Watched:
 
 
 def field_at(owner: Any, path: str) -> Any:
-    """The field of a dotted path; none where there is no such."""
+    """The field of a dotted path; None if it does not exist."""
     for name in path.split("."):
         owner = getattr(owner, name, None)
     return owner
 
 
 def split_outside_brackets(text: str) -> Iterator[str]:
-    """The parts between commas that stand outside brackets and quotes."""
+    """The parts between commas outside of brackets and quotes."""
     part, depth, quote = "", 0, ""
     for letter in text:
         if quote:

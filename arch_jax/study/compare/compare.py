@@ -1,4 +1,4 @@
-"""Different architectures on one task under one budget, ranked, with what was held equal and what was not.
+"""Different architectures on one task under one budget, ranked, with a list of what was equal and what was not.
 
 The budget is of parameters or FLOPs (each model is scaled in its family's usual shape until it meets it), or of tokens
 or seconds (the models stay as they are, and the steps follow).
@@ -24,7 +24,7 @@ from arch_jax.study.runs.study import Study, measured, seeded, shapes
 from arch_jax.study.sizing import parameters, scaled, step_flops
 from arch_jax.study.statistics import LEAST, against, interval
 
-#: The seed of runs that tune and of runs that are timed: never one that is reported on.
+#: The seed of tuning and timing runs: never one that is reported.
 APART = 1000
 
 
@@ -41,14 +41,14 @@ def compare(
 
     Args:
       contestants: two or more.
-      experiment: its data, objective, optimizer and steps are used; its model says what the task decides.
+      experiment: its data, objective, optimizer and steps are used; its model gives what the task determines.
       budget: parameters and flops scale the models, at the experiment's steps; tokens and seconds set the steps, and
         the schedule (its horizon, warm-up and evaluations) is stretched with them.
-      study: where the runs are kept.
-      seeds: how many, from 0 on, each model is reported on.
+      study: folder of the runs.
+      seeds: the number of reported seeds of each model, from 0 on.
       tune: field of the experiment -> values; each model gets the one with the lowest loss (of several fields, the
-        best combination). It is judged on every other validation batch and by a seed that is not reported on; what is
-        reported is of the other batches.
+        best combination). It is judged on every other validation batch and by a seed that is not reported; the reported
+        metrics are on the other batches.
 
     Raises:
       UsageError: fewer than two models, one for another task, a budget that a model can't meet (with the nearest it
@@ -116,9 +116,9 @@ def _scaled(label: str, run: Experiment, budget: Budget, corpus: Any) -> Any:
 
 
 def _times(runs: Mapping[str, Experiment], study: Study) -> dict[str, float]:
-    """Seconds a step of each, from a short run that is kept in the study: asked again, it is not timed again."""
+    """Seconds a step of each, from a short run that is kept in the study and not repeated."""
     found: dict[str, float] = {}
-    for seed in (APART, APART + 1, APART + 2):  # a run that was stopped and went on may be too short to tell
+    for seed in (APART, APART + 1, APART + 2):  # a run that was stopped and resumed may be too short to tell
         left = {label: run for label, run in runs.items() if label not in found}
         format_setting = {label: lasting(run, 5 * run.steps_per_dispatch) for label, run in left.items()}
         whole = lambda one, seed=seed: dataclasses.replace(
@@ -136,7 +136,7 @@ def _times(runs: Mapping[str, Experiment], study: Study) -> dict[str, float]:
 
 
 def _grid(experiment: Experiment, tune: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Every combination of the values to choose from; empty where nothing is tuned.
+    """Every combination of the values to choose from; empty if nothing is tuned.
 
     Raises:
       UsageError: a field that does not exist, or a value of the wrong type.
@@ -159,7 +159,7 @@ def _grid(experiment: Experiment, tune: Mapping[str, Sequence[Any]]) -> list[dic
 def _tuned(
     runs: Mapping[str, Experiment], grid: Sequence[Mapping[str, Any]], study: Study
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The best of the grid for each model, and what is to be said of it."""
+    """The best of the grid for each model, and notes on the choice."""
     if not grid:
         return {label: {} for label in runs}, []
     label_of = lambda choice: ", ".join(
@@ -231,7 +231,7 @@ def _ranked(
 
 
 def _notes(rows: Sequence[ComparisonRow], seeds: int) -> list[str]:
-    """What a reader should know of the figures."""
+    """Notes on the results for the reader."""
     if seeds < LEAST:
         count = "1 seed" if seeds == 1 else f"{seeds} seeds"
         found = [f"{count} a model: no interval from fewer than {LEAST}"]

@@ -1,4 +1,4 @@
-"""What a person sees of a comparison: what was equal, the table, and the pictures."""
+"""Presentation of a comparison: what was equal, the table, and the figures."""
 
 import math
 import textwrap
@@ -14,22 +14,22 @@ from arch_jax.study.formatting import COLOURS, format_count, format_duration, fo
 #: Two counts within 2 % of a target are at most this far apart; times are called equal up to a tenth.
 _CLOSE = 1.02 / 0.98 - 1
 _CLOSE_TIME = 0.1
-#: Where a line ends: across, up, its label and its colour.
+#: End of a line: across, up, its label and its colour.
 End = tuple[float | int, float | int, str, str]
-#: What a model cost, by the names in JSON.
+#: Costs of a model, by the names in JSON.
 _COSTS = ("parameters", "flops_per_step", "flops", "steps", "units", "seconds_per_step", "seconds", "peak_bytes")
 
 
 def held_and_not(
     rows: Sequence[ComparisonRow], experiment: Experiment, kind: str, unit: str, per_step: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What was equal for all models and what was not, as sentences with the figures that were seen.
+    """Lists of what was equal for all models and what was not, as sentences with the numbers seen.
 
     Args:
       rows: of the comparison.
-      experiment: whose task it is.
-      kind: of the budget; times are held equal by one of seconds alone.
-      unit: what a batch is counted in.
+      experiment: the task.
+      kind: of the budget; only a budget of seconds holds times equal.
+      unit: of a batch.
       per_step: how many of them a step takes.
     """
     source = getattr(experiment.data, "source", fields.to_json(experiment.data)["module"])
@@ -142,12 +142,12 @@ def write_comparison_csv(comparison: Comparison, path: Path) -> Path:
 
 
 def draw_comparison(comparison: Comparison, path: Path) -> Path:
-    """Validation loss against FLOPs and against time as training goes on, and at its end against parameters.
+    """Validation loss against FLOPs and against time during training, and at its end against parameters.
 
     Lines and points are means over the seeds; bars are 95 % intervals, from 3 seeds on.
 
     Raises:
-      RunError: the picture can't be written.
+      RunError: the figure can't be written.
     """
     import matplotlib
 
@@ -218,7 +218,7 @@ def _label(axis: Any, ends: Sequence[End]) -> None:
         return
     texts = {label: "\n".join(textwrap.wrap(label.replace(",", ", "), 24)) for _, _, label, _ in ends}
     inverse, height = axis.transAxes.inverted(), axis.get_window_extent().height
-    line = 11.5 * axis.figure.dpi / 72 / height  # of a line of text, as a share of the panel
+    line = 11.5 * axis.figure.dpi / 72 / height  # of a line of text, as a fraction of the panel
     places = []
     for x, y, label, colour in ends:
         across, up = inverse.transform(axis.transData.transform((x, y)))

@@ -1,4 +1,4 @@
-"""What a comparison found: the models' figures, ranked, and the whole as JSON."""
+"""Results of a comparison: the models' metrics, ranked, and all of it as JSON."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,25 +9,25 @@ from arch_jax.study.compare.budget import Budget
 from arch_jax.study.runs.run import RunResult
 from arch_jax.study.statistics import Difference, Interval
 
-#: What is compared, of the validation metrics.
+#: The compared validation metric.
 METRIC = "loss"
 
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonRow:
-    """What came of one model.
+    """The results of one model.
 
     Attributes:
-      label: what the person calls it.
+      label: its name in the comparison.
       changes: the fields that were set beyond those asked for: fitted to the task, and scaled to the budget.
       results: one a seed, in the order of the seeds.
       values: seed -> validation loss, of the finished ones.
-      mean: of those; none where all diverged.
-      difference: to the best, paired by seed; none for the best itself.
-      p: of that difference, after Holm's correction; none where there is no interval.
+      mean: of those; None if all diverged.
+      difference: to the best, paired by seed; None for the best itself.
+      p: of that difference, after Holm's correction; None without an interval.
       tuned: field -> the value that was chosen for this model.
       units: seen in training, such as tokens.
-      step_seconds: the median time of a step; none where it is not known.
+      step_seconds: the median time of a step; None if not known.
     """
 
     label: str
@@ -43,12 +43,12 @@ class ComparisonRow:
 
     @property
     def steps(self) -> int:
-        """How many each run was to take."""
+        """The planned number of each run."""
         return self.results[0].cell.experiment.steps
 
     @property
     def parameters(self) -> int:
-        """How many the model has."""
+        """The number of parameters."""
         return self.results[0].parameters
 
     @property
@@ -68,7 +68,7 @@ class ComparisonRow:
 
     @property
     def peak_bytes(self) -> int | None:
-        """What the compiled train program holds on a device."""
+        """Memory of the compiled train program on a device."""
         return max((r.peak_bytes for r in self.results if r.peak_bytes is not None), default=None)
 
     @property
@@ -82,14 +82,14 @@ class Comparison:
     """Models ranked by validation loss.
 
     Attributes:
-      experiment: whose task it is.
-      budget: what every model might cost.
+      experiment: the task.
+      budget: of every model.
       seeds: reported on.
-      unit: what a batch is counted in, such as "tokens".
+      unit: of a batch, such as "tokens".
       rows: the best first; those that all diverged last.
       held_equal: what was the same for all, or within a few percent, with the figures.
       not_equal: what was not, with the range.
-      notes: what a reader should know.
+      notes: for the reader.
     """
 
     experiment: str

@@ -1,4 +1,4 @@
-"""The ledger: all records of reproductions, and whether what they are records of has changed since.
+"""The ledger: all records of reproductions, and whether the experiments have changed since.
 
 A record is `results/NAME.json` beside the experiment's file, `NAME.py`.
 """
@@ -22,7 +22,7 @@ class LedgerEntry:
 
     Attributes:
       name: of the record's file.
-      record: what is in it; none where it can't be read.
+      record: the file's content; None if it can't be read.
       stale: what has changed since; empty for a fresh one.
       problem: why it can't be read; empty if it can.
     """
@@ -34,10 +34,10 @@ class LedgerEntry:
 
 
 def write_record(record: Record, folder: Path | None = None) -> Path:
-    """Puts a record into the ledger: `NAME.json` in the folder, by default that of the project's experiments.
+    """Adds a record to the ledger: `NAME.json` in the folder, by default that of the project's experiments.
 
     Raises:
-      UsageError: the run was not as the experiment's file has it.
+      UsageError: the run's settings differ from the experiment's file.
       RunError: it can't be written.
     """
     if record.changes:
@@ -51,7 +51,7 @@ def write_record(record: Record, folder: Path | None = None) -> Path:
 
 
 def results_folder() -> Path:
-    """Where the records of the project's experiments are.
+    """The folder of the records of the project's experiments.
 
     Raises:
       UsageError: there are no experiments.
@@ -63,14 +63,14 @@ def results_folder() -> Path:
 
 
 def in_clone() -> bool:
-    """Whether the ledger is that of a clone, which may be written to; an installed package's is to be read alone."""
+    """True if the ledger is a clone's, which may be written to; an installed package's is read-only."""
     return results_folder().parent.name == "experiments"
 
 
 def ledger(folder: Path | None = None) -> list[LedgerEntry]:
     """All records of a folder, by name; each is stale where its experiment, in the folder above, has changed since.
 
-    A record that can't be read is an entry with a problem; it keeps none of the others from being shown.
+    A record that can't be read is an entry with a problem; the others are shown.
     """
     folder = results_folder() if folder is None else folder
     return [_entry(path) for path in sorted(folder.glob("*.json"))]
@@ -86,7 +86,7 @@ def _entry(path: Path) -> LedgerEntry:
 
 
 def _stale(record: Record, path: Path) -> str:
-    """What has changed since a record was written; empty if nothing has."""
+    """The change since a record was written; empty if there is none."""
     file = path.parent.parent / f"{path.stem}.py"
     if not file.is_file():
         return f"{file.name} is gone"
@@ -95,7 +95,7 @@ def _stale(record: Record, path: Path) -> str:
         now, published = configuration(experiment), published_by(module)
         if fingerprint(now, published) == record.fingerprint:
             return ""
-        # A field that a later version added is no change: by way of this version, its default stands in both.
+        # A field that a later version added is no change: read by this version, its default stands in both.
         then = configuration(Experiment.from_json(dict(record.experiment)))
     except ArchJaxError as problem:
         return str(problem)
@@ -106,7 +106,7 @@ def _stale(record: Record, path: Path) -> str:
 
 
 def ledger_table(entries: list[LedgerEntry]) -> list[dict[str, str]]:
-    """The ledger's rows, one for each figure, in words."""
+    """The ledger's rows as text, one for each published number."""
     from arch_jax.study.formatting import format_duration
 
     rows = []
@@ -135,7 +135,7 @@ def ledger_table(entries: list[LedgerEntry]) -> list[dict[str, str]]:
 
 
 def write_table(entries: list[LedgerEntry], path: Path) -> Path:
-    """Replaces what stands between `<!-- ledger -->` and `<!-- /ledger -->` in a Markdown file by the ledger's table.
+    """Replaces the text between `<!-- ledger -->` and `<!-- /ledger -->` in a Markdown file by the ledger's table.
 
     Raises:
       UsageError: there is no such file, or it does not have the two marks once each, in this order.

@@ -1,4 +1,4 @@
-"""Reproduction: what an experiment published beside what is measured, as a record.
+"""Reproductions: an experiment's published numbers beside measured ones, as a record.
 
 The experiment's file has `published = (arch_jax.Published(...), ...)`, with the tolerance, before anything is run.
 """
@@ -31,18 +31,18 @@ from arch_jax.train.workdir import versions
 
 FORMAT = 1
 
-#: Fields of an experiment that a record does not depend on: seeds are counted from 0, the others change no figure.
+#: Fields of an experiment that a record does not depend on: seeds are counted from 0, the others change no metric.
 _BESIDE = ("name", "seed", "keep", "tensorboard")
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One published figure, and what was measured.
+    """One published number, and the measured ones.
 
     Attributes:
-      published: what it is held against.
-      values: seed -> the measured one, in the published unit.
-      diverged: seeds that gave none.
+      published: the number it is compared with.
+      values: seed -> the measured number, in the published unit.
+      diverged: seeds without a number.
     """
 
     published: Published
@@ -51,16 +51,16 @@ class Figure:
 
     @property
     def mean(self) -> Interval | None:
-        """Over the seeds; none where all diverged."""
+        """Over the seeds; None if all diverged."""
         return interval(list(self.values.values())) if self.values else None
 
     @property
     def holds(self) -> bool:
-        """Whether the mean is within the tolerance, on the side that counts, and no seed diverged."""
+        """True if the mean is within the tolerance, on the side that counts, and no seed diverged."""
         if self.mean is None or self.diverged:
             return False
         above = self.mean.mean - self.published.value
-        # What is exactly as far off as allowed is allowed, whatever the last digit of a sum says.
+        # A value exactly at the tolerance passes, whatever the last digit of a sum is.
         allowed = self.published.tolerance + 1e-9 * abs(self.published.value)
         off = {"near": abs(above), "at least": -above, "at most": above}[self.published.direction]
         return off <= allowed
@@ -74,7 +74,7 @@ class Figure:
 
     @property
     def remark(self) -> str:
-        """What makes the verdict weaker than declared; empty if nothing does."""
+        """Why the verdict is weaker than declared; empty if it is not."""
         found = []
         if self.diverged:
             found.append("diverged: " + ", ".join(f"seed {seed}" for seed in self.diverged))
@@ -86,19 +86,19 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What a reproduction gave.
+    """The record of a reproduction.
 
     Attributes:
       name: of the experiment's file.
-      fingerprint: 16 hexadecimal digits that stand for the experiment and its published figures.
-      experiment: the run, as JSON data; without what its figures do not depend on.
-      changes: fields that were set to something else than the file has; such a record is not for the ledger.
-      figures: one for each published figure.
-      data: what tells the data's content (`sha256`); none where there is no such thing.
+      fingerprint: 16 hexadecimal digits of a hash of the experiment and its published numbers.
+      experiment: the run, as JSON data; without fields that its metrics do not depend on.
+      changes: fields that were set to other values than the file's; such a record is not for the ledger.
+      figures: one for each published number.
+      data: identifies the data's content (`sha256`); None if there is no such thing.
       versions: of Python and the packages.
       device: what it ran on, and how many.
-      seconds: of training, over all seeds, without compilation and evaluation; none where too short to tell.
-      commit: of the experiment's clone, with "+changes" where files differed from it; none without a clone.
+      seconds: of training, over all seeds, without compilation and evaluation; None if too short to tell.
+      commit: of the experiment's clone, with "+changes" if files differed from it; None without a clone.
       date: such as 2026-01-31.
     """
 
@@ -131,7 +131,7 @@ class Record:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Record":
-        """The record that `to_json` described; means and verdicts are worked out anew.
+        """Inverse of `to_json`; means and verdicts are recomputed.
 
         Raises:
           KeyError, TypeError, ValueError: it is not one.
@@ -159,13 +159,13 @@ class Record:
 
 
 def reproduce(experiment: Experiment, module: types.ModuleType, study: Study, seeds: int | None = None) -> Record:
-    """Runs an experiment with its seeds, and sets what it published beside what was measured.
+    """Runs an experiment with its seeds, and compares its published numbers with the measured ones.
 
     Args:
-      experiment: what is run.
+      experiment: the experiment.
       module: its file, with `published`.
-      study: where the cells are kept.
-      seeds: how many, 0, 1, 2 ...; none is as many as each figure declares.
+      study: folder of the runs.
+      seeds: their number, 0, 1, 2 ...; None is as many as each published number declares.
 
     Returns:
       The record; `ledger.write_record` keeps it.
@@ -177,7 +177,7 @@ def reproduce(experiment: Experiment, module: types.ModuleType, study: Study, se
     published = published_by(module)
     if not published:
         raise UsageError(
-            f"the experiment {experiment.name!r} publishes nothing to be held against; expected "
+            f"the experiment {experiment.name!r} publishes nothing to compare with; expected "
             "published = (arch_jax.Published(...),) in its file"
         )
     count = seeds if seeds is not None else max(one.seeds for one in published)
@@ -208,27 +208,27 @@ def reproduce(experiment: Experiment, module: types.ModuleType, study: Study, se
 
 
 def published_by(module: types.ModuleType) -> tuple[Published, ...]:
-    """The figures that an experiment's file publishes; without texts among them, which nothing can be held against."""
+    """The numbers that an experiment's file publishes; without texts among them, which have nothing to compare."""
     found = getattr(module, "published", ())
     found = (found,) if isinstance(found, Published | str) else found
     return tuple(one for one in found if isinstance(one, Published))
 
 
 def configuration(experiment: Experiment) -> dict[str, Any]:
-    """All of an experiment that its figures depend on, as JSON data."""
+    """All of an experiment that its metrics depend on, as JSON data."""
     return {name: value for name, value in experiment.to_json().items() if name not in _BESIDE}
 
 
 def fingerprint(plain: Mapping[str, Any], published: tuple[Published, ...]) -> str:
-    """16 hexadecimal digits that stand for a configuration and the figures it is held against."""
-    # Sources and units may be put in better words.
+    """16 hexadecimal digits of a hash of a configuration and the published numbers it is compared with."""
+    # Sources and units may be reworded.
     held = [dataclasses.asdict(one) for one in published]
     held = [{name: value for name, value in one.items() if name not in ("source", "unit")} for one in held]
     return hashlib.sha256(json.dumps([plain, held], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def device() -> str:
-    """What computes here, such as "NVIDIA H100 80GB HBM3 x 1" or "AMD EPYC 7B13, 2 cores"."""
+    """The device, such as "NVIDIA H100 80GB HBM3 x 1" or "AMD EPYC 7B13, 2 cores"."""
     kind = jax.devices()[0].device_kind
     if jax.devices()[0].platform != "cpu":
         return f"{kind} x {jax.device_count()}"

@@ -1,4 +1,4 @@
-"""One study at a time in a folder, and who it is."""
+"""A lock on a study's folder: one process at a time, and its name."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from arch_jax.train.workdir import reason, write
 
 
 def lock_study(path: Path) -> Any:
-    """The lock on a study's folder, with a note beside it that says who has it.
+    """The lock on a study's folder, with a note beside it that names the holder.
 
     Raises:
       UsageError: it can't be written to, or another process has it.

@@ -7,11 +7,11 @@ from typing import Any
 
 
 class StudyProgress:
-    """Which cell is at work, its loss, and the time left for all: a bar on a terminal, a line now and then elsewhere.
+    """The current run, its loss, and the time left for all: a bar on a terminal, a line now and then elsewhere.
 
     Args:
-      total: steps of all cells that are to be run.
-      cells: how many those are.
+      total: steps of all runs.
+      cells: the number of runs.
       every: seconds between plain lines.
     """
 
@@ -21,8 +21,8 @@ class StudyProgress:
 
         self.total, self.cells, self.every = total, cells, every
         self.console = Console(stderr=True)
-        self._done = self._begun = 0  # steps of ended cells, and cells begun
-        self._skipped = 0  # steps that are counted as done and were not taken here
+        self._done = self._begun = 0  # steps of ended runs, and runs begun
+        self._skipped = 0  # steps that count as done but were not taken here
         self._started = self._spoke = time.perf_counter()
         self._bar = None
         if self.console.is_terminal:
@@ -48,12 +48,12 @@ class StudyProgress:
             self._bar.stop()
 
     def cell(self, label: str, steps: int, count: int = 1) -> "CellProgress":
-        """The progress of the next cell, or of `count` cells that are taken as one."""
+        """The progress of the next run, or of `count` runs that are trained as one."""
         self._begun += count
         return CellProgress(self, f"cell {self._begun}/{self.cells} ({label})", steps, count)
 
     def left(self, done: int) -> str:
-        """How long the rest takes at the pace so far, compilations included."""
+        """The remaining time at the pace so far, compilations included."""
         taken = done - self._skipped
         if taken <= 0:
             return ""
@@ -61,7 +61,7 @@ class StudyProgress:
         return f"{seconds:.0f} s left" if seconds < 120 else f"{seconds / 60:.0f} min left"
 
     def show(self, label: str, done: int, step: int, steps: int, loss: float | None) -> None:
-        """Tells where the study stands."""
+        """Reports the study's progress."""
         shown = "-" if loss is None else f"{loss:.4f}"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=label, loss=shown, left=self.left(done))
@@ -72,7 +72,7 @@ class StudyProgress:
 
 
 class CellProgress(contextlib.AbstractContextManager):
-    """The part of the bar that is one run's; what the train loop talks to."""
+    """One run's part of the bar; the train loop's interface to it."""
 
     def __init__(self, study: StudyProgress, label: str, steps: int, count: int) -> None:
         self._study, self._label, self._steps, self._count = study, label, steps, count
@@ -80,17 +80,17 @@ class CellProgress(contextlib.AbstractContextManager):
         study._done += steps * count
 
     def update(self, step: int, loss: float | None) -> None:
-        """Tells that `step` steps are done."""
-        if self._at < 0:  # of a run that goes on, most of them were done before this call
+        """Reports that `step` steps are done."""
+        if self._at < 0:  # of a resumed run, most of them were done before this call
             self._study._skipped += step * self._count
         self._at = step
         self._study.show(self._label, self._before + step * self._count, step, self._steps, loss)
 
     def ended(self) -> None:
-        """The cell will take no more steps: what is left of it tells nothing of the pace."""
+        """Ends the run: its remaining steps must not count towards the pace."""
         self._study._skipped += (self._steps - max(self._at, 0)) * self._count
 
     def say(self, sentence: str) -> None:
-        """A line about one run: in a study, the table says it."""
+        """Ignores a line about one run: in a study, the table has it."""
 
     def __exit__(self, *_: Any) -> None: ...

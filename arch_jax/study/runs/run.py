@@ -1,4 +1,4 @@
-"""One run of a study, what came of it, and what keeps both."""
+"""One run of a study, its result, and the interface of the store that keeps both."""
 
 import dataclasses
 from pathlib import Path
@@ -9,7 +9,7 @@ from arch_jax.experiment import Experiment
 
 
 class Stopped(ArchJaxError):
-    """A study was asked to stop (SIGTERM, Ctrl-C) and has saved what it was at."""
+    """A study was asked to stop (SIGTERM, Ctrl-C) and has saved the current run."""
 
     exit_code = 0
 
@@ -19,9 +19,9 @@ class StudyRun:
     """One run of a study.
 
     Attributes:
-      label: what the person calls it; not a part of what it is.
-      experiment: what is run; with the seed.
-      part: which validation batches it is judged on: "all", "tuning" (every other one) or "report" (the rest).
+      label: its name in the results; not part of its identity.
+      experiment: the experiment, with the seed.
+      part: validation batches it is judged on: "all", "tuning" (every other one) or "report" (the rest).
     """
 
     label: str
@@ -30,27 +30,27 @@ class StudyRun:
 
     @property
     def stored(self) -> Experiment:
-        """The run as its folder has it: under one name, whoever asks for it."""
+        """The run without its label: stored under one name, whoever asks for it."""
         return dataclasses.replace(self.experiment, name="cell", tensorboard=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-    """What came of a cell.
+    """The result of a run.
 
     Attributes:
-      cell: which.
+      cell: the run.
       status: "finished", or "diverged": a loss, metric or parameter was no longer finite.
-      reason: the sentence that says so; empty for a finished one.
+      reason: the sentence that describes the divergence; empty for a finished one.
       step: steps taken.
       validation: the last validation metrics by name; empty for a diverged one.
       curve: (step, training loss of the first player), as far as it was logged.
       checks: (step, validation metrics) of every evaluation.
-      parameters: how many.
+      parameters: their number.
       flops: of a step, in matrix products.
-      step_seconds: the median time of a step; none where too few were taken in one go to tell.
-      peak_bytes: what the compiled train program holds on a device; none where the compiler does not tell.
-      together: how many seeds were trained as one program; 1 is alone.
+      step_seconds: the median time of a step; None if too few were taken without a pause to tell.
+      peak_bytes: memory of the compiled train program on a device; None if the compiler does not tell.
+      together: the number of seeds trained as one program; 1 is alone.
     """
 
     cell: StudyRun
@@ -69,7 +69,7 @@ class RunResult:
 
 @runtime_checkable
 class Store(Protocol):
-    """Where the runs of a study are kept: what a way of training them needs of a `Study`."""
+    """Protocol of the store of a study's runs: what a way of training them needs of a `Study`."""
 
     path: Path
 
@@ -82,11 +82,11 @@ class Store(Protocol):
         ...
 
     def kept(self, key: str, cell: StudyRun) -> RunResult | None:
-        """The result of a run that is done; None for another."""
+        """The result of a finished run; None for another."""
         ...
 
     def write(self, key: str, cell: StudyRun, **found: Any) -> None:
-        """Writes down what came of a run."""
+        """Stores the result of a run."""
         ...
 
     def stopped(self) -> Stopped:

@@ -6,7 +6,7 @@ from arch_jax.experiment import Experiment
 
 
 def lasting(experiment: Experiment, steps: int) -> Experiment:
-    """The experiment for so many steps, its schedule and its evaluations stretched to them."""
+    """The experiment for another number of steps, its schedule and its evaluations rescaled to them."""
     if steps == experiment.steps:
         return experiment
     stretch = lambda n: max(1, round(n * steps / experiment.steps))

@@ -1,11 +1,11 @@
-"""Cells: the runs that a study is made of. Each is kept in the study's folder, finished ones for good.
+"""Cells: the runs of a study. Each is kept in the study's folder, finished ones for good.
 
     STUDY/cells/KEY/config.json     the run, as `arch-jax train` would write it
     STUDY/cells/KEY/metrics.jsonl   its losses
-    STUDY/cells/KEY/result.json     what came of it; once this is there, the cell is done
+    STUDY/cells/KEY/result.json     its result; once this exists, the cell is done
 
-A cell's key is a hash of all that its result depends on, so that a changed configuration is a new cell, and a study
-that asks again for a finished one is given what it gave.
+A cell's key is a hash of everything that its result depends on, so that a changed configuration is a new cell, and a
+study that asks again for a finished one gets the stored result.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ from arch_jax.train.workdir import read_metrics, write
 
 #: Fields of an experiment that its result does not depend on.
 _BESIDE = ("name", "keep", "tensorboard")
-#: How many compiled programs are held at a time.
+#: The number of compiled programs kept at a time.
 _HELD = 3
 
 
@@ -48,13 +48,13 @@ class Study:
     """A folder of cells, locked while it is open.
 
     Args:
-      path: the folder; made where it is missing.
-      together: how many seeds are trained as one program, by `vmap`; none is as many as fit into memory on an
+      path: the folder; created if missing.
+      together: the number of seeds trained as one program, by `vmap`; None is as many as fit into memory on an
         accelerator and 1 on a CPU, where more gain nothing.
       keep_checkpoints: whether those of finished cells are kept.
 
     Raises:
-      UsageError: it can't be written to, or another study has it open (which says who).
+      UsageError: it can't be written to, or another study has it open (the message says which).
     """
 
     def __init__(self, path: Path | str, *, together: int | None = None, keep_checkpoints: bool = False) -> None:
@@ -77,13 +77,13 @@ class Study:
         self._lock.release()
 
     def run(self, cells: Sequence[StudyRun]) -> list[RunResult]:
-        """Runs what is not done yet, and gives the results in the order of the cells.
+        """Runs the missing cells, and returns the results in the order of the cells.
 
         A cell that diverges is a result too. Everything that can be refused is refused before the first step.
 
         Raises:
           UsageError: an experiment that can't be run; the sentence begins with the cell's label.
-          Stopped: SIGTERM or Ctrl-C came; the cell that was at work is saved and will go on.
+          Stopped: SIGTERM or Ctrl-C came; the current cell is saved and will be resumed.
           RunError: a run failed for another reason than divergence.
         """
         unique = {self.key(cell): cell for cell in cells}
@@ -103,7 +103,7 @@ class Study:
         return [self.result(cell) for cell in cells]
 
     def result(self, cell: StudyRun) -> RunResult:
-        """What came of a cell that is done.
+        """The result of a finished cell.
 
         Raises:
           RunError: it is not done.
@@ -115,18 +115,18 @@ class Study:
         return found
 
     def key(self, cell: StudyRun) -> str:
-        """16 hexadecimal digits that stand for all that the cell's result depends on, its data's content included."""
+        """16 hexadecimal digits: a hash of all that the cell's result depends on, its data's content included."""
         data = cell.experiment.settled().to_json()
         whole = {name: value for name, value in data.items() if name not in _BESIDE}
         whole |= {"part": cell.part, "sha256": self.corpus(cell).facts.get("sha256")}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
     def folder(self, key: str) -> Path:
-        """Where the cell of a key is."""
+        """The folder of a cell."""
         return self.path / "cells" / key
 
     def corpus(self, cell: StudyRun) -> Any:
-        """The cell's data, read once, with the validation batches that are its part."""
+        """The cell's data, read once, with the validation batches of its part."""
         name = json.dumps(cell.experiment.to_json()["data"], sort_keys=True)
         if name not in self._corpora:
             self._corpora[name] = load(cell.experiment.data)
@@ -150,7 +150,7 @@ class Study:
         return self._facts[name]
 
     def _check(self, cell: StudyRun) -> None:
-        """Refuses what can't be run, without running it."""
+        """Refuses cells that can't be run, without running them."""
         experiment = cell.experiment
         if experiment.log_every > experiment.steps:
             raise UsageError(
@@ -160,9 +160,9 @@ class Study:
         self.facts(cell)
 
     def _groups(self, todo: Mapping[str, StudyRun], asked: Mapping[str, StudyRun]) -> Iterator[dict[str, StudyRun]]:
-        """The cells that are to be taken as one: alone, or several seeds of one variant."""
+        """Groups the cells to be trained as one: alone, or several seeds of one variant."""
         left = dict(todo)
-        for keys in begun_groups(self.path):  # what was begun as one goes on as one
+        for keys in begun_groups(self.path):  # what was begun as one is resumed as one
             if any(key in left for key in keys) and all(key in asked for key in keys):
                 yield {key: asked[key] for key in keys}
                 left = {key: cell for key, cell in left.items() if key not in keys}
@@ -188,7 +188,7 @@ class Study:
                 self._take({key: group[key] for key in part}, progress)
 
     def _alone(self, key: str, cell: StudyRun, progress: StudyProgress) -> None:
-        """Runs one cell by the train loop, and writes down what came of it."""
+        """Trains one cell with the train loop, and stores its result."""
         corpus, folder = self.corpus(cell), self.folder(key)
         experiment = cell.stored
         with blamed_on(cell.label):
@@ -214,7 +214,7 @@ class Study:
         )
 
     def compiled(self, cell: StudyRun) -> Compiled:
-        """The programs for a cell, shared with every cell that is `alike`; the last few are held."""
+        """The programs for a cell, shared with every cell that is `alike`; the last few are kept."""
         corpus = self.corpus(cell)
         batch = shapes(corpus)
         name = alike(cell.experiment, batch, corpus.full_batch)
@@ -227,7 +227,7 @@ class Study:
         return self._compiled[name]
 
     def write(self, key: str, cell: StudyRun, **found: Any) -> None:
-        """Writes down what came of a cell, and lets go of its checkpoints."""
+        """Stores the result of a cell, and deletes its checkpoints."""
         parameters, flops = self.facts(cell)
         settled = {"status": "finished", "reason": "", "step": 0, "validation": {}, "step_seconds": None}
         settled |= {"peak_bytes": None, "together": 1, "parameters": parameters, "flops": flops} | found
@@ -237,7 +237,7 @@ class Study:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
     def kept(self, key: str, cell: StudyRun) -> RunResult | None:
-        """The result in a cell's folder, if there is a whole one."""
+        """The result in a cell's folder, if there is an intact one."""
         folder = self.folder(key)
         try:
             found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -266,15 +266,15 @@ class Study:
         )
 
     def stopped(self) -> Stopped:
-        """What is raised where the study was asked to stop and has saved."""
-        return Stopped(f"stopped; what was done is in {self.path}, and the same command goes on from there")
+        """The exception for a study that was asked to stop and has saved."""
+        return Stopped(f"stopped; what was done is in {self.path}, and the same command resumes it")
 
 
 class ValidationPart:
-    """A corpus judged on every other validation batch: what is tuned on one half is reported on the other.
+    """A corpus judged on every other validation batch: tuning uses one half, the report the other.
 
     Attributes:
-      divided: whether there are two batches to divide; with one, both halves are that.
+      divided: whether there are two batches to divide; a single one is used for both halves.
     """
 
     def __init__(self, corpus: Any, part: str) -> None:
@@ -316,7 +316,7 @@ def measured(results: Sequence[RunResult], metric: str) -> list[float]:
 
 
 def _variant(cell: StudyRun) -> str:
-    """Equal for cells that differ in the seed alone."""
+    """A key that is equal for cells that differ in the seed alone."""
     data = dataclasses.replace(cell.experiment.settled(), seed=0, name="").to_json()
     return json.dumps([data, cell.part], sort_keys=True)
 
@@ -331,13 +331,13 @@ def _checked(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _without(sentence: str, folder: Path) -> str:
-    """What diverged, without where that was: cells have no names that a person knows."""
+    """The reason of a divergence, without the folder: people don't know cells by their keys."""
     return sentence.replace(f" of the run in {folder}", "").split(";")[0]
 
 
 @contextlib.contextmanager
 def blamed_on(label: str) -> Iterator[None]:
-    """Names the one of many in the sentence of what is wrong with it."""
+    """Prefixes an error with the label of the item that caused it."""
     try:
         yield
     except UsageError as problem:

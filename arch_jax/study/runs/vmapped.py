@@ -1,7 +1,7 @@
 """Several seeds as one program: the whole train step under `vmap`, each seed with its own batches.
 
 On a GPU or TPU a small model leaves most of the chip idle, and n seeds cost little more than one. The group is saved as
-one state, in STUDY/groups/KEY/, so that it goes on as it was: seeds that diverged stay in it, unheard. Each seed's
+one state, in STUDY/groups/KEY/, so that it is resumed as it was: diverged seeds stay in it, ignored. Each seed's
 losses are written where they would be had it been run alone.
 """
 
@@ -38,16 +38,16 @@ class TooLarge(RunError):
 
 
 class Seeds:
-    """n runs that differ in the seed alone, as one program; dealt to several devices where n allows.
+    """n runs that differ in the seed alone, as one program; sharded over several devices if their number divides n.
 
     Args:
-      experiment: what is run, but for the seed.
+      experiment: the experiment, but for the seed.
       seeds: of the runs.
       corpus: the data; each seed has an order of its own.
 
     Raises:
-      UsageError: the experiment places its arrays in a way of its own.
-      TooLarge: the compiler or the device's memory says so.
+      UsageError: the experiment sets its own placement of arrays.
+      TooLarge: the seeds exceed the device's memory.
     """
 
     def __init__(self, experiment: Experiment, seeds: list[int], corpus: Any) -> None:
@@ -76,7 +76,7 @@ class Seeds:
         self.finite = jax.jit(jax.vmap(lambda tree: jnp.all(jnp.array([jnp.isfinite(x).all() for x in _floats(tree)]))))
 
     def _placement(self, count: int) -> NamedSharding | None:
-        """The seeds dealt to as many devices as divide them; none is the first device."""
+        """A sharding of the seeds over as many devices as divide them; None is the first device."""
         devices = jax.devices()
         used = max(n for n in range(1, len(devices) + 1) if count % n == 0)
         if used == 1:
@@ -106,7 +106,7 @@ class Seeds:
         return jax.jit(self._make, out_shardings=self._place)(self.seeds)
 
     def stack(self, batches: list[list[Any]]) -> Any:
-        """Batches of one dispatch, a list of steps for each seed, filled up with the last step's."""
+        """Batches of one dispatch, a list of steps for each seed, padded with the last step's."""
         if self.full:
             return jax.tree.map(lambda x: np.asarray(x)[None], batches[0][0])
         size = self.experiment.steps_per_dispatch
@@ -115,12 +115,12 @@ class Seeds:
         return stacked if self._place is None else jax.device_put(stacked, self._place)
 
     def run(self, state: Any, batches: Any, count: int) -> tuple[Any, Any]:
-        """Takes `count` steps with every seed. The state given is used up."""
+        """Takes `count` steps with every seed. The given state is donated."""
         return self._program(state, batches, np.int32(count), self.experiment.numbers)
 
 
 def train_together(study: Store, group: Mapping[str, StudyRun], progress: StudyProgress) -> None:
-    """Trains cells that differ in the seed alone to their end, and writes down what came of each.
+    """Trains cells that differ in the seed alone to their end, and stores their results.
 
     Raises:
       TooLarge: they don't fit into memory together; nothing was begun.
@@ -135,7 +135,7 @@ def train_together(study: Store, group: Mapping[str, StudyRun], progress: StudyP
 
 
 class _Group:
-    """One call of `train_together`: what its parts share."""
+    """One call of `train_together`: the state that its parts share."""
 
     def __init__(self, study: Store, group: Mapping[str, StudyRun], program: Seeds, corpus: Any, progress: Any) -> None:
         self.study, self.group, self.program, self.corpus, self.progress = study, group, program, corpus, progress
@@ -207,7 +207,7 @@ class _Group:
         self.study.write(key, self.group[key], **several, **found)
 
     def _diverged(self, i: int, step: int, name: str, value: float) -> None:
-        """Seed number i is out: it stays in the program, and is not heard."""
+        """Drops seed number i: it stays in the program, but is ignored."""
         key = self.active.pop(i)
         self._done(key, status="diverged", reason=f"{name} is {value} at step {step}", step=step)
 
@@ -224,7 +224,7 @@ class _Group:
         self.progress.update(before + count, shown)
 
     def _evaluate(self, step: int, state: Any) -> dict[int, dict[str, float]]:
-        """Validation metrics of every seed that is left, written down."""
+        """Validation metrics of every remaining seed, logged."""
         totals: dict[str, np.ndarray] = {}
         for batch in self.corpus.validation():
             for name, pair in jax.device_get(self.program.evaluate(state.evaluated, batch)).items():
@@ -253,7 +253,7 @@ class _Group:
         return measured(due_now, experiment.task, variables, experiment.used_sampler, self.corpus, key)
 
     def _save(self, step: int, state: Any, iterators: "_Iterators") -> None:
-        """Saves the group, after a look at whose parameters are still finite."""
+        """Saves the group, after checking whose parameters are still finite."""
         fine = jax.device_get(self.program.finite(state.parameters))
         for i in [i for i in self.active if not fine[i]]:
             self._diverged(i, step, "a parameter", math.nan)
@@ -277,7 +277,7 @@ class _Iterators:
         return [state.decode() if isinstance(state, bytes) else state for state in states]
 
     def set_state(self, states: Any) -> None:
-        """Moves each to where it was."""
+        """Restores the position of each."""
         for one, state in zip(self._all, states, strict=True):
             one.set_state(state.encode() if isinstance(state, str) else state)
 
@@ -291,7 +291,7 @@ def begun_groups(path: Path) -> Iterator[list[str]]:
 
 
 def device_memory() -> int | None:
-    """Bytes that the first device has, where it tells."""
+    """Bytes of the first device's memory, if it reports them."""
     found = jax.devices()[0].memory_stats() or {}
     return found.get("bytes_limit")
 

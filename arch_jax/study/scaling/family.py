@@ -1,4 +1,4 @@
-"""A scaling law of one's own: a model in several sizes, each trained on several numbers of tokens."""
+"""Scaling laws of a trained family: a model in several sizes, each trained on several numbers of tokens."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -25,8 +25,8 @@ class Member:
       parameters: N.
       tokens: D, as they were trained on (or examples, for data without tokens).
       flops: of the training, in matrix products, as counted; 6 N D is an approximation of it.
-      changes: the fields that make the model's size.
-      result: what came of it.
+      changes: the fields that set the model's size.
+      result: of the run.
     """
 
     parameters: int
@@ -44,7 +44,7 @@ class Family:
       members: the runs, small to large; diverged ones too.
       law: Hoffmann's, of those that finished.
       kaplan: Kaplan's, of the same.
-      notes: what a reader should know.
+      notes: for the reader.
     """
 
     members: tuple[Member, ...]
@@ -59,7 +59,7 @@ class Family:
 
     @property
     def points(self) -> Measurements:
-        """What the laws were fitted to."""
+        """The points that the laws were fitted to."""
         return _points(self.finished)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -92,7 +92,7 @@ def train_family(
 
     Args:
       experiment: its model, data and optimizer.
-      study: where the runs are kept.
+      study: folder of the runs.
       sizes: numbers of parameters; at least 3.
       tokens: numbers of tokens; at least 3.
       seeds: runs of each, every one a point of its own.

@@ -1,4 +1,4 @@
-"""A scaling law for a person to look at: rows of figures, and a picture."""
+"""Presentation of a scaling law: rows of numbers, and a figure."""
 
 import io
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from arch_jax.study.scaling.law import Kaplan, Law
 from arch_jax.study.scaling.measurements import Measurements
 from arch_jax.train.workdir import write
 
-#: A name, its value, and the interval where there is one.
+#: A name, its value, and the interval if there is one.
 Row = tuple[str, float, tuple[float, float] | None]
 
 
 def report(law: Law, kaplan: Kaplan | None = None, budgets: Sequence[float | int] = ()) -> list[Row]:
-    """What was found, a row each: (name, value, interval).
+    """Rows of a fitted law: (name, value, interval).
 
     Args:
       law: its constants, objective and the exponents of the optimum come first.
@@ -23,7 +23,7 @@ def report(law: Law, kaplan: Kaplan | None = None, budgets: Sequence[float | int
       budgets: FLOPs; for each the compute-optimal N and D, tokens a parameter, and the loss there.
 
     Returns:
-      Rows; the interval is the bootstrap's, or none. Budgets have intervals over the resamples that have an optimum.
+      Rows; the interval is the bootstrap's, or None. Budgets have intervals over the resamples that have an optimum.
 
     Raises:
       UsageError: a budget that is not positive; a law without an optimum.
@@ -51,7 +51,7 @@ def draw(points: Measurements, law: Law, path: Path | str) -> None:
     Args:
       points: those that the law was fitted to.
       law: what `fit` found.
-      path: of the picture.
+      path: of the figure.
 
     Raises:
       RunError: it can't be written.

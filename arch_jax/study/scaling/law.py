@@ -1,8 +1,8 @@
 """Scaling laws: loss as a function of parameters and tokens, fitted to measured points.
 
 Sources: Hoffmann et al. 2022 (2203.15556) and Kaplan et al. 2020 (2001.08361). The published points that the fit is
-held against were read off the former's figure 4 by Besiroglu et al. 2024 (2404.10102), who find other constants in them
-than it prints.
+compared with were read off the former's figure 4 by Besiroglu et al. 2024 (2404.10102), who find other constants
+in them than it prints.
 """
 
 import contextlib
@@ -35,16 +35,16 @@ class Law:
     """L(N, D) = E + A / N^alpha + B / D^beta (Hoffmann et al. 2022, equation 2).
 
     Attributes:
-      E: loss of the ideal: the entropy of the text, in nats.
-      A: scale of what too few parameters cost.
-      B: scale of what too few tokens cost.
+      E: irreducible loss: the entropy of the text, in nats.
+      A: scale of the term in N.
+      B: scale of the term in D.
       alpha: exponent of N.
       beta: exponent of D.
       objective: the sum of Huber's losses at the optimum.
-      count: how many points it was fitted to.
+      count: the number of points it was fitted to.
       delta: Huber's.
       intervals: name -> (low, high): 95 % of the bootstrap, for the five and for `a` and `b`; empty without one.
-      resamples: (E, A, B, alpha, beta) of each resample, "resamples 5"; none without a bootstrap.
+      resamples: (E, A, B, alpha, beta) of each resample, "resamples 5"; None without a bootstrap.
     """
 
     E: float
@@ -114,10 +114,10 @@ def fit(
 
     Args:
       points: at least 5, of at least 3 different N and 3 different D.
-      delta: where Huber's loss turns from square to linear.
-      bootstrap: how many resamples of the points give the intervals; 0 is none.
+      delta: where Huber's loss turns from quadratic to linear.
+      bootstrap: the number of resamples of the points for the intervals; 0 disables them.
       seed: of the resampling.
-      say: called with (done, total) while searches end.
+      say: called with (done, total) as searches end.
 
     Raises:
       UsageError: too few points, or ones that can't determine the law; delta not positive; bootstrap from 1 to 19.
@@ -156,19 +156,19 @@ def fit(
 
 
 def caveats(law: Law, points: Measurements) -> list[str]:
-    """What a reader must know before using a law, as sentences; none for one that its points determine."""
+    """Caveats of a fitted law, as sentences; empty for a law that its points determine."""
     found, share = [], law.E / float(points.loss.min())
     if share < 1e-3:
         found.append(
-            "these points do not tell E, which the search puts at 0: they are too few, or too far from where the loss "
-            "levels off"
+            "these points do not determine E, which the search puts at 0: they are too few, or too far from where the "
+            "loss levels off"
         )
     if law.alpha <= 0 or law.beta <= 0:
         found.append(f"the exponents alpha {law.alpha:.3g} and beta {law.beta:.3g} are not both positive: no optimum")
     for name in ("a", "b"):
         low, high = law.intervals.get(name, (0.0, 0.0))
         if high - low > 0.5:
-            found.append(f"the exponent {name} lies anywhere from {low:.2f} to {high:.2f}: these points do not tell it")
+            found.append(f"the exponent {name} lies between {low:.2f} and {high:.2f}: these points do not determine it")
     return found
 
 
@@ -182,7 +182,7 @@ class Kaplan:
       alpha_N: exponent of N.
       alpha_D: exponent of D.
       objective: the sum of Huber's losses of log L at the optimum.
-      count: how many points it was fitted to.
+      count: the number of points it was fitted to.
     """
 
     N_c: float
@@ -211,11 +211,11 @@ class Kaplan:
 
 
 def fit_kaplan(points: Measurements, delta: float = DELTA) -> Kaplan:
-    """Kaplan's law with the least sum of Huber's losses of log L: the same objective as `fit`, so the two compare.
+    """Kaplan's law that minimises the sum of Huber's losses of log L: the same objective as `fit`, so the two compare.
 
     Args:
       points: at least 4, of at least 3 different N and 3 different D.
-      delta: where Huber's loss turns from square to linear.
+      delta: where Huber's loss turns from quadratic to linear.
 
     Raises:
       UsageError: too few points, or ones that can't determine the law; delta not positive.
@@ -238,7 +238,7 @@ def fit_kaplan(points: Measurements, delta: float = DELTA) -> Kaplan:
 
 
 def check_determined(points: Measurements, parameters: int) -> None:
-    """That a law of so many parameters can be told from the points.
+    """Checks that the points can determine a law of so many parameters.
 
     Raises:
       UsageError: there are fewer points than that, or fewer than 3 different N or D: a curve of three constants
@@ -307,7 +307,7 @@ def _best_of_each(objective: Callable, starts: np.ndarray, group: int) -> np.nda
 def _minimise(
     objective: Callable, starts: np.ndarray, told: Callable[[int], None], bounds: list | None = None
 ) -> tuple[np.ndarray, float]:
-    """Where the objective is least, searched by L-BFGS from each start to the last digits, and its value."""
+    """The minimum of the objective over all L-BFGS searches, run to the last digits: the place and its value."""
     from scipy.optimize import minimize
 
     options = {"maxiter": 5000, "maxfun": 20000, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 20}

@@ -14,7 +14,7 @@ from arch_jax.train.workdir import reason
 #: A law of five constants can't be told from fewer points.
 FEWEST_POINTS = 5
 
-#: What columns are usually called, in small letters, without spaces and the like.
+#: Usual names of the columns, lower case, without spaces and the like.
 _USUAL = {
     "parameters": ("parameters", "n", "params", "modelsize", "nparameters", "nparams", "numparams", "size"),
     "tokens": ("tokens", "d", "trainingtokens", "ntokens", "numtokens"),
@@ -29,7 +29,7 @@ class Measurements:
 
     Attributes:
       parameters: N of each run.
-      tokens: D, which each run was trained on.
+      tokens: D of each run.
       loss: L in nats, at the end of each.
 
     Raises:
@@ -91,7 +91,7 @@ def read_measurements(
       tokens: the column of D.
       flops: the column of C, where there is no D: then D = C / 6N.
       loss: the column of L.
-      drop_highest: how many points of the highest loss are left out.
+      drop_highest: the number of points of the highest loss that are left out.
 
     Raises:
       UsageError: no such file, or not CSV; a column that is missing; a value that is not a positive number, with its
@@ -131,7 +131,7 @@ def read_measurements(
 
 
 def _usual(header: list[str], what: str) -> list[str]:
-    """The columns that are usually called so, the most usual first."""
+    """The columns of a usual name, the most usual first."""
     plain = {}
     for name in header:
         plain.setdefault("".join(c for c in name.lower() if c.isalnum()), name)

@@ -1,7 +1,7 @@
 """Checkpoints of a run: saved atomically in the background, verified bit for bit before they are used.
 
-Orbax writes them (its CheckpointManager: asynchronous, atomic by renaming, also over several processes). What is added
-here is the proof that what is read is what was written, and what to do where it is not. DIR/<step>/ holds
+Orbax writes them (its CheckpointManager: asynchronous, atomic by renaming, also over several processes). Added here
+are the proof that what is read is what was written, and the recovery if it is not. DIR/<step>/ holds
 
   state/     the leaves of the state, one array each, named by their path (`parameters/dense/kernel`); Orbax's format
   iterator/  the data iterator's state, one file a process; Grain's format
@@ -89,11 +89,11 @@ class Checkpoints:
     `save`) changes nothing in the folder, but for renaming a damaged checkpoint at a fall back.
 
     Args:
-      directory: the folder; made where it is missing.
-      keep: how many of the newest are kept (at least 1).
+      directory: the folder; created if missing.
+      keep: the number of newest checkpoints kept (at least 1).
       keep_best: also keep the one whose `metrics[best]` is lowest. NaN, infinity and no metrics are never the best.
       best: the metric's name.
-      log: takes one sentence for each damaged checkpoint.
+      log: called with one sentence for each damaged checkpoint.
       reading: nothing will be saved: the folder need not be writable, and is not made.
 
     Raises:
@@ -131,7 +131,7 @@ class Checkpoints:
             raise RunError(f"the checkpoint folder {self.directory} can't be written: {why(error)}") from error
 
     def steps(self) -> list[int]:
-        """The steps of the finished checkpoints, oldest first; whether they are whole is not looked at."""
+        """The steps of the finished checkpoints, oldest first; they are not verified."""
         if self._reading and not self.directory.exists():
             return []
         try:
@@ -149,7 +149,7 @@ class Checkpoints:
         return min((step for step in steps if step in metrics), key=lambda step: (metrics[step], -step), default=None)
 
     def _kept(self, steps: Iterable[int]) -> set[int]:
-        """Which of the steps are kept: decided from memory alone, since it is asked while one is being written."""
+        """The steps to keep: decided from memory alone, since it is asked while one is being written."""
         ordered = sorted(steps)
         kept = set(ordered[-self._keep :])
         best = self._best_of(ordered, self._metrics) if self._keep_best else None
@@ -250,11 +250,11 @@ class Checkpoints:
 
             items["iterator"] = grain.checkpoint.CheckpointSave(frozen)
         self._pending = step
-        # `force`, since Orbax would silently skip what it holds to be no later than its latest step.
+        # `force`, since Orbax would silently skip a step that it believes to be no later than its latest one.
         self._manager.save(step, args=arguments.Composite(**items), force=True)
 
     def _writer(self) -> Any:
-        """Orbax's manager; made at the first save, since making it removes what a killed save left behind."""
+        """Orbax's manager; created at the first save, since creating it removes the leftovers of a killed save."""
         library = orbax()
         self._metrics = self._read_metrics()
         if jax.process_index() == 0:
@@ -265,7 +265,7 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
         barrier("clean")
         registry = library.handlers.DefaultCheckpointHandlerRegistry()
-        # Uncompressed: trained weights are noise to a compressor (8 % saved), and its time is the training's.
+        # Uncompressed: trained weights are incompressible (8 % saved), and the compressor takes time from training.
         for name, handler, save, restore in (
             ("state", library.PyTreeCheckpointHandler(use_compression=False), "PyTreeSave", "PyTreeRestore"),
             ("record", library.JsonCheckpointHandler(_RECORD_FILE), "JsonSave", "JsonRestore"),
@@ -285,7 +285,7 @@ class Checkpoints:
         )
 
     def _failed(self, step: int, error: Exception) -> RunError:
-        """Gives up a save: frees what it wrote, forgets the manager that failed, and says what is still there."""
+        """Aborts a save: frees what it wrote, drops the manager that failed, and says which checkpoints are intact."""
         self._pending = None
         self._let_go()
         # Orbax leaves the writes behind that the failed one kept from beginning; Python would tell of each at its end.
@@ -306,7 +306,7 @@ class Checkpoints:
         return RunError(f"checkpoint {step} could not be written to {self.directory}: {why(error)}; {rest}")
 
     def wait(self) -> None:
-        """Returns when what was saved is on the disk.
+        """Returns when the saved checkpoint is on disk.
 
         Raises:
           RunError: it failed (a full disk, for example); the checkpoint before it is as it was.
@@ -323,15 +323,15 @@ class Checkpoints:
         self._pending = None
 
     def close(self) -> None:
-        """Waits, and lets go of Orbax's threads. Raises as `wait` does."""
+        """Waits, and stops Orbax's threads. Raises as `wait` does."""
         self.wait()
         self._let_go()
 
     def _let_go(self) -> None:
-        """Forgets Orbax's manager; the next save makes another."""
+        """Drops Orbax's manager; the next save makes another."""
         manager, self._manager = self._manager, None
         if manager is not None:
-            with contextlib.suppress(Exception):  # a failed save was told by `wait`
+            with contextlib.suppress(Exception):  # a failed save was reported by `wait`
                 manager.close()
 
     def __enter__(self) -> "Checkpoints":
@@ -345,7 +345,7 @@ class Checkpoints:
         except RunError as failed:
             if error is None:
                 raise
-            self._log(str(failed))  # the error on its way out is the one to see
+            self._log(str(failed))  # the error on its way out is the one to show
 
     def restore(
         self, abstract_state: PyTree, iterator: Any = None, *, step: int | None = None
@@ -357,7 +357,7 @@ class Checkpoints:
         Args:
           abstract_state: the state's structure, as `jax.eval_shape` gives it. A leaf's sharding is where it goes; one
             without becomes an uncommitted array on the default device. Leaves of numpy or Python stay such.
-          iterator: moved to where it was saved; None leaves the data aside.
+          iterator: moved to where it was saved; None ignores the data.
           step: this checkpoint and no other.
 
         Returns:
@@ -403,7 +403,7 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, leaves: dict[str, Any], with_iterator: bool) -> tuple[list[Any], Any]:
-        """The leaves and the iterator's state of one checkpoint, verified; Damaged where that is not possible."""
+        """The leaves and the iterator's state of one checkpoint, verified; raises Damaged if that is not possible."""
         here = f"checkpoint {step} in {self.directory}"
         problem: Exception | None = None
         stored: dict[str, Any] = {}
@@ -448,7 +448,7 @@ class Checkpoints:
         if len(entry["hashes"]) != jax.process_count():
             raise RunError(
                 f"{here} holds the data iterators of {len(entry['hashes'])} processes, and this run has "
-                f"{jax.process_count()}; expected as many, since each one's rows go on from where they were"
+                f"{jax.process_count()}; expected as many, since each process resumes its own rows"
             )
         content = read_iterator(self.directory / str(step) / "iterator")
         if digest(content) != entry["hashes"][jax.process_index()]:

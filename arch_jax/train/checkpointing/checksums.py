@@ -1,4 +1,4 @@
-"""What a checkpoint records of a state: its leaves by name, and checksums computed where the arrays are.
+"""A checkpoint's record of a state: its leaves by name, and checksums computed where the arrays are.
 
 A file system, a flaky memory module or an interrupted copy can flip a bit, and neither Orbax nor TensorStore notices:
 the restored parameters are silently wrong. So every leaf gets two 32-bit sums over its bits,
@@ -39,7 +39,7 @@ def _mix(word: Any, number: Any) -> Any:
 
 
 def _terms(words: Any, position: Any, number: Any) -> tuple[Any, Any]:
-    """What the two sums add up, for words at row-major positions (both uint32)."""
+    """The terms of the two sums, for words at row-major positions (both uint32)."""
     return words * (_mix(position, number) | number(1)), _mix(words + position * number(_SPREAD), number)
 
 
@@ -159,7 +159,7 @@ def leaf_paths(tree: PyTree) -> tuple[dict[str, Any], Any]:
 
 
 def _is_key(leaf: Any) -> bool:
-    """Whether a leaf is an array of typed PRNG keys, concrete or abstract."""
+    """True if a leaf is an array of typed PRNG keys, concrete or abstract."""
     return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -173,7 +173,7 @@ def _host_array(name: str, leaf: Any) -> np.ndarray:
 
 
 def as_stored(name: str, leaf: Any) -> Leaf:
-    """How a concrete or abstract leaf is stored."""
+    """The stored form of a concrete or abstract leaf."""
     if _is_key(leaf):
         data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
         array = jax.random.key_data(leaf) if isinstance(leaf, jax.Array) else data
@@ -185,7 +185,7 @@ def as_stored(name: str, leaf: Any) -> Leaf:
 
 
 def leaf_sharding(leaf: Any) -> Sharding | None:
-    """Where a restored leaf goes: None is an uncommitted array on the default device, as a fresh `init` gives."""
+    """The sharding of a restored leaf: None is an uncommitted array on the default device, as a fresh `init` gives."""
     if isinstance(leaf, jax.Array) and not leaf.committed:
         return None
     sharding = getattr(leaf, "sharding", None)
@@ -219,7 +219,7 @@ def _weakly(python: type, placement: Sharding | None) -> Any:
 
 @functools.cache
 def _key_implementation(dtype: Any) -> Any:
-    """What `wrap_key_data` calls the implementation behind a key's dtype: only a traced key tells."""
+    """`wrap_key_data`'s name of the implementation of a key's dtype: only a traced key has it."""
     found: list[Any] = []
     jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), jax.ShapeDtypeStruct((), dtype))
     return found[0]
@@ -255,7 +255,7 @@ def describe_leaves(leaf: Leaf, checksum: str) -> dict[str, Any]:
 
 
 def leaf_difference(theirs: Mapping[str, Any], ours: Mapping[str, Leaf]) -> str | None:
-    """The first way in which the leaves of a record differ from those asked for; None where they agree."""
+    """The first difference between a record's leaves and the requested ones; None if they agree."""
     for name in [name for name in ours if name not in theirs][:1]:
         return f"{name} is here and not there"
     for name in [name for name in theirs if name not in ours][:1]:

@@ -1,4 +1,4 @@
-"""Reading and writing the parts of a checkpoint: Orbax, Grain and TensorStore at work, and what their failures mean."""
+"""Reading and writing the parts of a checkpoint with Orbax, Grain and TensorStore, and explaining their failures."""
 
 import errno
 import functools
@@ -35,7 +35,7 @@ def gather(value: str) -> list[str]:
 
 
 def everywhere(fine: bool) -> bool:
-    """Whether it is fine in every process: they use, or skip, a checkpoint together."""
+    """True if every process succeeded: they use, or skip, a checkpoint together."""
     if jax.process_count() == 1:
         return fine
     from jax.experimental import multihost_utils
@@ -44,7 +44,7 @@ def everywhere(fine: bool) -> bool:
 
 
 def barrier(name: str) -> None:
-    """Returns when all processes have come here."""
+    """Returns when all processes have arrived here."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -52,14 +52,14 @@ def barrier(name: str) -> None:
 
 
 def _from_orbax(error: BaseException | None) -> bool:
-    """Whether an exception passed through Orbax's code."""
+    """True if an exception passed through Orbax's code."""
     return any(
         f"{os.sep}orbax{os.sep}" in place.filename for place in traceback.extract_tb(error and error.__traceback__)
     )
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
-    """Keeps from the user what Orbax logs: each failure comes as an exception too, and is told in one sentence here."""
+    """Hides Orbax's logs from the user: each failure is an exception too, and reported in one sentence here."""
     error = record.exc_info[1] if record.exc_info else None
     return f"{os.sep}orbax{os.sep}" not in record.pathname and not any(map(_from_orbax, _causes(error)))
 
@@ -75,7 +75,7 @@ def orbax() -> Any:
 
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_not_from_orbax)
-    # After a failed save, TensorStore calls back into an event loop that Orbax has closed: told once, by us.
+    # After a failed save, TensorStore calls back into an event loop that Orbax has closed: reported once, by us.
     report = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -87,21 +87,21 @@ def orbax() -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, on one line of bounded length."""
+    """An exception's message, on one line of bounded length."""
     lines = str(error).strip().splitlines()
     line = lines[0] if lines else type(error).__name__
     return line if len(line) <= 200 else line[:197] + "..."
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those it came from."""
+    """An exception and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def why(error: BaseException) -> str:
-    """Why writing or reading failed, in words: a full disk and the like by number, or by what Orbax's text quotes."""
+    """The reason of a failed write or read: a full disk and the like by number, or by what Orbax's text quotes."""
     known = {
         errno.ENOSPC: ("the disk is full", "No space left on device"),
         errno.EDQUOT: ("the disk quota is used up", "Disk quota exceeded"),
@@ -117,7 +117,7 @@ def why(error: BaseException) -> str:
 
 
 def is_about_this_machine(error: BaseException) -> bool:
-    """Whether reading failed for a reason that says nothing about the checkpoint: memory, permission, a server."""
+    """True if reading failed for a reason that says nothing about the checkpoint: memory, permission, a server."""
     for cause in _causes(error):
         if isinstance(cause, MemoryError | PermissionError) or "PERMISSION_DENIED" in str(cause):
             return True
@@ -169,7 +169,7 @@ def read_arrays(folder: Path, entries: Mapping[str, Any], targets: Mapping[str, 
     Args:
       folder: where Orbax wrote them.
       entries: name -> what the record says: shape, dtype, and whether it stays on the host.
-      targets: name -> the sharding it goes to; none for an uncommitted array, or one on the host.
+      targets: name -> the sharding it goes to; None for an uncommitted array, or one on the host.
 
     Raises:
       Damaged: what is stored has another shape or dtype than the record says.
@@ -235,7 +235,7 @@ def read_iterator(folder: Path) -> bytes:
 
 
 def set_aside(directory: Path, damaged: Collection[int], log: Callable[[str], Any]) -> None:
-    """Renames damaged checkpoints to `damaged-<step>`: their steps can be saved again, and a person can look."""
+    """Renames damaged checkpoints to `damaged-<step>`: their steps can be saved again, and the files inspected."""
     if jax.process_index() == 0:
         for step in damaged:
             names = (f"damaged-{step}" + (f"-{number}" if number else "") for number in range(1000))

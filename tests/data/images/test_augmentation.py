@@ -1,4 +1,4 @@
-"""Augmentation: what each step does, that runs can be repeated and sharded, and mixed pictures' losses."""
+"""Augmentation: what each step does, that runs can be repeated and sharded, and mixed images' losses."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def generator(seed=0):
     return np.random.default_rng(seed)
 
 
-def picture(height=12, width=10, channels=3, seed=0):
+def random_image(height=12, width=10, channels=3, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
 
 
@@ -59,7 +59,7 @@ def test_it_goes_on_from_a_state():
     np.testing.assert_array_equal(next(again)["images"], expected["images"])
 
 
-def test_pictures_differ_from_epoch_to_epoch_and_validation_does_not_change():
+def test_images_differ_from_epoch_to_epoch_and_validation_does_not_change():
     count = data(Augmentation()).facts["train_images"]
     corpus = data(Augmentation(crop=1), batch=count)
     labels, found = [], []
@@ -75,14 +75,14 @@ def test_pictures_differ_from_epoch_to_epoch_and_validation_does_not_change():
 
 
 def test_flip_mirrors_the_share():
-    x = picture()
+    x = random_image()
     flipped = [not np.array_equal(Augmentation(flip=0.3).pixels(x, generator(i), None, 255), x) for i in range(400)]
     assert 0.22 < np.mean(flipped) < 0.38
     np.testing.assert_array_equal(Augmentation(flip=1.0).pixels(x, generator(), None, 255), x[:, ::-1])
 
 
-def test_crop_is_a_window_of_the_picture_with_background():
-    x = picture().astype(np.float32)
+def test_crop_is_a_window_of_the_image_with_background():
+    x = random_image().astype(np.float32)
     around = np.pad(x, [(3, 3), (3, 3), (0, 0)], constant_values=-7.0)
     windows = {(i, j): around[i : i + 12, j : j + 10] for i in range(7) for j in range(7)}
     places = set()
@@ -119,13 +119,13 @@ def test_erasing_leaves_the_rest():
         shares.append(changed.mean())
     assert 0.01 < min(shares) < 0.06
     assert 0.35 < max(shares) < 0.45
-    assert (x == 5).all(), "the picture given is left as it is"
+    assert (x == 5).all(), "the image given is left as it is"
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_operations(name, mode):
-    image = PIL.Image.fromarray(picture(32, 24)).convert(mode)
+    image = PIL.Image.fromarray(random_image(32, 24)).convert(mode)
     strong = [np.asarray(OPERATIONS[name](image, 1.0, sign)) for sign in (1, -1)]
     assert all(y.shape == np.asarray(image).shape for y in strong)
     if name not in ("auto_contrast", "equalize"):
@@ -135,9 +135,9 @@ def test_operations(name, mode):
 
 
 def test_randaugment_draws_all_operations():
-    x = picture(32, 32).astype(np.float32)
+    x = random_image(32, 32).astype(np.float32)
     found = {randomly_operated(x, 1, 15, generator(seed)).tobytes() for seed in range(400)}
-    # Seven of the 14 have two directions; of a picture of noise, auto_contrast is the identity.
+    # Seven of the 14 have two directions; of an image of noise, auto_contrast is the identity.
     assert len(found) >= 20
     assert randomly_operated(x[..., :1], 3, 30, generator()).shape == (32, 32, 1)
 
@@ -157,7 +157,7 @@ def test_mixup_and_cutmix():
     assert 0.4 < np.mean([len(np.unique(x)) == 1 and 0 < x.flat[0] < 1 for x in both]) < 0.6
 
 
-def test_labels_are_mixed_as_pictures_are():
+def test_labels_are_mixed_as_images_are():
     corpus = data(Augmentation(mixup=1.0))
     batch, plain = next(iter(corpus.train(5))), next(iter(data(Augmentation()).train(5)))
     share = batch["shares"][0]
@@ -166,7 +166,7 @@ def test_labels_are_mixed_as_pictures_are():
     np.testing.assert_allclose(batch["images"], expected, atol=1e-6)
 
 
-def test_the_loss_of_mixed_pictures():
+def test_the_loss_of_mixed_images():
     model = arch_jax.create("mlp", hidden=(4,))
     batch = {name: jnp.asarray(value) for name, value in next(iter(data(Augmentation(cutmix=1.0)).train(0))).items()}
     it = arch_jax.objective("classify").with_model(model)
@@ -180,7 +180,7 @@ def test_the_loss_of_mixed_pictures():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"flip": 1.5}, r"flip is 1.5; expected a share from 0 to 1"),
+        ({"flip": 1.5}, r"flip is 1.5; expected a fraction from 0 to 1"),
         ({"mixup": -1.0}, r"mixup is -1.0; expected 0, or a positive number"),
         ({"operations": 15}, r"operations is 15; expected a whole number from 0 to 14"),
         ({"strength": 31}, r"strength is 31; expected a whole number from 0 to 30"),

@@ -41,7 +41,7 @@ def digits():
 
 @pytest.fixture
 def folder(write, tmp_path):
-    """Writes MNIST-like files: picture i is of the value i, and its label i % classes."""
+    """Writes MNIST-like files: image i is of the value i, and its label i % classes."""
 
     def folder(train=50, test=11, size=(3, 4), classes=5, test_labels=None):
         for part, count, first in (("train", train, 0), ("t10k", test, 100)):
@@ -70,16 +70,16 @@ def test_the_defaults_are_the_digits(digits):
     assert from_json(to_json(Images(resize=16))) == Images(resize=16)
 
 
-def test_the_pictures_and_labels_are_scikit_learns(digits):
+def test_the_images_and_labels_are_scikit_learns(digits):
     from sklearn.datasets import load_digits
 
     known = {}
-    for picture, label in zip(load_digits().images, load_digits().target):
-        known.setdefault((picture / 16).astype(np.float32).tobytes(), set()).add(int(label))
+    for image, label in zip(load_digits().images, load_digits().target):
+        known.setdefault((image / 16).astype(np.float32).tobytes(), set()).add(int(label))
     batches = [*take(digits.train(0), 23), *digits.validation()]
     for batch in batches:
-        for picture, label, weight in zip(batch["images"], batch["labels"], batch["weights"]):
-            assert not weight or int(label) in known[picture.tobytes()]
+        for image, label, weight in zip(batch["images"], batch["labels"], batch["weights"]):
+            assert not weight or int(label) in known[image.tobytes()]
 
 
 def test_shapes_are_known_before_there_is_a_batch(folder):
@@ -89,7 +89,7 @@ def test_shapes_are_known_before_there_is_a_batch(folder):
         assert all(facts_of(batch) == corpus.shapes for batch in corpus.validation())
 
 
-def test_an_epoch_has_each_training_picture_once_in_its_own_order(folder):
+def test_an_epoch_has_each_training_image_once_in_its_own_order(folder):
     corpus = Images(folder(), batch=20).load()
     values = np.concatenate([batch["images"][:, 0, 0, 0] for batch in take(corpus.train(3), 10)]) * 255
     epochs = np.rint(values).astype(int).reshape(4, 50)  # 2.5 batches an epoch
@@ -164,7 +164,7 @@ def test_validation_is_the_test_part_in_order_and_padding_has_no_weight(folder):
         corpus.validation(batch=0)
 
 
-def test_a_sample_of_the_training_pictures_is_plain_and_always_the_same():
+def test_a_sample_of_the_training_images_is_plain_and_always_the_same():
     data = Images(batch=64, augment=Augmentation(flip=1.0, erase=1.0)).load()
     batches = list(data.training_sample(100))
     assert [len(batch["images"]) for batch in batches] == [64, 64]
@@ -176,7 +176,7 @@ def test_a_sample_of_the_training_pictures_is_plain_and_always_the_same():
     assert len(rows_of(whole.training_sample(10_000))[0]) == whole.facts["train_images"]
     assert all(known[image.tobytes()] == label for image, label in zip(images, labels))
     assert not {image.tobytes() for image in images} & held
-    assert len(set(labels)) == 10  # from all over the source, not its first pictures
+    assert len(set(labels)) == 10  # from all over the source, not its first images
     assert all(equal(a, b) for a, b in zip(batches, data.training_sample(100)))
     other = Images(batch=64, split_seed=1).load().training_sample(100)
     assert not equal(batches[0], next(iter(other)))
@@ -185,7 +185,7 @@ def test_a_sample_of_the_training_pictures_is_plain_and_always_the_same():
 
 
 def rows_of(batches):
-    """Pictures and labels of weight 1."""
+    """Images and labels of weight 1."""
     real = [(batch, batch["weights"] > 0) for batch in batches]
     return tuple(np.concatenate([batch[name][kept] for batch, kept in real]) for name in ("images", "labels"))
 
@@ -207,19 +207,19 @@ def test_never_all_of_a_class_is_held_out():
     train, held = sources.held_out("x", 0.9, 0, labels)
     assert set(labels[train]) == {0, 1, 2}
     assert sorted([*train, *held]) == list(range(103))
-    with pytest.raises(UsageError, match=r"validation=0\.001 of source 'x' holds out none of its 103 pictures"):
+    with pytest.raises(UsageError, match=r"validation=0\.001 of source 'x' holds out none of its 103 images"):
         sources.held_out("x", 0.001, 0, labels)
 
 
 def used(images):
-    """The training pictures that are used, by their values in the files."""
+    """The training images that are used, by their values in the files."""
     corpus = images.load()
     batches = take(corpus.train(0), corpus.facts["train_images"] // images.batch)
     return set(np.rint(np.concatenate([batch["images"][:, 0, 0, 0] for batch in batches]) * 255).astype(int).tolist())
 
 
 @pytest.mark.parametrize("test", [0, 11], ids=["held out", "test part"])
-def test_a_share_of_the_training_pictures_is_of_every_class_alike(folder, test):
+def test_a_share_of_the_training_images_is_of_every_class_alike(folder, test):
     source = folder(train=200, test=test)
     whole, half, fifth = (Images(source, 2, validation=0.25, train_share=share) for share in (1.0, 0.5, 0.2))
     assert (half.load().facts["train_images"], fifth.load().facts["train_images"]) == ((100, 40) if test else (75, 30))
@@ -299,10 +299,10 @@ def test_the_hash_is_of_the_content(folder, write):
         ({"low": float("nan")}, "low is nan; expected a finite number"),
         ({"high": float("inf")}, "high is inf; expected a finite number"),
         ({"low": 1.0}, "low is 1.0 and high is 1.0; expected low to be below high"),
-        ({"validation": 1.0}, "validation is 1.0; expected a share between 0 and 1"),
+        ({"validation": 1.0}, "validation is 1.0; expected a fraction between 0 and 1"),
         ({"split_seed": -1}, "split_seed is -1"),
-        ({"train_share": 0.0}, "train_share is 0.0; expected a share above 0 and up to 1, such as 0.1"),
-        ({"train_share": 1.1}, "train_share is 1.1; expected a share above 0"),
+        ({"train_share": 0.0}, "train_share is 0.0; expected a fraction above 0 and up to 1, such as 0.1"),
+        ({"train_share": 1.1}, "train_share is 1.1; expected a fraction above 0"),
         ({"train_share": float("nan")}, "train_share is nan"),
         ({"train_share": True}, "train_share is True"),
         ({"train_share": "0.5"}, "train_share is '0.5'"),
@@ -321,21 +321,21 @@ def test_what_does_not_load_is_one_sentence(folder, tmp_path):
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "has 1,438 training pictures, and batch is 1439; expected at most batch 1438" in says(Images(batch=1439))
+    assert "has 1,438 training images, and batch is 1439; expected at most batch 1438" in says(Images(batch=1439))
     assert "does not exist; expected a folder" in says(Images(f"idx:{tmp_path / 'none'}"))
     source = folder(test_labels=[0] * 10 + [7])
-    assert "label 7 of test picture 10 in source" in says(Images(source, 10))
+    assert "label 7 of test image 10 in source" in says(Images(source, 10))
     assert "expected the training part's labels, 0 to 4" in says(Images(source, 10))
     with pytest.raises(UsageError, match=r"to read the idx files in that folder, write 'idx:/"):
         Images(str(tmp_path))
-    assert "has 3 training pictures, and batch is 10; expected at most batch 3" in says(
+    assert "has 3 training images, and batch is 10; expected at most batch 3" in says(
         Images(folder(train=3, classes=3), 10)
     )
-    assert "with train_share=0.1, source 'digits' has 142 training pictures, and batch is 145" in says(
+    assert "with train_share=0.1, source 'digits' has 142 training images, and batch is 145" in says(
         Images(batch=145, train_share=0.1)
     )
 
 
-def test_pictures_stay_bytes_in_memory(folder):
+def test_images_stay_bytes_in_memory(folder):
     corpus = Images(folder(train=150), 10).load()
     assert corpus._found.train.images.dtype == np.uint8

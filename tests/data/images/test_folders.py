@@ -1,4 +1,4 @@
-"""Pictures in a folder a class: every format and mode, what is held out, and what is refused by name."""
+"""Images in a folder a class: every format and mode, what is held out, and what is refused by name."""
 
 import numpy as np
 import PIL.Image
@@ -27,7 +27,7 @@ def images(folder, **fields):
     return arch_jax.Images(source=f"images:{folder}", **({"batch": 2} | fields))
 
 
-def test_pictures_and_labels_are_those_of_the_files(folder):
+def test_images_and_labels_are_those_of_the_files(folder):
     corpus = images(folder).load()
     assert corpus.class_names == ("cat", "dog")
     assert corpus.facts["train_images"] == 8
@@ -44,7 +44,7 @@ def test_pictures_and_labels_are_those_of_the_files(folder):
             places = [i for i, file in enumerate(files[("cat", "dog")[label]]) if np.abs(file - image).max() < 1e-6]
             assert len(places) == 1
             seen.add((int(label), places[0]))
-    assert len(seen) == 8, "each training picture once an epoch"
+    assert len(seen) == 8, "each training image once an epoch"
 
 
 def test_every_mode_and_mixed_sizes(folder):
@@ -52,7 +52,7 @@ def test_every_mode_and_mixed_sizes(folder):
     save(folder / "cat" / "palette.gif", "P")
     save(folder / "cat" / "clear.png", "RGBA")
     save(folder / "dog" / "nested" / "print.JPG", "CMYK", size=(9, 7))
-    (folder / "dog" / "notes.txt").write_text("not a picture")
+    (folder / "dog" / "notes.txt").write_text("not an image")
     with pytest.raises(arch_jax.UsageError, match="of one size; expected resize"):
         images(folder).load()
     corpus = images(folder, resize=8).load()
@@ -90,19 +90,19 @@ def test_what_is_refused(folder, tmp_path):
     with pytest.raises(arch_jax.UsageError, match=r"has 0 class folders"):
         images(folder / "cat").load()
     (folder / "bird").mkdir()
-    with pytest.raises(arch_jax.UsageError, match=r"class folder '.*bird' has no pictures"):
+    with pytest.raises(arch_jax.UsageError, match=r"class folder '.*bird' has no images"):
         images(folder).load()
-    (folder / "bird" / "1.png").write_bytes(b"not a picture at all")
-    with pytest.raises(arch_jax.UsageError, match=r"'.*bird.1.png' is not a picture"):
+    (folder / "bird" / "1.png").write_bytes(b"not an image at all")
+    with pytest.raises(arch_jax.UsageError, match=r"'.*bird.1.png' is not an image"):
         images(folder).load()
     PIL.Image.fromarray(np.full((4, 6), 40_000, np.uint16)).save(folder / "bird" / "1.png")
     with pytest.raises(arch_jax.UsageError, match=r"'.*bird.1.png' has more than 8 bits a channel"):
         images(folder).load()
 
 
-def test_a_damaged_picture_is_named(folder):
+def test_a_damaged_image_is_named(folder):
     path = folder / "cat" / "3.png"
     path.write_bytes(path.read_bytes()[:60])  # the header is whole, the pixels are not
     corpus = images(folder, batch=8, validation=0.2).load()
-    with pytest.raises(arch_jax.RunError, match=r"picture '.*3.png' is damaged or gone"):
+    with pytest.raises(arch_jax.RunError, match=r"image '.*3.png' is damaged or gone"):
         [*zip(range(2), corpus.train(0)), *corpus.validation()]

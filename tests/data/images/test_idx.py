@@ -58,7 +58,7 @@ BAD = [
     (GOOD[:9], "ends in its header, after 9 bytes; expected 16 for 3 dimensions"),
     (header(3, 0, 2), "declares 3 x 0 x 2 values, which is none"),
     (GOOD[:-1], "ends after 23 bytes of values; expected 24, for 2 x 3 x 4 values of 1 bytes"),
-    (GOOD + b"x", "goes on after the 24 bytes of values that it declares"),
+    (GOOD + b"x", "continues after the 24 bytes of values it declares"),
     (header(2**32 - 1, 2**32 - 1), "expected at most 4,294,967,296 (4 GiB)"),
     (header(2**31, 3, code=0x0E), "expected at most 4,294,967,296 (4 GiB)"),
     (PACKED[:-12], "is cut off: its gzip stream has no end"),
@@ -67,7 +67,7 @@ BAD = [
     (BAD_SUM, "is damaged: CRC check failed"),
     (PACKED + b"garbage", "is damaged: Not a gzipped file"),
     (PACKED[:12] + b"\xff\xff\xff" + PACKED[15:], "is damaged"),
-    (gzip.compress(GOOD + b"\0"), "goes on after the 24 bytes"),
+    (gzip.compress(GOOD + b"\0"), "continues after the 24 bytes"),
     (gzip.compress(GOOD[:-4]), "ends after 20 bytes of values; expected 24"),
 ]
 
@@ -109,7 +109,7 @@ def test_a_gzip_bomb_costs_what_it_declares(write):
     """200 MB of zeros in 200 kB, of which the header declares 24."""
     path = write("a", gzip.compress(header(2, 3, 4) + bytes(200 * 10**6), compresslevel=1))
     tracemalloc.start()
-    with pytest.raises(UsageError, match="goes on after the 24 bytes"):
+    with pytest.raises(UsageError, match="continues after the 24 bytes"):
         idx.read_idx(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -121,7 +121,7 @@ NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 
 @pytest.fixture
 def parts():
-    """Six training and four test pictures."""
+    """Six training and four test images."""
     generator = np.random.default_rng(0)
     return {
         NAMES[0]: generator.integers(256, size=(6, 3, 4), dtype=np.uint8),
@@ -176,10 +176,10 @@ def test_a_bad_folder_is_one_sentence(folder, parts, tmp_path, write):
 @pytest.mark.parametrize(
     ("name", "array", "says"),
     [
-        (NAMES[1], np.zeros(5, np.uint8), "has 6 pictures and"),
+        (NAMES[1], np.zeros(5, np.uint8), "has 6 images and"),
         (NAMES[1], np.zeros(6, np.int32), "holds values of type int32; expected unsigned bytes"),
         (NAMES[0], np.zeros((6, 3), np.uint8), "has 2 dimensions; expected 3"),
-        (NAMES[2], np.zeros((4, 3, 3), np.uint8), "are 3 x 3 and the training pictures 3 x 4; expected one size"),
+        (NAMES[2], np.zeros((4, 3, 3), np.uint8), "are 3 x 3 and the training images 3 x 4; expected one size"),
     ],
 )
 def test_parts_that_do_not_fit_are_one_sentence(folder, parts, name, array, says):

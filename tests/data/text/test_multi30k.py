@@ -122,7 +122,7 @@ REAL = directories.find("multi30k/train.en.gz")
 @pytest.mark.skipif(REAL is None, reason="Multi30k is not in the data folder ($ARCH_JAX_DATA or the user's cache)")
 def test_the_real_corpus_has_the_published_sizes(monkeypatch):
     monkeypatch.setenv("ARCH_JAX_DATA", str(REAL.parents[1]))
-    # 1605.00459, table 1: 29,000 training, 1,014 development and 1,000 test pictures.
+    # 1605.00459, table 1: 29,000 training, 1,014 development and 1,000 test images.
     assert [len(multi30k.sentences(part, side)) for part in multi30k.HASHES for side in ("en", "de")] == [
         29_000, 29_000, 1_014, 1_014, 1_000, 1_000,
     ]  # fmt: skip

@@ -70,7 +70,7 @@ def test_a_folder_is_a_document_for_each_text_file_in_order(write, tmp_path):
     write("folder/b.md", "b")
     write("folder/a.txt", "a")
     write("folder/sub/c.py", "c")
-    write("folder/picture.png", b"\x89PNG\0")
+    write("folder/image.png", b"\x89PNG\0")
     write("folder/.hidden/d.txt", "d")
     write("folder/empty.txt", " \n")
     (tmp_path / "folder" / "named_like_a_file.txt").mkdir()
@@ -105,9 +105,9 @@ def test_a_missing_file_names_its_nearest_neighbour(write, tmp_path):
 
 
 def test_folders_that_are_no_corpus_are_one_sentence(write, tmp_path):
-    write("pictures/a.png", b"\x89PNG")
+    write("images/a.png", b"\x89PNG")
     with pytest.raises(UsageError, match="has no text files"):
-        sources.documents(f"text:{tmp_path / 'pictures'}")
+        sources.documents(f"text:{tmp_path / 'images'}")
     write("blank/a.txt", "\n")
     with pytest.raises(UsageError, match="has only empty text files"):
         sources.documents(f"text:{tmp_path / 'blank'}")

@@ -79,7 +79,7 @@ def test_spans_are_new_in_training_and_fixed_in_validation():
 
 
 def test_wrong_fields(write):
-    with pytest.raises(UsageError, match=r"density is 1.0; expected a share between 0 and 1"):
+    with pytest.raises(UsageError, match=r"density is 1.0; expected a fraction between 0 and 1"):
         Spans(density=1.0)
     with pytest.raises(UsageError, match=r"mean_span is 0.5; expected at least 1 token"):
         Spans(mean_span=0.5)

@@ -146,12 +146,12 @@ def test_the_last_of_several_segments_is_read():
     np.testing.assert_allclose(applied(model, variables, x, ids), applied(model, variables, x[:, 2:4]), atol=1e-6)
 
 
-def test_a_picture_is_read_pixel_by_pixel_row_by_row():
+def test_a_image_is_read_pixel_by_pixel_row_by_row():
     model = SequenceReader(mixer=GRU(), **SMALL)
-    picture = np.random.default_rng(0).normal(size=(2, 3, 4, FEATURES)).astype(np.float32)
-    variables = perturbed(model, picture)
-    sequence = np.stack([picture[:, i, j] for i in range(3) for j in range(4)], axis=1)
-    ours = applied(model, variables, picture)
+    image = np.random.default_rng(0).normal(size=(2, 3, 4, FEATURES)).astype(np.float32)
+    variables = perturbed(model, image)
+    sequence = np.stack([image[:, i, j] for i in range(3) for j in range(4)], axis=1)
+    ours = applied(model, variables, image)
     np.testing.assert_array_equal(ours, applied(model, variables, sequence))
     assert model.classes == 3
 

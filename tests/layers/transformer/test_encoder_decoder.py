@@ -50,7 +50,7 @@ def whole(name):
     return np.asarray(applied(*made(name)))
 
 
-#: The Transformer's own steps are held against the whole by beam search's tests.
+#: The Transformer's own steps are compared with the whole by beam search's tests.
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.thorough) for name in NAMES])
 def test_decoding_in_any_chunks_is_the_whole(name):
     module, variables, source, target, mask = made(name)

@@ -14,7 +14,7 @@ DENSE = [name for name in IMPLEMENTATIONS if name != "shifts"]
 
 
 def found(form, height, width, size, stride, padding, groups=1, dilation=1, channels=3, features=4):
-    """What a form gives, and its gradients in pictures and kernel, in one program."""
+    """What a form gives, and its gradients in images and kernel, in one program."""
     draw = np.random.default_rng(size)
     x = draw.normal(size=(2, height, width, channels))
     kernel = draw.normal(size=(size, size, channels // groups, features))
@@ -100,7 +100,7 @@ def test_same_is_tensorflows():
     [
         ({"groups": 4}, "groups is 4; expected a divisor of 6 channels"),
         ({"groups": 0}, "groups is 0; expected a divisor of 6 channels"),
-        ({"groups": 3}, "the kernel is for 9 channels, and the pictures have 6"),
+        ({"groups": 3}, "the kernel is for 9 channels, and the images have 6"),
         ({"groups": 2, "implementation": "shifts"}, "groups is 2; 'shifts' expects one for each of the 6 channels"),
         ({"groups": 2, "padding": "sane"}, "unknown padding 'sane'; the nearest is 'same'"),
         ({"groups": 2, "padding": -1}, "padding is -1"),

@@ -1,4 +1,4 @@
-"""Depthwise convolution as shifted pictures: its own gradient against the automatic one and against XLA's operation."""
+"""Depthwise convolution as shifted images: its own gradient against the automatic one and against XLA's operation."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Patches of pictures and back, and masks: permutations undone, shares exact, places alike."""
+"""Patches of images and back, and masks: permutations undone, shares exact, places alike."""
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +10,20 @@ from arch_jax.ops.convolution.patches import (
     normalised,
     patch_statistics,
     patches,
-    picture_of,
     random_masking,
+    unpatchify,
     visible_count,
 )
 
 
-def test_patches_become_the_picture_again():
+def test_patches_become_the_image_again():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 9, 2)), jnp.float32)
     rows = patches(x, 3)
     assert rows.shape == (2, 6, 18)
     np.testing.assert_array_equal(rows[1, 4].reshape(3, 3, 2), x[1, 3:6, 3:6])  # second row, second column
-    np.testing.assert_array_equal(picture_of(rows, 3, 6, 9), x)
-    with pytest.raises(UsageError, match="6 patches of 3 pixels make no picture of 6 x 6 pixels; expected 4"):
-        picture_of(rows, 3, 6, 6)
+    np.testing.assert_array_equal(unpatchify(rows, 3, 6, 9), x)
+    with pytest.raises(UsageError, match="6 patches of 3 pixels make no image of 6 x 6 pixels; expected 4"):
+        unpatchify(rows, 3, 6, 6)
 
 
 @pytest.mark.parametrize(("count", "ratio", "visible"), [(196, 0.75, 49), (49, 0.75, 12), (16, 0.4, 9), (256, 0.9, 25)])
@@ -50,7 +50,7 @@ def test_masks_are_uniform_over_places_and_pairs():
     np.testing.assert_allclose(np.diag(together), six, atol=5 * np.sqrt(six * (1 - six) / draws))
     others = together[~np.eye(count, dtype=bool)]
     np.testing.assert_allclose(others, pair, atol=5 * np.sqrt(pair * (1 - pair) / draws))
-    assert len({tuple(row) for row in mask[:50]}) > 20  # each picture has a mask of its own
+    assert len({tuple(row) for row in mask[:50]}) > 20  # each image has a mask of its own
 
 
 def test_normalised_patches():

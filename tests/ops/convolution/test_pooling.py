@@ -56,7 +56,7 @@ def test_average_pool(height, width, size, stride, padding):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_the_mean_of_a_picture_is_summed_in_float32():
+def test_the_mean_of_a_image_is_summed_in_float32():
     x = jnp.full((1, 64, 64, 1), 1.0078125, jnp.bfloat16)
     assert global_average(x).dtype == jnp.bfloat16
     assert float(global_average(x)[0, 0]) == 1.0078125

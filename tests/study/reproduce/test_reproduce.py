@@ -279,7 +279,7 @@ def test_readme_without_a_place(tmp_path, text):
 
 def test_nothing_published(file):
     file.write_text(FILE.replace("published = (", "found = ("))
-    with pytest.raises(UsageError, match="'toy' publishes nothing to be held against"):
+    with pytest.raises(UsageError, match="'toy' publishes nothing to compare with"):
         reproduce(*load(str(file)), Told(ALL))
 
 

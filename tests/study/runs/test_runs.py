@@ -244,7 +244,7 @@ def test_a_stop_is_saved_and_gone_on_with(toy, tmp_path):
 
     cells_module.Within = stopping
     try:
-        with Study(tmp_path / "stopped") as study, pytest.raises(Stopped, match="the same command goes on from there"):
+        with Study(tmp_path / "stopped") as study, pytest.raises(Stopped, match="the same command resumes it"):
             study.run(wanted)
     finally:
         cells_module.Within = real

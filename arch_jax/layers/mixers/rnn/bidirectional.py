@@ -15,13 +15,13 @@ from arch_jax.layers.mixers.rnn.lstm import LSTM
 
 @component("bidirectional", kind="mixer")
 class Bidirectional(nn.Module):
-    """A mixer read forwards, and a second one read backwards (Schuster & Paliwal 1997), for what is not causal:
+    """A mixer read forwards, and a second one read backwards (Schuster & Paliwal 1997), for tasks that are not causal:
 
         y = [m(x) ; reverse(m'(reverse(x)))] V          "concatenate"
         y = m(x) + reverse(m'(reverse(x)))              "sum"
 
     V brings both halves back to the width of the residual stream. Reversing a row reverses each of its packed
-    segments; that their order turns round too makes no difference, since they don't see each other.
+    segments; that their order is reversed too makes no difference, since they don't see each other.
 
     Attributes:
       mixer: the mixer, of which there are two copies with parameters of their own.
@@ -40,7 +40,7 @@ class Bidirectional(nn.Module):
     parameter_dtype: DType = jnp.float32
 
     def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> None:
-        """There is none.
+        """Refuses: a bidirectional mixer has no state.
 
         Raises:
           UsageError: always, since the end of a sequence has to be known before its first output.

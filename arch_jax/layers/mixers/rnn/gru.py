@@ -1,4 +1,4 @@
-"""The gated recurrent unit as a sequence mixer, with its reset gate before or behind the product."""
+"""The gated recurrent unit as a sequence mixer, with its reset gate before or after the product."""
 
 from typing import ClassVar
 

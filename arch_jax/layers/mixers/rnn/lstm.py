@@ -26,7 +26,7 @@ class LSTM(RecurrentMixer):
       residual_scale: factor on the initial V, set by a decoder that scales such weights with its depth.
       dtype: of the computation; gates, h and c are at least float32.
       parameter_dtype: of the parameters.
-      forget_bias: what the forget gates' share of b starts from: 1 remembers at first (Jozefowicz et al. 2015).
+      forget_bias: initial bias of the forget gates: 1 remembers at first (Jozefowicz et al. 2015).
       peepholes: whether there are any.
     """
 

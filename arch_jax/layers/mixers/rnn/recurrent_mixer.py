@@ -1,4 +1,4 @@
-"""What recurrences share as sequence mixers: a state of fixed size takes the place of a cache."""
+"""Base of recurrences as sequence mixers: a state of fixed size takes the place of a cache."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -20,11 +20,11 @@ from arch_jax.ops.recurrence.linear import resets
 
 @flax.struct.dataclass
 class RNNState:
-    """What a recurrence without cells (Elman's network, the GRU) carries from token to token.
+    """Recurrent state of a recurrence without cells (Elman's network, the GRU).
 
     Attributes:
       h: its output at the last token, "batch hidden".
-      at: where each row stands, a `SequencePosition`.
+      at: position of each row, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
@@ -34,12 +34,12 @@ class RNNState:
 
 @flax.struct.dataclass
 class LSTMState:
-    """What an LSTM carries from token to token.
+    """Recurrent state of an LSTM.
 
     Attributes:
       h: its output at the last token, "batch hidden".
       c: its cells, "batch hidden".
-      at: where each row stands, a `SequencePosition`.
+      at: position of each row, a `SequencePosition`.
     """
 
     h: Any
@@ -48,11 +48,11 @@ class LSTMState:
 
 
 class RecurrentMixer(nn.Module):
-    """What the recurrences share whose every step waits for the one before.
+    """Base of the recurrences that are sequential in time.
 
-    x_t W is computed for all times at once; h_{t-1} U has to wait its turn. Where `hidden` is not the width there is a
-    matrix more, y_t = h_t V, since the residual stream has the width; where it is, none is added, so that the layer is
-    the published one. A subclass names its `gates`, which lie side by side in W and U, and says what `cell` does.
+    x_t W is computed for all times at once, h_{t-1} U step by step. Where `hidden` is not the width there is one
+    more matrix, y_t = h_t V, since the residual stream has the width; where it is, None is added, so that the layer is
+    the published one. A subclass names its `gates`, which lie side by side in W and U, and defines the `cell`.
 
     Attributes:
       hidden: units; None is as many as the width.
@@ -81,12 +81,12 @@ class RecurrentMixer(nn.Module):
         return self.state_class(h=zeros, **carried, at=at_start(batch))
 
     def recurrent_initial(self) -> Callable:
-        """The draw for U."""
+        """Initializer of U."""
         return orthogonal_gates
 
     def cell(self, heard: Array, u: Array) -> tuple[Callable, Any, Array, Array, Any]:
-        """What `recurrent_loop` is given: (step, its parameters, U, what is added to h U, what else a token brings)."""
-        raise TypeError(f"{type(self).__name__} must say what one step does")
+        """The arguments of `recurrent_loop`: (step, its parameters, U, the term added to h U, other inputs a token)."""
+        raise TypeError(f"{type(self).__name__} must define one step")
 
     def biases(self, starts: dict[str, float], hidden: int) -> list[Array]:
         """One a gate, in at least float32; `starts` maps names to initial values."""

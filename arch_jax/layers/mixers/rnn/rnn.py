@@ -25,7 +25,7 @@ class RNN(RecurrentMixer):
       dtype: of the computation; h is at least float32.
       parameter_dtype: of the parameters.
       activation: f: "tanh" or "relu".
-      initial: what U starts from: "orthogonal" (Saxe et al. 2014, 1312.6120) or "identity" (1504.00941).
+      initial: the initial U: "orthogonal" (Saxe et al. 2014, 1312.6120) or "identity" (1504.00941).
       scale: factor on the initial U: below 1 forgets sooner (1504.00941, section 4.4: 0.01).
     """
 

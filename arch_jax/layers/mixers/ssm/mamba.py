@@ -23,11 +23,11 @@ from arch_jax.ops.recurrence.linear import check_chunk
 
 @flax.struct.dataclass
 class S6State:
-    """What is carried from token to token; its size does not depend on the length.
+    """Recurrent state; its size does not depend on the sequence length.
 
     Attributes:
-      h: the channels' states over the run under way, "batch state channels".
-      at: where each row stands, a `SequencePosition`.
+      h: the channels' states over the current run, "batch state channels".
+      at: position of each row, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
@@ -37,12 +37,12 @@ class S6State:
 
 @flax.struct.dataclass
 class MambaState:
-    """What is carried from token to token; its size does not depend on the length.
+    """Recurrent state; its size does not depend on the sequence length.
 
     Attributes:
-      h: the inner channels' states over the run under way, "batch state channels".
+      h: the inner channels' states over the current run, "batch state channels".
       convolution: the latest tokens, `ops.causal_convolution.ConvolutionState`.
-      at: where each row stands, a `SequencePosition`.
+      at: position of each row, a `SequencePosition`.
     """
 
     h: Any
@@ -52,12 +52,12 @@ class MambaState:
 
 @flax.struct.dataclass
 class MambaBlockState:
-    """As `MambaState`, with the state of the mixer that stands in the place of S6.
+    """As `MambaState`, with the state of the mixer that replaces S6.
 
     Attributes:
       inner: that state.
       convolution: the latest tokens, `ops.causal_convolution.ConvolutionState`.
-      at: where each row stands, a `SequencePosition`.
+      at: position of each row, a `SequencePosition`.
     """
 
     inner: Any
@@ -92,10 +92,10 @@ class SelectiveSSM(nn.Module):
       rank: rank of the projection to Delta.
       step_min: the smallest step size at the start.
       step_max: the largest.
-      step_floor: what the smallest is raised to.
+      step_floor: lower bound of the step sizes.
       step_scale: factor on the initial W_Delta.
-      step_initial: that draw: "random", uniform in +- rank^-1/2, or "constant", rank^-1/2.
-      form: how the scan is computed: "auto", "recurrent", "chunked" or "associative".
+      step_initial: its initializer: "random", uniform in +- rank^-1/2, or "constant", rank^-1/2.
+      form: algorithm of the scan: "auto", "recurrent", "chunked" or "associative".
       chunk: tokens between the states that the gradient keeps.
       dtype: of the projections; step sizes and states are at least float32.
       parameter_dtype: of the parameters.
@@ -120,7 +120,7 @@ class SelectiveSSM(nn.Module):
         run: Int[Array, "batch time"] | None = None,
         carried: ops.ScanState | None = None,
     ) -> tuple[Float[Array, "batch time channels"], ops.ScanState]:
-        """y, 0 at padding, and the state behind the last token."""
+        """y, 0 at padding, and the state after the last token."""
         channels = u.shape[2]
         precise = jnp.promote_types(self.dtype, jnp.float32)
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
@@ -171,10 +171,10 @@ class S6(nn.Module):
       step_rank: rank of the projection to Delta; None is width / 16, rounded up.
       step_min: the smallest step size at the start.
       step_max: the largest.
-      step_floor: what the smallest is raised to.
+      step_floor: lower bound of the step sizes.
       step_scale: factor on the initial W_Delta.
-      step_initial: that draw: "random", uniform in +- rank^-1/2, or "constant", rank^-1/2.
-      form: how the scan is computed, with the same result: "auto", "recurrent", "chunked" or "associative".
+      step_initial: its initializer: "random", uniform in +- rank^-1/2, or "constant", rank^-1/2.
+      form: algorithm of the scan, all with the same result: "auto", "recurrent", "chunked" or "associative".
       chunk: tokens between the states that the gradient keeps.
       glu: whether the gated linear unit follows; without it the output is y.
       residual_scale: factor on the initial weights of the output, set by a decoder that scales them with its depth.
@@ -227,7 +227,7 @@ class S6(nn.Module):
 
 
 class _Block(nn.Module):
-    """Mamba's block (2312.00752, figure 3) around something that mixes; a subclass gives `mix` and `inner_state`."""
+    """Mamba's block (2312.00752, figure 3) around any mixer; a subclass gives `mix` and `inner_state`."""
 
     name_of_mixer: ClassVar[str] = ""
     state_class: ClassVar[type] = MambaState
@@ -245,12 +245,12 @@ class _Block(nn.Module):
         super().__post_init__()
 
     def inner_state(self, batch: int, length: int, width: int, dtype: DType) -> Any:
-        """The state of what mixes, before the first token."""
-        raise TypeError(f"{type(self).__name__} must say what state it has")
+        """The inner mixer's state before the first token."""
+        raise TypeError(f"{type(self).__name__} must define its state")
 
     def mix(self, u: Array, width: int, run: Array | None, segment_ids: Array | None, state: Any) -> tuple[Array, Any]:
-        """What becomes of u, for a residual stream of `width`, and of `inner_state`."""
-        raise TypeError(f"{type(self).__name__} must say how it mixes")
+        """Mixes u, for a residual stream of `width`, from `inner_state`."""
+        raise TypeError(f"{type(self).__name__} must define how it mixes")
 
     def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> Any:
         """The state before the first token."""
@@ -296,10 +296,10 @@ class Mamba(_Block):
       step_rank: rank of the projection to Delta; None is width / 16, rounded up.
       step_min: the smallest step size at the start.
       step_max: the largest.
-      step_floor: what the smallest is raised to.
+      step_floor: lower bound of the step sizes.
       step_scale: factor on the initial W_Delta.
-      step_initial: that draw: "random", uniform in +- rank^-1/2, or "constant", rank^-1/2.
-      form: how the scan is computed, with the same result: "auto", "recurrent", "chunked" or "associative".
+      step_initial: its initializer: "random", uniform in +- rank^-1/2, or "constant", rank^-1/2.
+      form: algorithm of the scan, all with the same result: "auto", "recurrent", "chunked" or "associative".
       chunk: tokens between the states that the gradient keeps.
       expand: channels of the inner sequence, as a multiple of the width.
       convolution: tokens that the short convolution looks at.
@@ -343,12 +343,12 @@ class Mamba(_Block):
 
 @component("mamba_block", kind="mixer")
 class MambaBlock(_Block):
-    """Mamba's block with another mixer in the place of S6, as in the paper's ablations (table 1 and section 4.6).
+    """Mamba's block with another mixer in place of S6, as in the paper's ablations (table 1 and section 4.6).
 
         u = silu(conv(x W_in)),   z = x W_z,   y = (inner(u) * silu(z)) W_out
 
     Attributes:
-      inner: what mixes, at a width of `expand` times that of the block: S4 without its linear unit by default.
+      inner: the mixer, at a width of `expand` times that of the block: S4 without its linear unit by default.
       expand: channels of the inner sequence, as a multiple of the width.
       convolution: tokens that the short convolution looks at.
       bias: whether the projections in and out have biases.
@@ -365,7 +365,7 @@ class MambaBlock(_Block):
 
     @property
     def causal(self) -> bool:
-        """Whether a token sees only itself and what came before."""
+        """True if a token sees only itself and earlier ones."""
         return getattr(self.inner, "causal", True)
 
     def inner_state(self, batch: int, length: int, width: int, dtype: DType) -> Any:

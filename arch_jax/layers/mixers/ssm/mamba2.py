@@ -23,12 +23,12 @@ from arch_jax.ops.recurrence.linear import check_chunk
 
 @flax.struct.dataclass
 class Mamba2State:
-    """What is carried from token to token; its size does not depend on the length.
+    """Recurrent state; its size does not depend on the sequence length.
 
     Attributes:
-      s: the heads' states over the run under way, "batch heads state head_size".
+      s: the heads' states over the current run, "batch heads state head_size".
       convolution: the latest tokens, `ops.causal_convolution.ConvolutionState`.
-      at: where each row stands, a `SequencePosition`.
+      at: position of each row, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
@@ -79,19 +79,19 @@ class Mamba2(nn.Module):
       expand: channels of the inner sequence, as a multiple of the width.
       head_size: the paper's P, channels of a head.
       state: N, numbers of the state of each channel.
-      groups: how many B and C there are, a divisor of the number of heads; the norm has as many groups.
+      groups: the number of B and C, a divisor of the number of heads; the norm has as many groups.
       convolution: tokens that the short convolution looks at.
       bias: whether the projections in and out have biases.
       convolution_bias: whether the convolution has one.
       epsilon: of the norm.
       step_min: the smallest step size at the start.
       step_max: the largest.
-      step_floor: what the smallest is raised to.
-      step_limit: what step sizes are clipped to, also in training; none is not at all.
+      step_floor: lower bound of the step sizes.
+      step_limit: step sizes are clipped to this range, also in training; None disables it.
       A_min: the smallest -A at the start.
       A_max: the largest.
-      form: how it is computed, with the same result: "auto", "parallel", "chunked" or "recurrent".
-      chunk: tokens that the chunked form takes at once.
+      form: algorithm, all with the same result: "auto", "parallel", "chunked" or "recurrent".
+      chunk: tokens in a chunk of the chunked form.
       residual_scale: factor on the initial weights of the output, set by a decoder that scales them with its depth.
       dtype: of the computation; step sizes, states and the norm's statistics are at least float32.
       parameter_dtype: of the parameters.
@@ -133,7 +133,7 @@ class Mamba2(nn.Module):
         super().__post_init__()
 
     def heads(self, width: int) -> int:
-        """How many heads there are for inputs of `width`.
+        """The number of heads for inputs of `width`.
 
         Raises:
           UsageError: `head_size` does not divide the inner channels, or `groups` the heads.

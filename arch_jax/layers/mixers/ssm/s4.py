@@ -27,11 +27,11 @@ INITIAL = {"lin": ops.s4d_lin, "inv": ops.s4d_inv}
 
 @flax.struct.dataclass
 class S4State:
-    """What is carried from token to token; its size does not depend on the length.
+    """Recurrent state; its size does not depend on the sequence length.
 
     Attributes:
-      x: the state space's states over the run under way, complex, "batch width pairs".
-      at: where each row stands, a `SequencePosition`.
+      x: the state space's states over the current run, complex, "batch width pairs".
+      at: position of each row, a `SequencePosition`.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
@@ -40,13 +40,13 @@ class S4State:
 
 
 def uniform(limit: float, gain: float = 1.0) -> Callable:
-    """An initial draw from [-gain limit, gain limit]."""
+    """Uniform initializer on [-gain limit, gain limit]."""
     limit = gain * limit
     return lambda key, shape, dtype: jax.random.uniform(key, shape, jnp.float32, -limit, limit).astype(dtype)
 
 
 class GLU(nn.Module):
-    """W_1 gelu(x) * sigmoid(W_2 gelu(x)), with biases: what stands behind S4, and mixes its channels.
+    """W_1 gelu(x) * sigmoid(W_2 gelu(x)), with biases: the gated linear unit that follows S4, and mixes its channels.
 
     Attributes:
       gain: factor on the initial W_1.
@@ -79,7 +79,7 @@ def check_fields(mixer: nn.Module, name: str, *sizes: str) -> None:
 
 
 def check_steps(mixer: nn.Module, name: str) -> None:
-    """Refuses a range of initial step sizes that is none.
+    """Refuses an empty range of initial step sizes.
 
     Raises:
       UsageError: see above.
@@ -92,7 +92,7 @@ def check_steps(mixer: nn.Module, name: str) -> None:
 
 
 class _StateSpace(nn.Module):
-    """What S4 and S4D share: the step size, C, D, and what stands behind the state space.
+    """Base of S4 and S4D: the step size, C, D, and the gated linear unit after the state space.
 
     A subclass gives `system`: its kernel and its recurrence.
 
@@ -100,7 +100,7 @@ class _StateSpace(nn.Module):
       state: N, numbers of the state of each channel, even.
       step_min: the smallest step size at the start.
       step_max: the largest.
-      form: how it is computed, with the same result: "convolution", "recurrent", or "auto", which takes the
+      form: algorithm, all with the same result: "convolution", "recurrent", or "auto", which takes the
         convolution where there are neither segments nor a state.
       chunk: tokens between the states that the gradient of the recurrence keeps.
       glu: whether the gated linear unit follows; without it the output is y.
@@ -161,7 +161,7 @@ class _StateSpace(nn.Module):
         self, width: int, C: Complex[Array, "width pairs"], delta: Float[Array, "width"]
     ) -> tuple[Callable, Callable]:
         """(length -> the kernel, (u, before, starts, real, chunk) -> y and the last states)."""
-        raise TypeError(f"{type(self).__name__} must say what its state space is")
+        raise TypeError(f"{type(self).__name__} must define its state space")
 
     @nn.compact
     def __call__(
@@ -216,7 +216,7 @@ class S4D(_StateSpace):
       state: N, numbers of the state of each channel, even.
       step_min: the smallest step size at the start.
       step_max: the largest.
-      form: how it is computed, with the same result: "convolution", "recurrent", or "auto", which takes the
+      form: algorithm, all with the same result: "convolution", "recurrent", or "auto", which takes the
         convolution where there are neither segments nor a state.
       chunk: tokens between the states that the gradient of the recurrence keeps.
       glu: whether the gated linear unit follows; without it the output is y.
@@ -265,7 +265,7 @@ class S4(_StateSpace):
       state: N, numbers of the state of each channel, even.
       step_min: the smallest step size at the start.
       step_max: the largest.
-      form: how it is computed, with the same result: "convolution", "recurrent", or "auto", which takes the
+      form: algorithm, all with the same result: "convolution", "recurrent", or "auto", which takes the
         convolution where there are neither segments nor a state.
       chunk: tokens between the states that the gradient of the recurrence keeps.
       glu: whether the gated linear unit follows; without it the output is y.
