@@ -98,10 +98,10 @@ def test_a_reconstruction_is_the_predictions_in_their_places():
     module, x = MAE(**SETTINGS), pictures(8, 20)  # patches of another grid than the model's own
     variables = noisy(module, pictures())
     # Programs of their own: within one, the compiler would compute once what is compared.
-    rows, _ = applied(module, variables, x, noise(10), method="masked")
+    predicted, _ = applied(module, variables, x, noise(10), method="masked")
     decode = jax.jit(lambda features: module.apply(variables, features, None, (2, 5), method="decode"))
     seen = decode(applied(module, variables, x, method="encode"))
-    for rows, made in ((rows, applied(module, variables, x, noise(10))), (seen, applied(module, variables, x))):
+    for rows, made in ((predicted, applied(module, variables, x, noise(10))), (seen, applied(module, variables, x))):
         np.testing.assert_array_equal(made, picture_of(rows, 4, 8, 20))
 
 
