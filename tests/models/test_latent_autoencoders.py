@@ -131,14 +131,11 @@ def test_codes_say_everything_that_is_decoded(vq):
     module, variables = vq
     x = images(6, 10)
 
-    @jax.jit
-    def everything(variables):
-        apply = lambda method, *given: module.apply(variables, *given, method=method)
-        made, encoded, nearest, chosen = apply("quantised", x)
-        others = apply("decode", chosen), apply("decode_latents", apply("latents", x)), module.apply(variables, x)
-        return (made, encoded, nearest, chosen), apply("encode", x), others
-
-    (made, encoded, nearest, chosen), again, others = jax.tree.map(np.asarray, everything(variables))
+    # Programs of their own: within one, the compiler would compute once what is compared.
+    apply = lambda method, *given: jax.tree.map(np.asarray, applied(module, variables, *given, method=method))
+    made, encoded, nearest, chosen = apply("quantised", x)
+    again = apply("encode", x)
+    others = apply("decode", chosen), apply("decode_latents", apply("latents", x)), apply(None, x)
     codes = np.asarray(variables["params"]["codebook"]["codes"])
     np.testing.assert_array_equal(chosen, nearest_code_reference(encoded, codes))
     np.testing.assert_array_equal(nearest, codes[chosen])

@@ -97,14 +97,11 @@ def test_a_masked_place_knows_its_position_and_what_attention_brings():
 def test_a_reconstruction_is_the_predictions_in_their_places():
     module, x = MAE(**SETTINGS), images(8, 20)  # patches of another grid than the model's own
     variables = noisy(module, images())
-
-    @jax.jit
-    def run(variables):
-        rows, _ = module.apply(variables, x, noise(10), method="masked")
-        seen = module.apply(variables, module.apply(variables, x, method="encode"), None, (2, 5), method="decode")
-        return (rows, module.apply(variables, x, noise(10))), (seen, module.apply(variables, x))
-
-    for rows, made in run(variables):
+    # Programs of their own: within one, the compiler would compute once what is compared.
+    predicted, _ = applied(module, variables, x, noise(10), method="masked")
+    decode = jax.jit(lambda features: module.apply(variables, features, None, (2, 5), method="decode"))
+    seen = decode(applied(module, variables, x, method="encode"))
+    for rows, made in ((predicted, applied(module, variables, x, noise(10))), (seen, applied(module, variables, x))):
         np.testing.assert_array_equal(made, unpatchify(rows, 4, 8, 20))
 
 
@@ -116,8 +113,9 @@ def test_the_encoder_becomes_a_classifier(scan):
     expected = jax.eval_shape(vit.init, jax.random.key(0), x)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), kept) == jax.tree.map(lambda a: (a.shape, a.dtype), expected)
     capture = functools.partial(vit.apply, capture_intermediates=lambda m, _: m.name == "final_norm")
-    both = jax.jit(lambda kept, variables: (capture(kept, x), module.apply(variables, x, method="encode")))
-    (logits, seen), features = jax.tree.map(np.asarray, both(kept, variables))
+    # Two programs: within one, the compiler would compute once what is compared.
+    logits, seen = jax.tree.map(np.asarray, jax.jit(capture)(kept, x))
+    features = np.asarray(applied(module, variables, x, method="encode"))
     np.testing.assert_array_equal(seen["intermediates"]["final_norm"]["__call__"][0], features)
     np.testing.assert_allclose(logits, features[:, 0] @ np.asarray(kept["params"]["logits"]["kernel"]), atol=1e-6)
 
