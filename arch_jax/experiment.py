@@ -1,4 +1,4 @@
-"""What a run is, as plain serialisable fields; and where experiments are found.
+"""Experiments: a run as plain serialisable fields, and the files that define them.
 
 An experiment is a Python file with `config() -> Experiment`. It may say what was `published`, with its source and the
 tolerance declared beforehand, and have generators `ablate_NAME()` that yield overrides.
@@ -38,14 +38,15 @@ StartField = Annotated[Any, fields.Kind("start")]
 @fields.component("mesh", kind="mesh")
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """How many devices each axis of the mesh has; their product is how many are used.
+    """Sizes of the mesh's axes, in devices; their product is the number of devices used.
 
     Attributes:
-      data: parts that a batch is cut into, each seen by its own copy of the parameters; none takes all devices left.
+      data: parts that a batch is cut into, each processed with its own copy of the parameters; None takes all remaining
+        devices.
       fsdp: parts that batch, parameters and optimizer states are cut into together (ZeRO, 1910.02054).
       tensor: parts that a layer's matrices are cut into, as its family lays down (Megatron-LM, 1909.08053).
-      expert: parts that the experts of a mixture are dealt to.
-      sequence: parts that the positions of a sequence are dealt to.
+      expert: parts that the experts of a mixture are sharded over.
+      sequence: parts that the positions of a sequence are sharded over.
     """
 
     data: int | None = None
@@ -89,7 +90,7 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A figure that an experiment is held against; it stands in the experiment's file before the run.
+    """A published figure that an experiment is compared with; it stands in the experiment's file before the run.
 
     Attributes:
       value: what was published, in `unit`.
@@ -148,7 +149,7 @@ class Experiment:
       log_every: steps between lines in `metrics.jsonl`.
       steps_per_dispatch: steps that the device takes in one go.
       accumulate: micro-batches that a batch is cut into, one after another, with one update at the end.
-      ema: decay of an exponential moving average of the parameters, which is then what is evaluated; none is none.
+      ema: decay of an exponential moving average of the parameters, which is then evaluated; None disables it.
       keep: how many of the newest checkpoints are kept, beside the best.
       parallel: "jit" places arrays on a mesh of all devices; "pmap" replicates the parameters.
       mesh: how many devices each axis of that mesh has.
@@ -301,7 +302,7 @@ def import_asked_for() -> None:
 
 
 def directories() -> list[Path]:
-    """Where experiments are looked for by name: beside the package in a clone, inside it in a wheel."""
+    """Folders in which experiments are looked up by name: beside the package in a clone, inside it in a wheel."""
     package = Path(__file__).resolve().parent
     return [path for path in (package.parent / "experiments", package / "_experiments") if path.is_dir()][:1]
 

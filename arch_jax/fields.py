@@ -32,24 +32,30 @@ DType = typing.Annotated[Any, Kind("dtype")]
 
 _COMPONENTS: dict[str, tuple[type, str]] = {}
 _NAMES: dict[type, str] = {}
+#: Class -> old name -> new name of its fields, for stored runs and whoever knows the old ones.
+_RENAMED: dict[type, Mapping[str, str]] = {}
 #: Kind -> (component, field): what text stands for that names no component of the kind.
 _TEXT: dict[str, tuple[str, str]] = {}
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
-def component(name: str, kind: str, text: str | None = None) -> Callable[[type], type]:
+def component(
+    name: str, kind: str, text: str | None = None, renamed: Mapping[str, str] | None = None
+) -> Callable[[type], type]:
     """Class decorator: gives a dataclass or Linen module its name in JSON and on the command line.
 
     Args:
       name: unique over all kinds, e.g. "attention".
       kind: what it can stand for, e.g. "mixer", "norm", "model", "objective", "data".
       text: the field that text stands for where it names no component of the kind: `teacher=runs/gpt-1`.
+      renamed: old name -> new name of fields that were called otherwise: stored runs have the old ones.
     """
 
     def register(cls: type) -> type:
         if name in _COMPONENTS and _COMPONENTS[name][0].__qualname__ != cls.__qualname__:
             raise UsageError(f"the component name {name!r} is already taken by {_COMPONENTS[name][0].__qualname__}")
         _COMPONENTS[name] = (cls, kind)
+        _RENAMED[cls] = renamed or {}
         if text is not None:
             _TEXT[kind] = (name, text)
         _NAMES[cls] = name
@@ -284,6 +290,7 @@ def _component(value: Any, kind: str | None, path: str, expected: type | None = 
 def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     """An instance of a dataclass from plain values: unknown fields, missing ones and wrong types are named."""
     fields = {field.name: field for field in settings(cls)}
+    values = {_current(cls, key): value for key, value in values.items()}
     for key in values:
         if key not in fields:
             raise unknown(f"field of {_NAMES.get(cls, cls.__name__)}", prefix + key, [prefix + f for f in fields])
@@ -291,6 +298,11 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
         if name not in values and required(field):
             raise UsageError(f"{prefix}{name} is missing; {_NAMES.get(cls, cls.__name__)} needs it")
     return cls(**{key: coerce(fields[key].type, value, prefix + key) for key, value in values.items()})
+
+
+def _current(cls: type, name: str) -> str:
+    """The name of a field today, for its old one or itself."""
+    return _RENAMED.get(cls, {}).get(name, name)
 
 
 def override(owner: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
@@ -306,6 +318,7 @@ def override(owner: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
     parts: dict[str, dict[str, Any]] = {}
     for path, value in changes.items():
         head, dot, rest = path.partition(".")
+        head = _current(type(owner), head)
         if dot:
             parts.setdefault(head, {})[rest] = value
         else:

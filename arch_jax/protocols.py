@@ -1,4 +1,4 @@
-"""What models have in common beside their call, with defaults for those that don't say.
+"""Properties of models beyond their call, with defaults for those that don't declare them.
 
 Each question has one function here, so that nothing else asks a module for an attribute that it may lack.
 """
@@ -33,10 +33,10 @@ def check_example(module: Any, shape: tuple[int, ...]) -> None:
 
 
 def class_count(module: Any) -> int | None:
-    """How many classes a model tells apart, or is conditioned on; None where it knows none."""
+    """Number of classes that a model predicts or is conditioned on; None without classes."""
     return getattr(module, "classes", None)
 
 
 def attends(module: Any) -> bool:
-    """Whether an encoder-decoder has a method `attention` that gives its weights over the source."""
+    """True if an encoder-decoder has a method `attention` that gives its weights over the source."""
     return bool(getattr(module, "attends", False))

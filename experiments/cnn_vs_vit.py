@@ -39,7 +39,7 @@ RESNET = {"model": "resnet-cifar-20", "model.blocks": (2, 2, 2), "model.width": 
 
 def config() -> arch_jax.Experiment:
     """The Vision Transformer on all training images: 3 layers of width 32, 100 patches of 3 x 3 pixels."""
-    vit = {"picture": 30, "patch": 3, "depth": 3, "width": 32, "mixer.heads": 4}
+    vit = {"resolution": 30, "patch": 3, "depth": 3, "width": 32, "mixer.heads": 4}
     return arch_jax.Experiment(
         model=arch_jax.create("vit-tiny-16", classes=10, **vit),
         objective=arch_jax.objective("classify"),

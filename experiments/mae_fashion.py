@@ -35,7 +35,7 @@ def config() -> arch_jax.Experiment:
     return arch_jax.Experiment(
         model=arch_jax.create(
             "mae-base-16",
-            picture=28,
+            resolution=28,
             channels=1,
             patch=7,
             depth=4,

@@ -13,7 +13,7 @@ def config() -> arch_jax.Experiment:
     """49 of 64 codes for an image of 784 pixels: 294 bits."""
     return arch_jax.Experiment(
         model=arch_jax.create(
-            "vq-vae", picture=28, channels=1, codes=64, code_width=16, width=32, hidden=16, least=0.1
+            "vq-vae", resolution=28, channels=1, codes=64, code_width=16, width=32, hidden=16, least=0.1
         ),
         objective=arch_jax.objective("vector_quantised", variance=0.1246),
         data=arch_jax.Images(source="idx:/usr/share/datasets/fashion-mnist", batch=64),

@@ -131,7 +131,7 @@ TINY = {
         "model.width": 16,
         "model.decoder_depth": 1,
         "model.decoder_width": 16,
-        "objective.probe_pictures": 40,
+        "objective.probe_images": 40,
     },
     "mqar": LANGUAGE | {"data.validation": 8},
     "multi30k_seq2seq": {

@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _is_full_device(problem: Exception) -> bool:
-    """Whether a device's memory is full, which JAX tells with an exception that stands for much else too."""
+    """True if a device's memory is full; JAX raises the same exception for much else."""
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(problem, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(problem)
 
@@ -260,7 +260,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _several(options: argparse.Namespace) -> dict[str, Any] | None:
-    """How this process joins others; None where it is alone."""
+    """Settings by which this process joins others; None for a single process."""
     given = {name: getattr(options, name) for name in ("coordinator", "processes", "process")}
     if options.heartbeat < 1:
         raise UsageError(f"--heartbeat is {options.heartbeat}; expected at least 1 second")

@@ -16,7 +16,7 @@ def without_devices() -> None:
 
 
 def prepare(platform: str | None = None) -> None:
-    """What must be settled before JAX starts: its platform, and its compilation cache, so that the second run starts
+    """Set what JAX reads at its start: the platform, and the compilation cache, so that the second run starts
     in half the time.
 
     Raises:

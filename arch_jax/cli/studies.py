@@ -107,7 +107,7 @@ def _imports(one: argparse.ArgumentParser) -> None:
 
 
 def _study(one: argparse.ArgumentParser, seeds: int | None = 3) -> None:
-    """What every study that trains has."""
+    """Options of every study that trains."""
     default = "as many as the published number is of" if seeds is None else str(seeds)
     one.add_argument("--seeds", type=int, default=seeds, metavar="N", help=f"how many (default: {default})")
     one.add_argument(

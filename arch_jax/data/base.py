@@ -64,7 +64,7 @@ class Corpus:
 
     @property
     def units_per_batch(self) -> int:
-        """How many units a training batch has; by default as many as it has rows."""
+        """Units in a training batch; by default its rows."""
         return next(iter(self.shapes.values()))[0][0]
 
     def train(self, seed: int, shard: tuple[int, int] = (0, 1)) -> Any:

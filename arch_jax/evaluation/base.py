@@ -47,7 +47,7 @@ class Measure:
 def measured(
     measures: Iterable[Measure], task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array
 ) -> dict[str, float]:
-    """What several measures find, by name.
+    """The numbers of several measures, by name.
 
     Raises:
       UsageError: two of them give a number of the same name.

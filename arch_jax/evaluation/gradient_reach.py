@@ -1,4 +1,4 @@
-"""How far back in a sequence an output's gradient reaches: the vanishing gradient, measured."""
+"""Reach of an output's gradient back in a sequence: the vanishing gradient, measured."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from arch_jax.ops.losses import cross_entropy
 
 
 def gradient_by_distance(function: Callable[[Array], Array], x: Float[Array, "batch time features"]) -> Array:
-    """How much an answer depends on what was read some time ago: the norm of d y / d x_t against T - t.
+    """Norm of the outputs' gradient d y / d x_t against the distance T - t.
 
     Where it falls like a power of the distance, gradients vanish (Hochreiter 1991; Bengio et al. 1994; Pascanu et al.
     2013, 1211.5063): what was read that long ago can hardly be learned from.

@@ -16,7 +16,7 @@ from arch_jax.ops.losses import cross_entropy
 @component("known_source", kind="measure")
 @dataclasses.dataclass(frozen=True)
 class KnownSource(Measure):
-    """How far a model is above the best predictor of a source that is known (`arch_jax.Markov`).
+    """Excess of a model's loss over that of the best predictor of a known source (`arch_jax.Markov`).
 
     Gives, where each token is chosen independently, and nothing otherwise:
 

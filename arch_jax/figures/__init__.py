@@ -1,1 +1,1 @@
-"""What a person looks at: figures of samples, predictions, attention, embeddings. Matplotlib is imported when drawn."""
+"""Figures of samples, predictions, attention, embeddings. Matplotlib is imported when one is drawn."""

@@ -32,7 +32,7 @@ class Figure:
 def drawn(
     figures: Iterable[Figure], task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array
 ) -> dict[str, Any]:
-    """What several figures show, by name.
+    """The output of several figures, by name.
 
     Raises:
       UsageError: two of them give the same name.

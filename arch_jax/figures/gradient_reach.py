@@ -17,7 +17,7 @@ from arch_jax.figures.base import Figure
 @component("gradient_reach", kind="figure")
 @dataclasses.dataclass(frozen=True)
 class GradientReach(Figure):
-    """How far back in a sequence the gradient of the last output reaches, after training and freshly initialised.
+    """Reach of the last output's gradient back in a sequence, after training and freshly initialised.
 
     Of a language model it is the gradient of the last target's nats in the embedded tokens, of a regression that of
     its outputs in the inputs; nothing of other data, nor of packed sequences.

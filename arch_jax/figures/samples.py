@@ -13,7 +13,7 @@ from arch_jax.figures.base import Figure
 @component("samples", kind="figure")
 @dataclasses.dataclass(frozen=True)
 class Samples(Figure):
-    """What the sampler draws, as far as a person can look at it: text and figures, not arrays.
+    """Text and figures that the sampler draws; its arrays are left out.
 
     Attributes:
       count: samples drawn.
@@ -33,5 +33,5 @@ class Samples(Figure):
 
 
 def is_figure(thing: Any) -> bool:
-    """Whether something is a matplotlib figure, without importing matplotlib."""
+    """True for a matplotlib figure; matplotlib is not imported."""
     return callable(getattr(thing, "savefig", None))

@@ -25,7 +25,7 @@ class Inputs(Protocol):
         ...
 
     def arguments(self, batch: Batch) -> tuple:
-        """What the model is called with."""
+        """The arguments that the model is called with."""
         ...
 
     def permuted(self, batch: Batch, key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:

@@ -11,7 +11,7 @@ from arch_jax.inputs.base import Rows
 
 @dataclasses.dataclass(frozen=True)
 class ImageInputs(Rows):
-    """Random pictures with labels: `images` "batch size size channels" in [0, 1], `labels` and `weights` "batch".
+    """Random images with labels: `images` "batch size size channels" in [0, 1], `labels` and `weights` "batch".
 
     Attributes:
       size: pixels on a side.
@@ -32,22 +32,22 @@ class ImageInputs(Rows):
         }
 
     def resized(self, module: nn.Module) -> "ImageInputs":
-        """At most 64 pixels on a side, or as many as the module says that it takes in its field `picture`."""
-        return dataclasses.replace(self, size=getattr(module, "picture", min(self.size, 64)))
+        """At most 64 pixels on a side, or as many as the module says that it takes in its field `image`."""
+        return dataclasses.replace(self, size=getattr(module, "resolution", min(self.size, 64)))
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelledImageInputs(ImageInputs):
-    """Random pictures for a model that is given their classes too."""
+    """Random images for a model that is given their classes too."""
 
     names = ("images", "labels")
 
 
 def images(size: int, channels: int = 3) -> ImageInputs:
-    """Example inputs of an image model: pictures of `size` x `size` pixels."""
+    """Example inputs of an image model: images of `size` x `size` pixels."""
     return ImageInputs(size, channels)
 
 
 def labelled_images(size: int, channels: int = 3) -> LabelledImageInputs:
-    """Example inputs of an image model that is given each picture's class."""
+    """Example inputs of an image model that is given each image's class."""
     return LabelledImageInputs(size, channels)

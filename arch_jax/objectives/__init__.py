@@ -1,4 +1,4 @@
-"""What is minimised, one file a training shape."""
+"""Objectives, one file a training shape."""
 
 from typing import Any
 

@@ -41,7 +41,7 @@ class Adversarial(ObjectiveBase):
 
     @property
     def sampler(self) -> Generator:
-        """What the generator makes of latents."""
+        """Generated examples."""
         return Generator()
 
     @property
@@ -108,7 +108,7 @@ class Adversarial(ObjectiveBase):
         """The data's examples must have the shape that the generator makes."""
         if "x" not in data.shapes and "images" not in data.shapes:
             raise UsageError(
-                f"the objective 'adversarial' takes points or pictures, and the data has {', '.join(data.shapes)}; "
+                f"the objective 'adversarial' takes points or images, and the data has {', '.join(data.shapes)}; "
                 "expected x or images, such as arch_jax.Ring()"
             )
         features = getattr(self.model.generator, "features", None)

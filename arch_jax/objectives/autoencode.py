@@ -1,6 +1,6 @@
 """Reconstruction through a code, from clean or corrupted examples, with or without a price on activity.
 
-Examples are pictures ("images") or vectors ("x"). Where the data says how it was made, what the model found of it is
+Examples are images ("images") or vectors ("x"). Where the data says how it was made, what the model found of it is
 measured and drawn: the score of a mixture of Gaussians, or the atoms of a dictionary.
 """
 
@@ -23,20 +23,20 @@ from arch_jax.sampling.reconstruct import Reconstruct
 
 
 def check_images(data: Any, model: Any, name: str) -> None:
-    """Refuses data without pictures, or of another shape than the model's.
+    """Refuses data without images, or of another shape than the model's.
 
     Raises:
       UsageError: so it is.
     """
     if "images" not in data.shapes:
         raise UsageError(
-            f"the objective {name!r} takes pictures, and the data has {', '.join(data.shapes)}; "
+            f"the objective {name!r} takes images, and the data has {', '.join(data.shapes)}; "
             "expected images, such as arch_jax.Images()"
         )
     check_example(model, data.shapes["images"][0][1:])
 
 
-@component("autoencode", kind="objective")
+@component("autoencode", kind="objective", renamed={"show_pictures": "show_images"})
 @dataclasses.dataclass(frozen=True)
 class Autoencode(ObjectiveBase):
     """The error of the reconstruction, summed over an example's numbers; validation is of clean examples.
@@ -51,7 +51,7 @@ class Autoencode(ObjectiveBase):
         none for no price.
       sparsity_weight: price of the divergence from it, in training.
       activity_weight: price of the sum of the code's absolute values, in training.
-      show_pictures: validation images in the default figure.
+      show_images: validation images in the default figure.
 
     With `centres` and `std` in a validation batch, and noise, "score_error" says how far (r(x) - x) / noise^2 is from
     the score of the noisy mixture (`planted.score_error`); with `atoms`, "recovered" is the share of them that is a
@@ -64,7 +64,7 @@ class Autoencode(ObjectiveBase):
     sparsity: float | None = None
     sparsity_weight: float = 1.0
     activity_weight: float = 0.0
-    show_pictures: int = 12
+    show_images: int = 12
 
     unit: ClassVar[str] = "an example"
 
@@ -85,7 +85,7 @@ class Autoencode(ObjectiveBase):
     @property
     def figures(self) -> tuple[Figure, ...]:
         """Reconstructions of images; of data that says how it was made, what the model found of it."""
-        return Reconstructions(self.show_pictures), ScoreField(), DictionaryAtoms()
+        return Reconstructions(self.show_images), ScoreField(), DictionaryAtoms()
 
     def arguments(self, batch: Batch) -> tuple:
         return (self.examples(batch),)
@@ -158,7 +158,7 @@ class Autoencode(ObjectiveBase):
     def _check_vectors(self, data: Any) -> None:
         if not hasattr(self.model, "features"):
             raise UsageError(
-                f"the model takes pictures, and the data has {', '.join(data.shapes)}; expected images, such as "
+                f"the model takes images, and the data has {', '.join(data.shapes)}; expected images, such as "
                 "arch_jax.Images(), or a model of vectors, such as autoencoder-denoising"
             )
         self.model.check(data.shapes["x"][0][1:])

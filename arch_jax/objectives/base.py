@@ -44,7 +44,7 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Player:
-    """One who minimises: owns a part of the parameters, perhaps of several networks, with an optimizer of its own.
+    """A part of the parameters, perhaps of several networks, that is trained with an optimizer of its own.
 
     Attributes:
       name: e.g. "model", "generator".
@@ -123,7 +123,7 @@ class ObjectiveBase:
     def loss(
         self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any
     ) -> tuple[Pair, tuple[dict, dict]]:
-        """What `player` minimises in `phase`.
+        """The loss that `player` minimises in `phase`.
 
         Args:
           player: the name of one of `players`.
@@ -168,12 +168,12 @@ class ObjectiveBase:
         raise TypeError(f"{type(self).__name__} must say how it is evaluated")
 
     def measure(self, variables: Any, data: Any, key: jax.Array | None = None) -> dict[str, float]:
-        """What the default measures find on a corpus, outside of a run."""
+        """The default measures' numbers on a corpus, outside of a run."""
         key = jax.random.key(0) if key is None else key
         return measured(self.measures, self, variables, self.sampler, with_defaults(data), key)
 
     def draw(self, variables: Any, data: Any, key: jax.Array) -> dict[str, Any]:
-        """What the default figures show of a corpus, outside of a run: name -> text or matplotlib figure."""
+        """The default figures on a corpus, outside of a run: name -> text or matplotlib figure."""
         return drawn(self.figures, self, variables, self.sampler, with_defaults(data), key)
 
     def check(self, data: Any) -> None:

@@ -1,4 +1,4 @@
-"""Classification of pictures: the cross-entropy of each picture's class, or the perceptron's rule."""
+"""Classification of images: the cross-entropy of each image's class, or the perceptron's rule."""
 
 import dataclasses
 from typing import Any, Literal
@@ -16,29 +16,29 @@ from arch_jax.ops.losses import cross_entropy, perceptron
 from arch_jax.protocols import check_example
 
 
-@component("classify", kind="objective")
+@component("classify", kind="objective", renamed={"show_pictures": "show_images"})
 @dataclasses.dataclass(frozen=True)
 class Classify(ObjectiveBase):
-    """-log p(class | picture), in nats, over the pictures that have weight; or another criterion of its scores.
+    """-log p(class | image), in nats, over the images that have weight; or another criterion of its scores.
 
     Attributes:
       model: the classifier; filled in by the experiment.
       label_smoothing: share of each target spread evenly over the classes, in training (1512.00567, section 7).
-      rubbish: j of LeNet-5's criterion (LeCun et al. 1998, equation 9), at least 0: a class of logit -j that no picture
+      rubbish: j of LeNet-5's criterion (LeCun et al. 1998, equation 9), at least 0: a class of logit -j that no image
         has, in training. While the right class's logit is below -j it is pulled up, whatever the others are. None: no
         such class.
       criterion: "cross_entropy", or "perceptron": by how much another class's score is above the right one's, whose
-        gradient descent, one picture a step, is Rosenblatt's rule (`ops.losses.perceptron`).
+        gradient descent, one image a step, is Rosenblatt's rule (`ops.losses.perceptron`).
       auxiliary_weight: what the losses of a model's auxiliary classifiers, where it has them, count in training
         (Szegedy et al. 2015, 1409.4842, section 5).
-      show_pictures: validation images in the default figure.
+      show_images: validation images in the default figure.
     """
 
     label_smoothing: float = 0.0
     rubbish: float | None = None
     criterion: Literal["cross_entropy", "perceptron"] = "cross_entropy"
     auxiliary_weight: float = 0.3
-    show_pictures: int = 48
+    show_images: int = 48
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing <= 1:
@@ -58,7 +58,7 @@ class Classify(ObjectiveBase):
     @property
     def figures(self) -> tuple[Figure, ...]:
         """Validation images under their predicted classes."""
-        return (Predictions(self.show_pictures),)
+        return (Predictions(self.show_images),)
 
     def arguments(self, batch: Batch) -> tuple:
         return (batch["images"],)
@@ -74,7 +74,7 @@ class Classify(ObjectiveBase):
         return metrics["loss"], (metrics, updates)
 
     def _each(self, logits: jax.Array, batch: Batch) -> jax.Array:
-        """What is minimised of each picture, of one classifier's logits; of mixed pictures, of both their classes."""
+        """Per-image loss of one classifier; for mixup images, weighted over both labels."""
         each = self._of(logits, batch["labels"])
         if "other_labels" in batch:
             return batch["shares"] * each + (1 - batch["shares"]) * self._of(logits, batch["other_labels"])
@@ -88,7 +88,7 @@ class Classify(ObjectiveBase):
         return cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def evaluate(self, variables: Any, batch: Batch) -> dict[str, Pair]:
-        """The criterion ("loss", nats a picture), and the share of pictures whose class is likeliest ("accuracy")."""
+        """The criterion ("loss", nats a image), and the share of images whose class is likeliest ("accuracy")."""
         logits = self.model.apply(variables, batch["images"])
         criterion = perceptron if self.criterion == "perceptron" else cross_entropy
         return self._metrics(criterion(logits, batch["labels"]), logits, batch)
@@ -97,18 +97,18 @@ class Classify(ObjectiveBase):
         weights = batch["weights"].astype(nats.dtype)
         right = (jnp.argmax(logits, axis=-1) == batch["labels"]) * weights
         total = jnp.sum(weights)
-        # A picture without weight may have anything in it, and 0 * NaN is NaN.
+        # A image without weight may have anything in it, and 0 * NaN is NaN.
         return {
             "loss": (jnp.sum(jnp.where(weights > 0, nats * weights, 0)), total),
             "accuracy": (jnp.sum(right), total),
         }
 
     def check(self, data: Any) -> None:
-        """The labels must be among the model's classes, and the pictures of the size that it takes."""
+        """The labels must be among the model's classes, and the images of the size that it takes."""
         classes = data.classes
         if classes is None or "images" not in data.shapes:
             raise UsageError(
-                f"the objective 'classify' takes labelled pictures, and the data has {', '.join(data.shapes)}; "
+                f"the objective 'classify' takes labelled images, and the data has {', '.join(data.shapes)}; "
                 "expected images and labels, such as arch_jax.Images()"
             )
         if classes > self.model.classes:

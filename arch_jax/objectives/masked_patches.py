@@ -18,7 +18,9 @@ from arch_jax.ops.convolution.patches import normalised, patch_statistics, patch
 from arch_jax.sampling.reconstruct import Reconstruct
 
 
-@component("masked_patches", kind="objective")
+@component(
+    "masked_patches", kind="objective", renamed={"show_pictures": "show_images", "probe_pictures": "probe_images"}
+)
 @dataclasses.dataclass(frozen=True)
 class MaskedPatches(ObjectiveBase):
     """The mean squared error of the masked patches' pixels (He et al. 2021, 2111.06377, section 3).
@@ -27,23 +29,23 @@ class MaskedPatches(ObjectiveBase):
     (`normalised_pixels`), the pixels are those of each patch normalised by its own mean and variance.
 
     At the end, a linear probe says what the encoder's features are good for (section 4.1): a multinomial logistic
-    regression on features of whole training pictures, each scaled to variance 1, is tested on the validation pictures.
+    regression on features of whole training images, each scaled to variance 1, is tested on the validation images.
 
     Attributes:
       model: the masked autoencoder; filled in by the experiment.
-      probe_pictures, probe_features: defaults of the linear probe's images and features; None for no probe.
-      show_pictures: validation images in the default figure.
+      probe_images, probe_features: defaults of the linear probe's images and features; None for no probe.
+      show_images: validation images in the default figure.
     """
 
-    probe_pictures: int | None = 10_000
+    probe_images: int | None = 10_000
     probe_features: Literal["token", "mean"] = "token"
-    show_pictures: int = 12
+    show_images: int = 12
 
     unit: ClassVar[str] = "squared error a masked pixel"
 
     def __post_init__(self) -> None:
-        if self.probe_pictures is not None and self.probe_pictures < 2:
-            raise UsageError(f"probe_pictures is {self.probe_pictures}; expected at least 2, or none for no probe")
+        if self.probe_images is not None and self.probe_images < 2:
+            raise UsageError(f"probe_images is {self.probe_images}; expected at least 2, or none for no probe")
 
     @property
     def sampler(self) -> Reconstruct:
@@ -52,15 +54,15 @@ class MaskedPatches(ObjectiveBase):
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """A linear probe, unless `probe_pictures` is None."""
-        if self.probe_pictures is None:
+        """A linear probe, unless `probe_images` is None."""
+        if self.probe_images is None:
             return ()
-        return (LinearProbe(images=self.probe_pictures, features=self.probe_features),)
+        return (LinearProbe(images=self.probe_images, features=self.probe_features),)
 
     @property
     def figures(self) -> tuple[Figure, ...]:
         """Images, what is visible of them, and the reconstructions."""
-        return (Reconstructions(self.show_pictures),)
+        return (Reconstructions(self.show_images),)
 
     def arguments(self, batch: Batch) -> tuple:
         return (batch["images"],)
@@ -82,18 +84,18 @@ class MaskedPatches(ObjectiveBase):
         target = normalised(target) if self.model.normalised_pixels else target
         wide = jnp.promote_types(predicted.dtype, jnp.float32)
         of_patch = jnp.mean(jnp.square(predicted.astype(wide) - target.astype(wide)), axis=-1)
-        # As many are masked in each picture, so the mean over pictures is the one over all masked patches.
+        # As many are masked in each image, so the mean over images is the one over all masked patches.
         each = jnp.sum(of_patch * masking.mask, axis=1) / jnp.sum(masking.mask, axis=1)
         weights = batch["weights"].astype(wide)
         return jnp.sum(jnp.where(weights > 0, each * weights, 0)), jnp.sum(weights)
 
     def noise(self, images: jax.Array, key: jax.Array) -> jax.Array:
-        """A uniform number for each patch of the pictures, "batch patches"."""
+        """A uniform number for each patch of the images, "batch patches"."""
         down, across = self.model.grid(*images.shape[1:3])
         return jax.random.uniform(key, (len(images), down * across))
 
     def check(self, data: Any) -> None:
-        """The pictures must be of the shape that the model takes."""
+        """The images must be of the shape that the model takes."""
         check_images(data, self.model, "masked_patches")
 
     @property

@@ -106,7 +106,7 @@ class SequenceToSequence(ObjectiveBase):
 
     @property
     def decays(self) -> bool:
-        """Whether the share of true tokens changes in training."""
+        """True if the share of true tokens changes in training."""
         return self.decay != "constant"
 
     def arguments(self, batch: Batch) -> tuple:
@@ -195,7 +195,7 @@ class SequenceToSequence(ObjectiveBase):
 
     @property
     def attends(self) -> bool:
-        """Whether the model gives weights over the source."""
+        """True if the model gives attention weights over the source."""
         return attends(self.model)
 
 

@@ -19,10 +19,10 @@ from arch_jax.protocols import class_count
 from arch_jax.sampling.latent_prior import LatentPrior
 
 
-@component("variational", kind="objective")
+@component("variational", kind="objective", renamed={"show_pictures": "show_images"})
 @dataclasses.dataclass(frozen=True)
 class Variational(ObjectiveBase):
-    """Minus a lower bound on log p(x), in nats a picture.
+    """Minus a lower bound on log p(x), in nats a image.
 
     With k draws z_i from q(z | x):
 
@@ -38,7 +38,7 @@ class Variational(ObjectiveBase):
         in validation once (Salakhutdinov & Murray 2008; 1509.00519, section 5.1).
       evaluation_draws: k in validation, which takes the same draws each time; the bound there is that of `bound`, with
         beta 1.
-      show_pictures: images in a row of the default figures.
+      show_images: images in a row of the default figures.
     """
 
     bound: Literal["evidence", "importance"] = "evidence"
@@ -46,7 +46,7 @@ class Variational(ObjectiveBase):
     beta: float = 1.0
     binarised: bool = False
     evaluation_draws: int = 1
-    show_pictures: int = 12
+    show_images: int = 12
 
     def __post_init__(self) -> None:
         for name in ("draws", "evaluation_draws"):
@@ -68,7 +68,7 @@ class Variational(ObjectiveBase):
     @property
     def figures(self) -> tuple[Figure, ...]:
         """Reconstructions; samples from the prior; ways between two codes; with two components, the latent map."""
-        count = self.show_pictures
+        count = self.show_images
         several = count if self.classes else 4 * count
         return Reconstructions(count), Samples(several), Interpolations(max(2, count)), LatentMap()
 
@@ -90,7 +90,7 @@ class Variational(ObjectiveBase):
         return metrics["loss"], (metrics, {})
 
     def evaluate(self, variables: Any, batch: Batch) -> dict[str, Pair]:
-        """Nats a picture ("loss"), and its parts: the divergence ("kl") and -log p(x | z) ("reconstruction")."""
+        """Nats a image ("loss"), and its parts: the divergence ("kl") and -log p(x | z) ("reconstruction")."""
         return self._terms(variables, batch, jax.random.key(0), self.evaluation_draws, 1.0)
 
     def _terms(self, variables: Any, batch: Batch, key: jax.Array, draws: int, beta: float) -> dict[str, Pair]:
@@ -101,7 +101,7 @@ class Variational(ObjectiveBase):
         noise = jax.random.normal(drawing, (draws, len(images), *self.model.latent_shape(images.shape[1:])))
         condition = self._condition(batch)
         likely, z, mean, log_variance = self.model.apply(variables, images, noise, *condition, method="draws")
-        z = z.reshape(*z.shape[:2], -1)  # a code may be a picture of numbers
+        z = z.reshape(*z.shape[:2], -1)  # a code may be a image of numbers
         mean, log_variance = (x.reshape(len(x), -1) for x in (mean, log_variance))
         kl, reconstruction = gaussian_kl(mean, log_variance), -likely.mean(0)
         if self.bound == "evidence":
@@ -116,7 +116,7 @@ class Variational(ObjectiveBase):
         return {"loss": pair(each), "kl": pair(kl), "reconstruction": pair(reconstruction)}
 
     def check(self, data: Any) -> None:
-        """The pictures must be of the shape that the model takes, in [0, 1] where they are probabilities."""
+        """The images must be of the shape that the model takes, in [0, 1] where they are probabilities."""
         check_images(data, self.model, "variational")
         if (self.model.likelihood == "bernoulli" or self.binarised) and (data.low < 0 or data.high > 1):
             raise UsageError(

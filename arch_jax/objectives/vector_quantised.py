@@ -17,7 +17,7 @@ from arch_jax.ops.vector_quantisation import perplexity
 from arch_jax.sampling.reconstruct import Reconstruct
 
 
-@component("vector_quantised", kind="objective")
+@component("vector_quantised", kind="objective", renamed={"show_pictures": "show_images"})
 @dataclasses.dataclass(frozen=True)
 class VectorQuantised(ObjectiveBase):
     """|x - reconstruction|^2 / variance + commitment |z_e - sg(e)|^2, means over pixels and over codes' numbers.
@@ -28,12 +28,12 @@ class VectorQuantised(ObjectiveBase):
       model: the autoencoder; filled in by the experiment.
       commitment: beta, the price of being away from a code.
       variance: of the data's pixels, which makes the first term comparable between data sets.
-      show_pictures: validation images in the default figure.
+      show_images: validation images in the default figure.
     """
 
     commitment: float = 0.25
     variance: float = 1.0
-    show_pictures: int = 12
+    show_images: int = 12
 
     unit: ClassVar[str] = "of the pixels' variance"
 
@@ -54,7 +54,7 @@ class VectorQuantised(ObjectiveBase):
     @property
     def figures(self) -> tuple[Figure, ...]:
         """Images, their codes and their reconstructions."""
-        return (Reconstructions(self.show_pictures),)
+        return (Reconstructions(self.show_images),)
 
     def arguments(self, batch: Batch) -> tuple:
         return (batch["images"],)
@@ -89,7 +89,7 @@ class VectorQuantised(ObjectiveBase):
         }
 
     def check(self, data: Any) -> None:
-        """The pictures must be of the shape that the model takes."""
+        """The images must be of the shape that the model takes."""
         check_images(data, self.model, "vector_quantised")
 
     def reconstructions(self, variables: Any, examples: Any, labels: Any, data: Any, key: jax.Array) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a trained model makes: one file a way of sampling, each a `Sampler` whose fields are its settings.
+"""Sampling from trained models: one file a method, each a `Sampler` whose fields are its settings.
 
 `generate` continues prompts and `beam_search` writes targets for sources, for models that carry a state.
 """

@@ -1,4 +1,4 @@
-"""The contract of a sampler: what a trained model makes for a person, under settings that are its fields."""
+"""The contract of a sampler; its settings are its fields."""
 
 import dataclasses
 from typing import Any, ClassVar

@@ -1,4 +1,4 @@
-"""What a generator makes of latents."""
+"""Samples of a generator."""
 
 import dataclasses
 from typing import Any, ClassVar

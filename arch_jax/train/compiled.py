@@ -1,4 +1,4 @@
-"""What of a run is compiled, apart from the run, so that runs which differ in numbers alone can share it."""
+"""The compiled programs of a run, apart from it, so that runs which differ in numbers alone can share them."""
 
 import json
 from collections.abc import Mapping

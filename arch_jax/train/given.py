@@ -32,7 +32,7 @@ FINISHED = "finished"
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """What a source holds.
+    """A source's module and variables.
 
     Attributes:
       module: unbound.
@@ -100,7 +100,7 @@ def demanded(experiment: Experiment) -> dict[str, str]:
 
 
 def names_sources(experiment: Experiment) -> bool:
-    """Whether an experiment has frozen parts or starts from given weights."""
+    """True if an experiment has frozen parts or starts from given weights."""
     return experiment.start is not None or any(isinstance(one, Frozen) for _, one in fields.walk(experiment))
 
 
@@ -153,7 +153,7 @@ def _of_run(folder: Path) -> tuple[Any, Any]:
 
 
 def trained_folder(name: str) -> Path:
-    """Where the run of an experiment is that is trained on demand: under the user's cache, by its settings' hash."""
+    """The folder of an experiment that is trained on demand: under the user's cache, by its settings' hash."""
     experiment, _ = load_experiment(name)
     digest = hashlib.sha256(json.dumps(experiment.to_json(), sort_keys=True).encode()).hexdigest()
     return user_cache() / "trained" / f"{name}-{digest[:12]}"

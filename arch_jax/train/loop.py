@@ -30,7 +30,7 @@ from arch_jax.train.workdir import WorkDirectory, read_config, read_metrics, wri
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a call of `train` ended.
+    """The outcome of a call of `train`.
 
     Attributes:
       path: the run's folder.
@@ -53,7 +53,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Within:
-    """What a run takes from a study that it is a part of, instead of making it itself.
+    """Resources shared by the runs of one study.
 
     Attributes:
       corpus: what `experiment.data.load()` gives.
@@ -82,10 +82,9 @@ def train(
 
     Args:
       experiment: what to run.
-      path: the run's folder; one that holds the same run is gone on with.
+      path: the run's folder; a run in it is resumed.
       stop_after: stops, with a checkpoint, after this many steps of this call.
-      within: the study that this run is a part of, which shares with it what it has, and does not want pictures or
-        samples of each run.
+      within: the study that this run is a part of, which shares its resources and wants no figures of each run.
 
     Raises:
       UsageError: bad settings; a folder that holds another run, or can't be written to.
@@ -293,7 +292,7 @@ def until_boundary(experiment: Experiment, step: int, last: int) -> int:
 
 
 def due(experiment: Experiment, step: int, last: int) -> tuple[bool, bool]:
-    """Whether an evaluation, and whether a checkpoint is due after `step`."""
+    """(evaluation due, checkpoint due) after `step`."""
     evaluating = step == experiment.steps or step % experiment.evaluate_every == 0
     return evaluating, evaluating or step == last or step % experiment.checkpoint_every == 0
 
@@ -329,7 +328,7 @@ def loss_of(line: dict[str, Any]) -> float | None:
 
 
 def _is_loss(metric: str) -> bool:
-    """Whether a metric is what a player minimises."""
+    """True if a metric is a player's loss."""
     return metric.split("/")[-1] == "loss" and not metric.startswith("validation/")
 
 

@@ -129,7 +129,7 @@ class Run:
         return sampler(task, self.variables, data, jax.random.key(seed), count)
 
     def _carried(self) -> Any:
-        """What the run knows of its data without opening it: the component's settings, and the tokenizer."""
+        """The part of the data that is known without opening it: the component's settings, and the tokenizer."""
         from arch_jax.data.text.tokenizers import tokenizer_from_json
 
         carried = Corpus()

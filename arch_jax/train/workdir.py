@@ -71,7 +71,7 @@ class WorkDirectory:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether a checkpoint was written, whole or not."""
+        """True if a checkpoint was written, whole or not."""
         return self.checkpoints.is_dir() and any(entry.name.isdecimal() for entry in self.checkpoints.iterdir())
 
     @property

@@ -46,7 +46,7 @@ THEIRS = {
     ),
 }
 #: Settings of ours that differ from the registered ones.
-OURS = {"vit-tiny-16": {"picture": TRAINING_SIDE}}
+OURS = {"vit-tiny-16": {"resolution": TRAINING_SIDE}}
 
 
 def batch(side: int) -> dict[str, np.ndarray]:

@@ -36,7 +36,7 @@ NETWORKS = {
     ),
     "vit-base-16": (
         "adamw",
-        {"picture": SIDE, "depth": 2, "width": 16, "mixer.heads": 2},
+        {"resolution": SIDE, "depth": 2, "width": 16, "mixer.heads": 2},
         "ViT",
         {},
         {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,

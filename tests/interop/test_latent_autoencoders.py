@@ -15,7 +15,7 @@ from arch_jax.interop.safetensors import FILES
 from arch_jax.models.autoencoder.autoencoder_kl import AutoencoderKL
 from arch_jax.models.autoencoder.vq_model import VQModel
 
-TINY = {"picture": 8, "widths": (4, 6), "units": 1, "groups": 2}
+TINY = {"resolution": 8, "widths": (4, 6), "units": 1, "groups": 2}
 MODULES = {
     "AutoencoderKL": AutoencoderKL(latent=2, attention=(0,), shift=-0.5, **TINY),
     "VQModel": VQModel(latent=2, codes=5, code_width=3, mid_attention=False, **TINY),

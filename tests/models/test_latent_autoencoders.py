@@ -17,7 +17,7 @@ from arch_jax.models.autoencoder.vq_model import VQModel
 from arch_jax.ops.latents import gaussian_kl
 from arch_jax.ops.vector_quantisation import nearest_code_reference
 
-TINY = {"picture": 8, "channels": 1, "widths": (4, 6), "units": 1, "groups": 2}
+TINY = {"resolution": 8, "channels": 1, "widths": (4, 6), "units": 1, "groups": 2}
 
 
 def images(*sides, channels=1):
@@ -120,7 +120,7 @@ def test_what_is_shown_of_codes_that_are_images(kl):
     module, variables = kl
     batch = {"images": np.asarray(images()), "labels": np.zeros(2, np.int32), "weights": np.ones(2)}
     data = types.SimpleNamespace(low=-1.0, high=1.0, validation=lambda: [batch], shapes={"images": ((2, 8, 8, 1), "f")})
-    task = arch_jax.objective("variational", show_pictures=2).with_model(module)
+    task = arch_jax.objective("variational", show_images=2).with_model(module)
     task.check(data)
     shown = task.draw(variables, data, jax.random.key(0))
     assert set(shown) == {"reconstructions", "samples", "interpolations"}
@@ -168,7 +168,7 @@ def test_codes_may_follow_by_moving_averages():
         ({"groups": 4}, r"widths is \(4, 6\) and groups is 4; expected multiples of the groups"),
         ({"widths": ()}, r"widths is \(\) and groups is 2"),
         ({"attention": (2,)}, r"attention is \(2,\); expected levels from 0 to 1"),
-        ({"picture": 9}, "picture is 9, which 1 convolutions can't halve; expected a multiple of 2, such as 8"),
+        ({"resolution": 9}, "picture is 9, which 1 convolutions can't halve; expected a multiple of 2, such as 8"),
         ({"units": 0}, "units is 0; expected at least 1"),
         ({"scale": 0.0}, "scale is 0.0; expected a number above 0"),
     ],

@@ -13,7 +13,7 @@ from arch_jax.models.transformer.mae import MAE, classifier_of
 from arch_jax.ops.convolution.patches import Masking, patches, random_masking, unpatchify
 
 SETTINGS = {
-    "picture": 16,
+    "resolution": 16,
     "channels": 2,
     "patch": 4,
     "depth": 2,
@@ -122,7 +122,7 @@ def test_the_encoder_becomes_a_classifier(scan):
 
 def test_what_is_refused():
     with pytest.raises(UsageError, match="picture is 18 and patch is 4; expected a multiple of the patch, such as 16"):
-        MAE(**SETTINGS | {"picture": 18})
+        MAE(**SETTINGS | {"resolution": 18})
     with pytest.raises(UsageError, match=r"masking_ratio is 0\.99 of 16 patches; expected a fraction that masks some"):
         MAE(**SETTINGS, masking_ratio=0.99)
     with pytest.raises(UsageError, match="decoder_width is 10, and sine-cosine positions need a multiple of 4"):

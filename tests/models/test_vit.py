@@ -12,7 +12,7 @@ from arch_jax.layers.mixers.attention import Attention
 from arch_jax.models.transformer.vit import ViT, interpolated, patches
 from arch_jax.ops.convolution.dense import convolve_reference
 
-SETTINGS = {"classes": 5, "picture": 16, "patch": 4, "depth": 2, "width": 12, "mixer": Attention(heads=2, bias=True)}
+SETTINGS = {"classes": 5, "resolution": 16, "patch": 4, "depth": 2, "width": 12, "mixer": Attention(heads=2, bias=True)}
 
 
 def images(side=16):
@@ -79,6 +79,6 @@ def test_positions_at_another_resolution():
 
 def test_what_is_refused():
     with pytest.raises(UsageError, match="picture is 18 and patch is 4; expected a multiple of the patch, such as 16"):
-        ViT(**SETTINGS | {"picture": 18})
+        ViT(**SETTINGS | {"resolution": 18})
     with pytest.raises(UsageError, match="18 x 16 pixels, which patches of 4 don't divide"):
         ViT(**SETTINGS).check((18, 16, 3))

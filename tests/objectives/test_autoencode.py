@@ -70,7 +70,7 @@ def ready(model, objective, x, **settings):
 def test_a_linear_autoencoder_spans_the_principal_components():
     """Baldi & Hornik 1989: the error left is the sum of the smallest eigenvalues, and the subspace is theirs."""
     x, covariance = correlated()
-    task, variables, batch = ready(Autoencoder(picture=SIDE, latent=3), "autoencode", x)
+    task, variables, batch = ready(Autoencoder(resolution=SIDE, latent=3), "autoencode", x)
     variables, losses = trained(task, variables, batch, 6000, 0.02)
     values, vectors = np.linalg.eigh(covariance)
     np.testing.assert_allclose(losses[-1], values[:-3].sum(), rtol=1e-4)
@@ -88,7 +88,7 @@ def test_a_denoising_autoencoder_gives_the_score():
     """
     x, covariance = correlated(1000)
     noise = 0.7
-    task, variables, batch = ready(Autoencoder(picture=SIDE, latent=9), "autoencode", x, noise=noise)
+    task, variables, batch = ready(Autoencoder(resolution=SIDE, latent=9), "autoencode", x, noise=noise)
     variables, _ = trained(task, variables, batch, 2000, 0.01)
     made = jax.jit(task.model.apply)(variables, batch["images"]).reshape(len(x), 9)
     expected = -(noise**2) * x @ np.linalg.inv(covariance + noise**2 * np.eye(9))
@@ -122,7 +122,7 @@ def principal_vae(x, covariance, latent):
 def test_a_linear_vae_reaches_the_likelihood_of_probabilistic_pca():
     """Lucas et al. 2019, 1911.02469: at PCA's optimum the bound is tight, and training from anywhere ends there."""
     x, covariance = correlated()
-    model = VAE(picture=SIDE, latent=3, hidden=(), likelihood="gaussian")
+    model = VAE(resolution=SIDE, latent=3, hidden=(), likelihood="gaussian")
     task, fresh, batch = ready(model, "variational", x, draws=4)
     best, likelihood = principal_vae(x, covariance, 3)
     assert jax.tree.map(jnp.shape, best) == jax.tree.map(jnp.shape, fresh)
@@ -136,7 +136,7 @@ def test_a_linear_vae_reaches_the_likelihood_of_probabilistic_pca():
 def test_importance_weighting_reaches_it_with_any_proposal():
     """The bound of one draw is the evidence's; it rises with the draws, up to the likelihood."""
     x, covariance = correlated(100)
-    model = VAE(picture=SIDE, latent=3, hidden=(), likelihood="gaussian")
+    model = VAE(resolution=SIDE, latent=3, hidden=(), likelihood="gaussian")
     best, likelihood = principal_vae(x, covariance, 3)
     worse = jax.tree.map(lambda leaf: leaf, best)
     worse["params"]["encoder"]["outputs"]["bias"] = best["params"]["encoder"]["outputs"]["bias"] + 0.6
@@ -159,7 +159,7 @@ def test_importance_weighting_reaches_it_with_any_proposal():
 
 def test_beta():
     x, _ = correlated(50)
-    model = VAE(picture=SIDE, latent=2, hidden=(), likelihood="gaussian")
+    model = VAE(resolution=SIDE, latent=2, hidden=(), likelihood="gaussian")
     losses = {}
     for beta in (1.0, 4.0):
         task, variables, batch = ready(model, "variational", x, beta=beta)
@@ -173,7 +173,7 @@ def test_beta():
 
 
 def test_the_condition_reaches_both_sides():
-    model = VAE(picture=SIDE, latent=2, hidden=(4,), classes=3)
+    model = VAE(resolution=SIDE, latent=2, hidden=(4,), classes=3)
     x = jnp.full((3, SIDE, SIDE, 1), 0.5)
     variables = model.init(jax.random.key(0), x, jnp.array([0, 1, 2]))
     _, mean, _ = model.apply(variables, x, jnp.array([0, 1, 2]))
@@ -185,7 +185,7 @@ def test_the_condition_reaches_both_sides():
 
 
 def test_corruption_is_for_training_only():
-    task, variables, batch = ready(Autoencoder(picture=SIDE, latent=3), "autoencode", correlated(200)[0], noise=0.5)
+    task, variables, batch = ready(Autoencoder(resolution=SIDE, latent=3), "autoencode", correlated(200)[0], noise=0.5)
     given = task.corrupted(batch["images"], jax.random.key(0)) - batch["images"]
     assert abs(float(given.std()) - 0.5) < 0.03
     masked = arch_jax.objective("autoencode", masked=0.25).corrupted(jnp.ones((200, 3, 3, 1)), jax.random.key(0))
@@ -199,8 +199,8 @@ def test_padding_has_no_weight():
     x, _ = correlated(6)
     x[4:] = np.nan
     models = {
-        "autoencode": Autoencoder(picture=SIDE, latent=2),
-        "variational": VAE(picture=SIDE, latent=2, hidden=(), likelihood="gaussian"),
+        "autoencode": Autoencoder(resolution=SIDE, latent=2),
+        "variational": VAE(resolution=SIDE, latent=2, hidden=(), likelihood="gaussian"),
     }
     for name, model in models.items():
         task, variables, batch = ready(model, name, np.nan_to_num(x))
@@ -216,7 +216,7 @@ def test_padding_has_no_weight():
 
 
 def test_the_codebook_moves_in_training_only_and_the_encoder_has_a_gradient():
-    model = VQVAE(picture=8, channels=1, codes=5, code_width=3, width=6, hidden=4, least=0.0)
+    model = VQVAE(resolution=8, channels=1, codes=5, code_width=3, width=6, hidden=4, least=0.0)
     task = arch_jax.objective("vector_quantised").with_model(model)
     x = np.random.default_rng(0).uniform(size=(6, 8, 8, 1)).astype(np.float32)
     batch = {"images": jnp.asarray(x), "labels": jnp.zeros(6, jnp.int32), "weights": jnp.ones(6)}
@@ -248,10 +248,10 @@ def test_the_codebook_moves_in_training_only_and_the_encoder_has_a_gradient():
     ("settings", "message"),
     [
         (
-            {"picture": 10, "widths": (4, 6)},
+            {"resolution": 10, "widths": (4, 6)},
             "picture is 10, which 2 convolutions can't halve; expected a multiple of 4",
         ),
-        ({"picture": 0}, "picture is 0"),
+        ({"resolution": 0}, "picture is 0"),
     ],
 )
 def test_what_is_refused(settings, message):
@@ -260,6 +260,6 @@ def test_what_is_refused(settings, message):
 
 
 def test_pictures_of_another_shape_are_refused():
-    model = Autoencoder(picture=8)
-    with pytest.raises(UsageError, match=r"9 x 9 x 1, and the model takes 8 x 8 x 1; set model\.picture=9"):
+    model = Autoencoder(resolution=8)
+    with pytest.raises(UsageError, match=r"9 x 9 x 1, and the model takes 8 x 8 x 1; set model\.resolution=9"):
         model.check((9, 9, 1))

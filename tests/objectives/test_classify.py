@@ -76,7 +76,7 @@ def test_batch_statistics_are_handed_on():
 def test_wrong_pictures_are_marked():
     """A model that is always wrong: every picture drawn has a red frame and says what it is."""
     corpus = arch_jax.Images(source="digits", batch=32, resize=28, pad=2).load()
-    it = task(show_pictures=12)
+    it = task(show_images=12)
     variables = jax.jit(it.init)(jax.random.key(0), {"images": jnp.zeros((1, 32, 32, 1))})
     figure = it.draw(variables, corpus, jax.random.key(0))["predictions"]
     titles = [axes.get_title() for axes in figure.axes if axes.images]

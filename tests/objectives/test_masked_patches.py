@@ -26,7 +26,7 @@ def evaluated(it, *given):
 
 MODEL = arch_jax.create(
     "mae-base-16",
-    picture=8,
+    resolution=8,
     channels=1,
     patch=2,
     depth=1,
@@ -75,7 +75,7 @@ def test_visible_patches_are_not_in_the_loss():
             rows, masking = super().masked(images, noise)
             return rows + self.get_variable("shift", "shift"), masking
 
-    fields = {name: getattr(task.model, name) for name in ("picture", "channels", "patch", "depth", "width")}
+    fields = {name: getattr(task.model, name) for name in ("resolution", "channels", "patch", "depth", "width")}
     fields |= {name: getattr(task.model, name) for name in ("mixer", "decoder_mixer", "decoder_depth", "decoder_width")}
     shifted = task.with_model(Shifted(**fields))
     key = jax.random.key(3)
@@ -127,15 +127,15 @@ def test_the_probe_finds_what_is_linear():
 @pytest.mark.thorough
 def test_a_finished_run_is_scored_and_drawn():
     data = DIGITS.load()
-    task, variables, _ = ready(probe_pictures=300)
+    task, variables, _ = ready(probe_images=300)
     score = task.measure(variables, data)
     assert score.keys() == {"probe_accuracy", "probe_untrained", "probe_gain"}
     assert 0.2 < score["probe_accuracy"] <= 1  # of 10 classes
     # The variables are those of the untrained network here, so nothing is gained.
     assert score["probe_gain"] == score["probe_accuracy"] - score["probe_untrained"] == 0
-    mean = ready(probe_pictures=300, probe_features="mean")[0].measure(variables, data)
+    mean = ready(probe_images=300, probe_features="mean")[0].measure(variables, data)
     assert mean["probe_accuracy"] != score["probe_accuracy"]
-    assert ready(probe_pictures=None)[0].measure(variables, data) == {}
+    assert ready(probe_images=None)[0].measure(variables, data) == {}
     figures = task.draw(variables, data, jax.random.key(0))
     assert figures.keys() == {"reconstructions"}
     assert len(figures["reconstructions"].axes) == 4 * 12
@@ -144,7 +144,7 @@ def test_a_finished_run_is_scored_and_drawn():
 
 
 def test_what_is_refused():
-    with pytest.raises(UsageError, match="probe_pictures is 1; expected at least 2, or none for no probe"):
-        arch_jax.objective("masked_patches", probe_pictures=1)
+    with pytest.raises(UsageError, match="probe_images is 1; expected at least 2, or none for no probe"):
+        arch_jax.objective("masked_patches", probe_images=1)
     with pytest.raises(UsageError, match=r"have 1 channels and the model predicts 3; set model\.channels=1"):
         arch_jax.objective("masked_patches").with_model(MODEL.clone(channels=3)).check(DIGITS.load())

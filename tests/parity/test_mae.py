@@ -72,7 +72,7 @@ def test_masks_predictions_loss_and_gradients_both_ways(name, scan, tmp_path):
     model = reference(CONFIGURATIONS[name])
     model.save_pretrained(tmp_path / "theirs")
     module, variables = arch_jax.load_pretrained(tmp_path / "theirs", scan=scan)
-    draw, side, count = np.random.default_rng(0), module.picture, (module.picture // module.patch) ** 2
+    draw, side, count = np.random.default_rng(0), module.resolution, (module.resolution // module.patch) ** 2
     x = draw.normal(size=(3, side, side, module.channels)).astype(np.float32)
     noise = draw.uniform(size=(3, count)).astype(np.float32)
     inputs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())

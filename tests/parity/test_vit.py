@@ -47,7 +47,7 @@ def test_logits_both_ways(name, scan, tmp_path):
     model = reference(CONFIGURATIONS[name])
     model.save_pretrained(tmp_path / "theirs")
     module, variables = arch_jax.load_pretrained(tmp_path / "theirs", scan=scan)
-    side = module.picture
+    side = module.resolution
     x = np.random.default_rng(0).normal(size=(3, side, side, 3)).astype(np.float32)
     inputs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():

@@ -25,7 +25,7 @@ def language(folder):
 
 def pictures(folder):
     data = arch_jax.Images(source="digits", batch=16, resize=28, pad=2)
-    return arch_jax.Experiment(arch_jax.create("lenet5"), arch_jax.objective("classify", show_pictures=4), data)
+    return arch_jax.Experiment(arch_jax.create("lenet5"), arch_jax.objective("classify", show_images=4), data)
 
 
 def points(folder):

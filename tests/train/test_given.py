@@ -49,7 +49,7 @@ DIGITS = arch_jax.Images(source="digits", batch=16, resize=28, pad=2)
 def experiment(objective=None, **changes):
     it = arch_jax.Experiment(
         arch_jax.create("mlp", hidden=(8,)),
-        objective or arch_jax.objective("classify", show_pictures=4),
+        objective or arch_jax.objective("classify", show_images=4),
         DIGITS,
         steps=4,
     )
@@ -71,7 +71,7 @@ def student(teacher, tmp_path_factory):
 
 
 def distilling(teacher, **changes):
-    return experiment(Distil(teacher=Frozen(str(teacher)), show_pictures=4), **{"ema": 0.5, "seed": 1} | changes)
+    return experiment(Distil(teacher=Frozen(str(teacher)), show_images=4), **{"ema": 0.5, "seed": 1} | changes)
 
 
 def leaves(tree):

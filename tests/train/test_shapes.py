@@ -22,7 +22,7 @@ QUICK = arch_jax.Optimizer("adam", learning_rate=1e-2, schedule="constant")
 def pictures(model="lenet5"):
     return arch_jax.Experiment(
         model=arch_jax.create(model),
-        objective=arch_jax.objective("classify", show_pictures=12),
+        objective=arch_jax.objective("classify", show_images=12),
         data=arch_jax.Images(source="digits", batch=16, resize=28, pad=2),
     )
 

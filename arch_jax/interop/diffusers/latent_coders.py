@@ -72,7 +72,7 @@ def coder_settings(c: Mapping[str, Any]) -> dict[str, Any]:
         expected = [_UP[attends] for attends in down[::-1]]
         raise UsageError(f"up_block_types has attention elsewhere than down_block_types; expected {expected}")
     return {
-        "picture": c["sample_size"],
+        "resolution": c["sample_size"],
         "channels": c["in_channels"],
         "latent": c["latent_channels"],
         "widths": widths,
@@ -97,7 +97,7 @@ def coder_fields(module: Any) -> dict[str, Any]:
         "act_fn": "silu",
         "latent_channels": module.latent,
         "norm_num_groups": module.groups,
-        "sample_size": module.picture,
+        "sample_size": module.resolution,
         "scaling_factor": module.scale,
         "mid_block_add_attention": module.mid_attention,
     }

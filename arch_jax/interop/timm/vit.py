@@ -43,5 +43,5 @@ TIMM_VITS = released_type(
     {f"vit_{theirs}_224": Released(f"vit-{ours}") for theirs, ours in _SIZES.items()},
     _naming,
     pooling="token",
-    inputs=lambda module: image_inputs(module.picture, module.picture),
+    inputs=lambda module: image_inputs(module.resolution, module.resolution),
 )

@@ -40,5 +40,5 @@ TORCHVISION_VITS = released_type(
     },
     _naming,
     pooling="token",
-    inputs=lambda module: image_inputs(module.picture, module.picture),
+    inputs=lambda module: image_inputs(module.resolution, module.resolution),
 )

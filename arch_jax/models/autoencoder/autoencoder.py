@@ -46,12 +46,12 @@ MASCI = Paper(
 MAKHZANI = Paper("k-Sparse Autoencoders", "Makhzani & Frey", 2014, "1312.5663")
 
 
-@component("autoencoder", kind="model")
+@component("autoencoder", kind="model", renamed={"picture": "resolution"})
 class Autoencoder(nn.Module):
     """An image autoencoder; `encode` and `decode` are the two halves.
 
     Attributes:
-      picture: resolution.
+      resolution: resolution.
       channels: 1 for grey, 3 for colour.
       latent: numbers in the code.
       hidden: width of the dense layers of the encoder; the decoder has them in reverse order.
@@ -63,7 +63,7 @@ class Autoencoder(nn.Module):
       parameter_dtype: of the parameters.
     """
 
-    picture: int = 28
+    resolution: int = 28
     channels: int = 1
     latent: int = 32
     hidden: tuple[int, ...] = ()
@@ -75,14 +75,14 @@ class Autoencoder(nn.Module):
     parameter_dtype: DType = jnp.float32
 
     def __post_init__(self) -> None:
-        check_shape(self.picture, self.channels, self.widths)
+        check_shape(self.resolution, self.channels, self.widths)
         super().__post_init__()
 
     def setup(self) -> None:
         shared = {"widths": self.widths, "hidden": self.hidden, "activation": self.activation}
         shared |= {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         self.encoder = ConvolutionalEncoder(self.latent, **shared)
-        self.decoder = ConvolutionalDecoder(self.picture, self.channels, **shared)
+        self.decoder = ConvolutionalDecoder(self.resolution, self.channels, **shared)
 
     def encode(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch latent"]:
         """The code of each image.
@@ -111,10 +111,10 @@ class Autoencoder(nn.Module):
         Raises:
           UsageError: `shape` ("height width channels") is another.
         """
-        check_resolution(self.picture, self.channels, shape)
+        check_resolution(self.resolution, self.channels, shape)
 
 
-_TINY = {"picture": 8, "latent": 3}
+_TINY = {"resolution": 8, "latent": 3}
 _SHARED = {
     "family": "autoencoder",
     "objective": "autoencode",

@@ -32,14 +32,14 @@ PAPER = Paper("High-Resolution Image Synthesis with Latent Diffusion Models", "R
 LEAST, MOST = -30.0, 20.0
 
 
-@component("autoencoder_kl", kind="model")
+@component("autoencoder_kl", kind="model", renamed={"picture": "resolution"})
 class AutoencoderKL(nn.Module):
     """A variational autoencoder from images, "batch height width channels", to smaller images, and back.
 
     Height and width may be any multiples of 2 to the number of levels less 1.
 
     Attributes:
-      picture: resolution in training; others are accepted too.
+      resolution: resolution in training; others are accepted too.
       channels: 1 for grey, 3 for colour.
       latent: channels of z.
       widths: channels of each level; from one to the next, height and width are halved.
@@ -56,7 +56,7 @@ class AutoencoderKL(nn.Module):
       parameter_dtype: of the parameters.
     """
 
-    picture: int = 512
+    resolution: int = 512
     channels: int = 3
     latent: int = 4
     widths: tuple[int, ...] = (128, 256, 512, 512)
@@ -73,7 +73,7 @@ class AutoencoderKL(nn.Module):
     parameter_dtype: DType = jnp.float32
 
     def __post_init__(self) -> None:
-        check_coders(self.picture, self.channels, self.latent, self.widths, self.units, self.groups, self.attention)
+        check_coders(self.resolution, self.channels, self.latent, self.widths, self.units, self.groups, self.attention)
         for name in ("scale", "variance"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected a number above 0, such as 1")
@@ -176,7 +176,7 @@ _SHARED = {
     "objective": "variational",
     "paper": PAPER,
     "architecture": "autoencoder-kl",
-    "shrink": {"picture": 8, "widths": (8, 12), "units": 1, "groups": 2},
+    "shrink": {"resolution": 8, "widths": (8, 12), "units": 1, "groups": 2},
     "reference": "diffusers AutoencoderKL: moments, reconstruction, gradients; the count is of its model",
     "departures": (
         "Trained by the objective variational with Gaussian pixels of a given variance; the published models are "
@@ -199,18 +199,18 @@ def autoencoder_kl() -> AutoencoderKL:
 @register("autoencoder-kl-f4", inputs=images(256), parameters=55_312_063, **_SHARED)
 def autoencoder_kl_f4() -> AutoencoderKL:
     """The paper's kl-f4: 4 x 4 pixels become 3 numbers."""
-    return AutoencoderKL(picture=256, latent=3, widths=(128, 256, 512), scale=1.0)
+    return AutoencoderKL(resolution=256, latent=3, widths=(128, 256, 512), scale=1.0)
 
 
 @register("autoencoder-kl-f16", inputs=images(256), parameters=69_610_963, **_SHARED)
 def autoencoder_kl_f16() -> AutoencoderKL:
     """The paper's kl-f16: 16 x 16 pixels become 16 numbers, with attention on the last level."""
-    return AutoencoderKL(picture=256, latent=16, widths=(128, 128, 256, 256, 512), attention=(4,), scale=1.0)
+    return AutoencoderKL(resolution=256, latent=16, widths=(128, 128, 256, 256, 512), attention=(4,), scale=1.0)
 
 
 @register("autoencoder-kl-flux", inputs=images(1024), parameters=83_819_683, **_SHARED)
 def autoencoder_kl_flux() -> AutoencoderKL:
     """FLUX.1's: 16 channels of latents, and no 1 x 1 convolutions around them."""
     return AutoencoderKL(
-        picture=1024, latent=16, moments_convolution=False, latent_convolution=False, scale=0.3611, shift=0.1159
+        resolution=1024, latent=16, moments_convolution=False, latent_convolution=False, scale=0.3611, shift=0.1159
     )

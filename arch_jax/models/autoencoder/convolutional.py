@@ -24,13 +24,13 @@ def check_shape(resolution: int, channels: int, widths: tuple[int, ...]) -> None
       UsageError: a size is below 1, or 2 to the number of convolutions does not divide the side.
     """
     if resolution < 1 or channels < 1:
-        raise UsageError(f"picture is {resolution} and channels is {channels}; expected at least 1 of each")
+        raise UsageError(f"resolution is {resolution} and channels is {channels}; expected at least 1 of each")
     if resolution % 2 ** len(widths):
         factor = 2 ** len(widths)
         near = max(factor, round(resolution / factor) * factor)
         raise UsageError(
-            f"picture is {resolution}, which {len(widths)} convolutions can't halve; expected a multiple of {factor}, "
-            f"such as {near}"
+            f"resolution is {resolution}, which {len(widths)} convolutions can't halve; expected a multiple of "
+            f"{factor}, such as {near}"
         )
 
 
@@ -43,7 +43,7 @@ def check_resolution(resolution: int, channels: int, shape: tuple[int, ...]) -> 
     if tuple(shape) != (resolution, resolution, channels):
         raise UsageError(
             f"the images have the shape {' x '.join(map(str, shape))}, and the model takes {resolution} x {resolution} "
-            f"x {channels}; set model.picture={shape[0]} and model.channels={shape[2]}, or data.resize={resolution}"
+            f"x {channels}; set model.resolution={shape[0]} and model.channels={shape[2]}, or data.resize={resolution}"
         )
 
 
@@ -100,7 +100,7 @@ class ConvolutionalDecoder(nn.Module):
     """An image decoder: a `ConvolutionalEncoder` in reverse, with transposed convolutions, linear at the end.
 
     Attributes:
-      picture: resolution.
+      resolution: resolution.
       channels: of the image.
       widths: channels of the encoder's convolutions; here they stand in reverse order.
       hidden: width of the encoder's dense layers, in its order.
@@ -110,7 +110,7 @@ class ConvolutionalDecoder(nn.Module):
       parameter_dtype: of the parameters.
     """
 
-    picture: int
+    resolution: int
     channels: int
     widths: tuple[int, ...] = ()
     hidden: tuple[int, ...] = ()
@@ -127,7 +127,7 @@ class ConvolutionalDecoder(nn.Module):
         x = with_classes(code.astype(self.dtype), condition, self.classes)
         for number, width in enumerate(reversed(self.hidden)):
             x = f(Dense(width, initial=GLOROT, **dtypes, name=f"hidden_{number}")(x))
-        side = self.picture // 2 ** len(self.widths)
+        side = self.resolution // 2 ** len(self.widths)
         shape = (side, side, self.widths[-1] if self.widths else self.channels)
         x = Dense(int(np.prod(shape)), initial=GLOROT, **dtypes, name="outputs")(x).reshape(*x.shape[:-1], *shape)
         if not self.widths:
@@ -136,4 +136,4 @@ class ConvolutionalDecoder(nn.Module):
         for number, width in enumerate([*self.widths[-2::-1], self.channels]):
             x = TransposedConvolution(width, **dtypes, name=f"convolution_{number}")(x)
             x = f(x) if number < len(self.widths) - 1 else x
-        return x.reshape(*code.shape[:-1], self.picture, self.picture, self.channels)
+        return x.reshape(*code.shape[:-1], self.resolution, self.resolution, self.channels)

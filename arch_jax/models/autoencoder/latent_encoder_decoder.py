@@ -40,7 +40,7 @@ def check_coders(
       UsageError: a size below 1; widths that `groups` does not divide; a level that does not exist; an image that can't
         be halved between the levels.
     """
-    for name, size in (("picture", resolution), ("channels", channels), ("latent", latent), ("units", units)):
+    for name, size in (("resolution", resolution), ("channels", channels), ("latent", latent), ("units", units)):
         if size < 1:
             raise UsageError(f"{name} is {size}; expected at least 1")
     if not widths or groups < 1 or any(width < 1 or width % groups for width in widths):
@@ -54,7 +54,7 @@ def check_coders(
     if resolution % factor:
         near = max(factor, round(resolution / factor) * factor)
         raise UsageError(
-            f"picture is {resolution}, which {len(widths) - 1} convolutions can't halve; expected a multiple of "
+            f"resolution is {resolution}, which {len(widths) - 1} convolutions can't halve; expected a multiple of "
             f"{factor}, such as {near}"
         )
 

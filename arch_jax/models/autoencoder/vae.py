@@ -36,12 +36,12 @@ CONDITIONAL = Paper(
 )
 
 
-@component("vae", kind="model")
+@component("vae", kind="model", renamed={"picture": "resolution"})
 class VAE(nn.Module):
     """A variational autoencoder on images, "batch height width channels".
 
     Attributes:
-      picture: resolution.
+      resolution: resolution.
       channels: 1 for grey, 3 for colour.
       latent: components of z.
       hidden: width of the dense layers of the encoder; the decoder has them in reverse order.
@@ -54,7 +54,7 @@ class VAE(nn.Module):
       parameter_dtype: of the parameters.
     """
 
-    picture: int = 28
+    resolution: int = 28
     channels: int = 1
     latent: int = 20
     hidden: tuple[int, ...] = (500,)
@@ -66,7 +66,7 @@ class VAE(nn.Module):
     parameter_dtype: DType = jnp.float32
 
     def __post_init__(self) -> None:
-        check_shape(self.picture, self.channels, self.widths)
+        check_shape(self.resolution, self.channels, self.widths)
         if self.classes is not None and self.classes < 2:
             raise UsageError(f"classes is {self.classes}; expected at least 2, or none")
         super().__post_init__()
@@ -75,7 +75,7 @@ class VAE(nn.Module):
         shared = {"widths": self.widths, "hidden": self.hidden, "activation": self.activation, "classes": self.classes}
         shared |= {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         self.encoder = ConvolutionalEncoder(2 * self.latent, **shared)
-        self.decoder = ConvolutionalDecoder(self.picture, self.channels, **shared)
+        self.decoder = ConvolutionalDecoder(self.resolution, self.channels, **shared)
         if self.likelihood == "gaussian":
             self.log_variance = self.param("log_variance", nn.initializers.zeros, (), self.parameter_dtype)
 
@@ -148,7 +148,7 @@ class VAE(nn.Module):
         Raises:
           UsageError: `shape` ("height width channels") is another.
         """
-        check_resolution(self.picture, self.channels, shape)
+        check_resolution(self.resolution, self.channels, shape)
 
 
 _SHARED = {"family": "autoencoder", "objective": "variational"}
@@ -159,7 +159,7 @@ _REFERENCE = "a linear one reaches the likelihood of probabilistic principal com
     "vae",
     paper=PAPER,
     inputs=images(28, 1),
-    shrink={"picture": 8, "latent": 3, "hidden": (6,)},
+    shrink={"resolution": 8, "latent": 3, "hidden": (6,)},
     reference=_REFERENCE,
     departures=(
         "Glorot's initializer; the paper draws all weights from N(0, 0.01). Adaptive optimizers start faster from it.",
@@ -176,7 +176,7 @@ def vae() -> VAE:
     "vae-convolutional",
     paper=PAPER,
     inputs=images(28, 1),
-    shrink={"picture": 8, "latent": 3, "widths": (4, 6)},
+    shrink={"resolution": 8, "latent": 3, "widths": (4, 6)},
     reference=_REFERENCE,
     departures=(
         "Convolutions before the dense layers and one learned variance of all pixels; the paper has one hidden layer "
@@ -193,7 +193,7 @@ def vae_convolutional() -> VAE:
     "cvae",
     paper=CONDITIONAL,
     inputs=labelled_images(28, 1),
-    shrink={"picture": 8, "latent": 3, "hidden": (6,), "classes": 3},
+    shrink={"resolution": 8, "latent": 3, "hidden": (6,), "classes": 3},
     reference=_REFERENCE,
     departures=(
         "The condition is a class, and the prior of z does not depend on it; the paper conditions on an image and "

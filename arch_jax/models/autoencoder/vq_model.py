@@ -29,14 +29,14 @@ from arch_jax.registry import Paper, register
 PAPER = Paper("Taming Transformers for High-Resolution Image Synthesis", "Esser et al.", 2020, "2012.09841")
 
 
-@component("vq_model", kind="model")
+@component("vq_model", kind="model", renamed={"picture": "resolution"})
 class VQModel(QuantisedAutoencoder):
     """A vector-quantised autoencoder on images, "batch height width channels".
 
     Height and width may be any multiples of 2 to the number of levels less 1.
 
     Attributes:
-      picture: resolution in training; others are accepted too.
+      resolution: resolution in training; others are accepted too.
       channels: 1 for grey, 3 for colour.
       latent: channels between the coders and the 1 x 1 convolutions.
       codes: in the codebook.
@@ -53,7 +53,7 @@ class VQModel(QuantisedAutoencoder):
       parameter_dtype: of the parameters.
     """
 
-    picture: int = 256
+    resolution: int = 256
     channels: int = 3
     latent: int = 3
     codes: int = 8192
@@ -70,7 +70,7 @@ class VQModel(QuantisedAutoencoder):
     parameter_dtype: DType = jnp.float32
 
     def __post_init__(self) -> None:
-        check_coders(self.picture, self.channels, self.latent, self.widths, self.units, self.groups, self.attention)
+        check_coders(self.resolution, self.channels, self.latent, self.widths, self.units, self.groups, self.attention)
         if self.codes < 2:
             raise UsageError(f"codes is {self.codes}; expected at least 2")
         if self.code_width is not None and self.code_width < 1:
@@ -124,7 +124,7 @@ _SHARED = {
     "family": "autoencoder",
     "objective": "vector_quantised",
     "architecture": "vq-f4",
-    "shrink": {"picture": 8, "codes": 5, "widths": (8, 12), "units": 1, "groups": 2},
+    "shrink": {"resolution": 8, "codes": 5, "widths": (8, 12), "units": 1, "groups": 2},
     "reference": "diffusers VQModel: codes, reconstruction, gradients; the count is of its model at these sizes",
     "departures": (
         "Trained by the objective vector_quantised with squared errors; the published models are trained with a "

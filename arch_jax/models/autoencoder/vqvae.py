@@ -75,12 +75,12 @@ class Residuals(nn.Module):
         return nn.relu(x)
 
 
-@component("vq_vae", kind="model")
+@component("vq_vae", kind="model", renamed={"picture": "resolution"})
 class VQVAE(QuantisedAutoencoder):
     """A vector-quantised autoencoder on images, "batch height width channels".
 
     Attributes:
-      picture: resolution, a multiple of 4.
+      resolution: resolution, a multiple of 4.
       channels: 1 for grey, 3 for colour.
       codes: in the codebook.
       code_width: numbers in a code.
@@ -93,7 +93,7 @@ class VQVAE(QuantisedAutoencoder):
       parameter_dtype: of the parameters and the codes.
     """
 
-    picture: int = 32
+    resolution: int = 32
     channels: int = 3
     codes: int = 512
     code_width: int = 64
@@ -106,7 +106,7 @@ class VQVAE(QuantisedAutoencoder):
     parameter_dtype: DType = jnp.float32
 
     def __post_init__(self) -> None:
-        check_shape(self.picture, self.channels, (self.width,) * 2)
+        check_shape(self.resolution, self.channels, (self.width,) * 2)
         if self.codes < 2:
             raise UsageError(f"codes is {self.codes}; expected at least 2")
         if self.average is not None and not 0 <= self.average < 1:
@@ -141,7 +141,7 @@ class VQVAE(QuantisedAutoencoder):
         Raises:
           UsageError: `shape` ("height width channels") is another.
         """
-        check_resolution(self.picture, self.channels, shape)
+        check_resolution(self.resolution, self.channels, shape)
 
 
 @register(
@@ -150,7 +150,7 @@ class VQVAE(QuantisedAutoencoder):
     objective="vector_quantised",
     paper=PAPER,
     inputs=images(32),
-    shrink={"picture": 8, "codes": 5, "code_width": 4, "width": 8, "hidden": 4},
+    shrink={"resolution": 8, "codes": 5, "code_width": 4, "width": 8, "hidden": 4},
     reference="nearest codes by all differences; moving averages without memory are k-means",
     departures=(
         "128 channels, and 32 inside the residual units, as in the authors' example; section 4.1 has 256 hidden units "

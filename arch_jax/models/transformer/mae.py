@@ -39,14 +39,14 @@ from arch_jax.registry import Paper, register
 _XAVIER = nn.initializers.glorot_uniform()
 
 
-@component("mae", kind="model")
+@component("mae", kind="model", renamed={"picture": "resolution"})
 class MAE(nn.Module):
     """An encoder of visible patches, and a decoder that predicts the pixels of all: "batch height width channels".
 
     Images may have any size that patches divide: positions are computed for the actual grid.
 
     Attributes:
-      picture: resolution of the images that it is made for.
+      resolution: resolution of the images that it is made for.
       channels: of an image: 1 for grey, 3 for colour.
       patch: pixels on a side of a patch.
       depth: layers of the encoder.
@@ -67,7 +67,7 @@ class MAE(nn.Module):
       parameter_dtype: of the parameters.
     """
 
-    picture: int = 224
+    resolution: int = 224
     channels: int = 3
     patch: int = 16
     depth: int = 12
@@ -88,10 +88,10 @@ class MAE(nn.Module):
     parameter_dtype: DType = jnp.float32
 
     def __post_init__(self) -> None:
-        if self.patch < 1 or self.picture < 1 or self.picture % self.patch:
+        if self.patch < 1 or self.resolution < 1 or self.resolution % self.patch:
             raise UsageError(
-                f"picture is {self.picture} and patch is {self.patch}; expected a multiple of the patch, such as "
-                f"{max(1, self.picture // max(1, self.patch)) * max(1, self.patch)}"
+                f"resolution is {self.resolution} and patch is {self.patch}; expected a multiple of the patch, such as "
+                f"{max(1, self.resolution // max(1, self.patch)) * max(1, self.patch)}"
             )
         for name in ("channels", "depth", "decoder_depth"):
             if getattr(self, name) < 1:
@@ -103,7 +103,7 @@ class MAE(nn.Module):
                     f"{name} is {value}, and sine-cosine positions need a multiple of 4, such as "
                     f"{max(4, round(value / 4) * 4)}"
                 )
-        count = (self.picture // self.patch) ** 2
+        count = (self.resolution // self.patch) ** 2
         if not 0 < self.masking_ratio < 1 or not 0 < visible_count(count, self.masking_ratio) < count:
             raise UsageError(
                 f"masking_ratio is {self.masking_ratio} of {count} patches; expected a fraction that masks some and "
@@ -167,7 +167,7 @@ class MAE(nn.Module):
             shape = (batch, count - y.shape[1], self.decoder_width)
             y = jnp.concatenate([y, jnp.broadcast_to(self.mask_token.astype(y.dtype), shape)], axis=1)
             y = jnp.take_along_axis(y, masking.restore[:, :, None], axis=1)
-        grid = self.grid(self.picture, self.picture) if grid is None else grid
+        grid = self.grid(self.resolution, self.resolution) if grid is None else grid
         y = y + sinusoidal_grid(*grid, self.decoder_width).astype(self.dtype)
         y, _ = self.decoder_stack(jnp.concatenate([first, y], axis=1))
         return self.pixels(self.decoder_norm(y))[:, 1:]
@@ -239,10 +239,10 @@ def classifier_of(module: MAE, variables: Any, key: jax.Array, classes: int = 10
       The classifier, and its variables.
     """
     names = ("patch", "depth", "width", "mixer", "feed_forward", "norm", "scan", "remat", "initial_std", "dtype")
-    shared = {name: unbound(getattr(module, name)) for name in (*names, "picture", "parameter_dtype")}
+    shared = {name: unbound(getattr(module, name)) for name in (*names, "resolution", "parameter_dtype")}
     vit = ViT(classes=classes, pooling="token", position=True, **shared)
     kept = {name: variables["params"][name] for name in ("patch_embedding", "class_token", "stack", "final_norm")}
-    places = sinusoidal_grid(*module.grid(module.picture, module.picture), module.width)
+    places = sinusoidal_grid(*module.grid(module.resolution, module.resolution), module.width)
     kernel = module.initial_std * jax.random.normal(key, (module.width, classes), module.parameter_dtype)
     new = {
         "position_embedding": jnp.concatenate([jnp.zeros_like(places[:1]), places]).astype(module.parameter_dtype),
@@ -264,7 +264,7 @@ def _mae(name: str, parameters: int, patch: int, depth: int, width: int, heads: 
         parameters=parameters,
         architecture="mae",
         shrink={
-            "picture": 12,
+            "resolution": 12,
             "patch": 4,
             "depth": 2,
             "width": 16,

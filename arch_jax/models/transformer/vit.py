@@ -70,13 +70,13 @@ def encoder_stack(
     return Stack((block,), depth, owner.scan, owner.remat, parent=None)
 
 
-@component("vit", kind="model")
+@component("vit", kind="model", renamed={"picture": "resolution"})
 class ViT(nn.Module):
     """A Transformer on patches of images, "batch height width channels".
 
     Attributes:
       classes: number of classes.
-      picture: resolution that the positions are for; other sizes are interpolated.
+      resolution: resolution that the positions are for; other sizes are interpolated.
       patch: pixels on a side of a patch.
       depth: layers.
       width: of the tokens.
@@ -94,7 +94,7 @@ class ViT(nn.Module):
     """
 
     classes: int = 1000
-    picture: int = 224
+    resolution: int = 224
     patch: int = 16
     depth: int = 12
     width: int = 768
@@ -111,10 +111,10 @@ class ViT(nn.Module):
     parameter_dtype: DType = jnp.float32
 
     def __post_init__(self) -> None:
-        if self.patch < 1 or self.picture < 1 or self.picture % self.patch:
+        if self.patch < 1 or self.resolution < 1 or self.resolution % self.patch:
             raise UsageError(
-                f"picture is {self.picture} and patch is {self.patch}; expected a multiple of the patch, such as "
-                f"{max(1, self.picture // max(1, self.patch)) * max(1, self.patch)}"
+                f"resolution is {self.resolution} and patch is {self.patch}; expected a multiple of the patch, such as "
+                f"{max(1, self.resolution // max(1, self.patch)) * max(1, self.patch)}"
             )
         super().__post_init__()
 
@@ -136,7 +136,7 @@ class ViT(nn.Module):
         dropout = nn.Dropout(self.dropout, deterministic=not train)
 
         x = dense(self.width, name="patch_embedding")(patches(images, self.patch))
-        token, side = self.pooling == "token", self.picture // self.patch
+        token, side = self.pooling == "token", self.resolution // self.patch
         if token:
             first = draw("class_token", self.width).astype(self.dtype)
             x = jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, self.width)), x], axis=1)
@@ -170,7 +170,7 @@ def _vit(name: str, parameters: int, patch: int, depth: int, width: int, heads: 
         inputs=images(224),
         parameters=parameters,
         architecture="vit",
-        shrink={"classes": 5, "picture": 8, "patch": 4, "depth": 2, "width": 16, "mixer.heads": 2},
+        shrink={"classes": 5, "resolution": 8, "patch": 4, "depth": 2, "width": 16, "mixer.heads": 2},
         reference="transformers ViTForImageClassification: logits within 1e-5",
         departures=(
             "One linear layer gives the logits, which is the form for fine-tuning; the paper pre-trains with a hidden "

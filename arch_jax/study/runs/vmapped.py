@@ -243,7 +243,7 @@ class _Group:
         return found
 
     def _measured(self, step: int, i: int, state: Any) -> dict[str, float]:
-        """What the measures that are due find of one seed."""
+        """The numbers of the measures that are due, for one seed."""
         experiment = self.program.experiment
         due_now = [one for one in experiment.used_measures if step >= experiment.steps or one.when == "evaluation"]
         if not due_now:

@@ -50,7 +50,7 @@ def _read(c: Mapping[str, Any]) -> ViT:
     bias = {"bias": c["qkv_bias"], "output_bias": True}
     return ViT(
         classes=class_count(c),
-        picture=c["image_size"],
+        resolution=c["image_size"],
         patch=c["patch_size"],
         depth=c["num_hidden_layers"],
         width=c["hidden_size"],
@@ -83,7 +83,7 @@ def vit_configuration(m: Mapping[str, Any], module: Any) -> dict[str, Any]:
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": module.initial_std,
         "layer_norm_eps": m["norm"].get("epsilon", 1e-12),
-        "image_size": module.picture,
+        "image_size": module.resolution,
         "patch_size": module.patch,
         "qkv_bias": m["mixer"].get("bias", True),
     }
@@ -122,5 +122,5 @@ VIT_TYPE = CheckpointType(
     read=_read,
     namings={"transformers": _naming},
     write=_write,
-    inputs=lambda module: image_inputs(module.picture, module.picture),
+    inputs=lambda module: image_inputs(module.resolution, module.resolution),
 )

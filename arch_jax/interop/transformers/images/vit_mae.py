@@ -54,7 +54,7 @@ def _read(c: Mapping[str, Any]) -> MAE:
     mixer, feed_forward = layer("")
     decoder_mixer, decoder_feed_forward = layer("decoder_")
     return MAE(
-        picture=c["image_size"],
+        resolution=c["image_size"],
         channels=c["num_channels"],
         patch=c["patch_size"],
         depth=c["num_hidden_layers"],
@@ -88,7 +88,7 @@ def _write(m: Mapping[str, Any], module: MAE) -> dict[str, Any]:
 
 def _positions(module: MAE, width: int) -> FixedTensor:
     """The table of sines and cosines, with zeros for the class token: a tensor there, a constant here."""
-    grid = module.grid(module.picture, module.picture)
+    grid = module.grid(module.resolution, module.resolution)
 
     def make() -> np.ndarray:
         return np.pad(np.asarray(sinusoidal_grid(*grid, width)), ((1, 0), (0, 0)))[None]
@@ -135,5 +135,5 @@ VIT_MAE_TYPE = CheckpointType(
     read=_read,
     namings={version: functools.partial(_naming, decoder=decoder) for version, decoder in _NAMINGS.items()},
     write=_write,
-    inputs=lambda module: image_inputs(module.picture, module.picture, module.channels),
+    inputs=lambda module: image_inputs(module.resolution, module.resolution, module.channels),
 )
