@@ -25,6 +25,7 @@ from arch_jax.figures.base import Figure
 from arch_jax.objectives import objective as named_objective
 from arch_jax.objectives.base import Objective
 from arch_jax.optimizer import Optimizer
+from arch_jax.protocols import batch_size
 from arch_jax.sampling.base import Sampler
 
 Model = Annotated[Any, fields.Kind("model")]
@@ -197,7 +198,7 @@ class Experiment:
                 f"parallel=pmap has a copy of the parameters on every device, and mesh.{cut[0]} is "
                 f"{self.mesh.asked[cut[0]]}; expected mesh.{cut[0]}=1, or parallel=jit"
             )
-        batch = getattr(self.data, "batch", None)
+        batch = batch_size(self.data)
         if batch is not None and batch % self.accumulate:
             near = min((n for n in range(1, batch + 1) if batch % n == 0), key=lambda n: abs(n - self.accumulate))
             raise UsageError(

@@ -40,3 +40,42 @@ def class_count(module: Any) -> int | None:
 def attends(module: Any) -> bool:
     """True if an encoder-decoder has a method `attention` that gives its weights over the source."""
     return bool(getattr(module, "attends", False))
+
+
+def resolution(module: Any) -> int | None:
+    """The resolution of the images that a model is made for; None is any."""
+    return getattr(module, "resolution", None)
+
+
+def vocabulary(module: Any) -> int | None:
+    """Number of token ids that a model of tokens knows; None where it doesn't say."""
+    return getattr(module, "vocabulary", None)
+
+
+def source_vocabulary(module: Any) -> int | None:
+    """Token ids of an encoder-decoder's source: its own number of them, or that of the target."""
+    own = getattr(module, "source_vocabulary", None)
+    return vocabulary(module) if own is None else own
+
+
+def unrolled(module: Any, variables: Any) -> tuple[Any, Any]:
+    """A model with a layer of its own for each turn of its scan, and its variables; itself where it scans nothing.
+
+    A scan over layers would copy their caches at every token.
+    """
+    return module.unrolled(variables) if hasattr(module, "unrolled") else (module, variables)
+
+
+def takes_state(module: Any) -> bool:
+    """True if a model decodes token by token: it has a method `initial_state`."""
+    return hasattr(module, "initial_state")
+
+
+def batch_size(data: Any) -> int | None:
+    """Rows of a training batch of a data component; None where its batches are all of the data."""
+    return getattr(data, "batch", None)
+
+
+def point_features(module: Any) -> int | None:
+    """Coordinates of the points or vectors that a model makes or takes; None for a model of something else."""
+    return getattr(module, "features", None)

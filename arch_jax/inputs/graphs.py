@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from arch_jax.graph import Graph
+from arch_jax.inputs import calls
 from arch_jax.inputs.base import Batch
 
 
@@ -25,6 +25,7 @@ class GraphInputs:
     edges: int
     features: int
     names = ("nodes", "senders", "receivers", "sizes")
+    arguments = staticmethod(calls.graph_network)
 
     def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
         """`size` graphs of uniform edges; the last node and edge are padding, without weight."""
@@ -45,10 +46,6 @@ class GraphInputs:
     def resized(self, module: nn.Module) -> "GraphInputs":
         """At most 7 nodes, 12 edges and 5 features."""
         return GraphInputs(min(self.nodes, 7), min(self.edges, 12), min(self.features, 5))
-
-    def arguments(self, batch: Batch) -> tuple:
-        """The graph."""
-        return (Graph(batch["nodes"], batch["senders"], batch["receivers"], batch.get("edges"), batch["sizes"]),)
 
     def permuted(self, batch: Batch, key: jax.Array) -> tuple[dict[str, Any], jax.Array]:
         """The nodes under other numbers, and the edges in another order: the same graph. Padding stays where it is."""

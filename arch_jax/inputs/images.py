@@ -6,7 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from arch_jax.inputs import calls
 from arch_jax.inputs.base import Rows
+from arch_jax.protocols import class_count, resolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,26 +16,27 @@ class ImageInputs(Rows):
     """Random images with labels: `images` "batch size size channels" in [0, 1], `labels` and `weights` "batch".
 
     Attributes:
-      size: pixels on a side.
+      size: resolution.
       channels: 1 for grey, 3 for colour.
     """
 
     size: int
     channels: int = 3
     names = ("images",)
+    arguments = staticmethod(calls.image_model)
 
     def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
         """Uniform pixels; labels among the module's classes, or among 10 where it has none."""
         pixels, classes = jax.random.split(key)
         return {
             "images": jax.random.uniform(pixels, (size, self.size, self.size, self.channels)),
-            "labels": jax.random.randint(classes, (size,), 0, getattr(module, "classes", None) or 10, dtype=jnp.int32),
+            "labels": jax.random.randint(classes, (size,), 0, class_count(module) or 10, dtype=jnp.int32),
             "weights": jnp.ones((size,)),
         }
 
     def resized(self, module: nn.Module) -> "ImageInputs":
-        """At most 64 pixels on a side, or as many as the module says that it takes in its field `image`."""
-        return dataclasses.replace(self, size=getattr(module, "resolution", min(self.size, 64)))
+        """At most 64 x 64 pixels, or the resolution that the module declares."""
+        return dataclasses.replace(self, size=resolution(module) or min(self.size, 64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,7 @@ class LabelledImageInputs(ImageInputs):
     """Random images for a model that is given their classes too."""
 
     names = ("images", "labels")
+    arguments = staticmethod(calls.conditional_image_model)
 
 
 def images(size: int, channels: int = 3) -> ImageInputs:

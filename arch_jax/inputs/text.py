@@ -6,7 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from arch_jax.inputs import calls
 from arch_jax.inputs.base import Rows
+from arch_jax.protocols import sequence_limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +21,11 @@ class TokenInputs(Rows):
 
     length: int
     names = ("tokens",)
+    arguments = staticmethod(calls.decoder)
 
     def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
         """Uniform tokens of the module's vocabulary; each target is the next token."""
-        length = min(self.length, getattr(getattr(module, "position", None), "length", self.length))
+        length = min(self.length, sequence_limit(module) or self.length)
         stream = jax.random.randint(key, (size, length + 1), 0, module.vocabulary, dtype=jnp.int32)
         return {"tokens": stream[:, :-1], "targets": stream[:, 1:], "weights": jnp.ones((size, length))}
 
@@ -43,11 +46,12 @@ class PairInputs(Rows):
     source: int
     target: int
     names = ("source", "target", "source_mask")
+    arguments = staticmethod(calls.encoder_decoder)
 
     def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
         """Tokens of the module's vocabulary; each label is the target's next token."""
         drawing, length, labelling = jax.random.split(key, 3)
-        room = getattr(getattr(module, "position", None), "length", max(self.source, self.target))
+        room = sequence_limit(module) or max(self.source, self.target)
         source, target = min(self.source, room), min(self.target, room)
         real = jax.random.randint(length, (size, 1), min(2, source), source + 1)
         stream = jax.random.randint(labelling, (size, target + 1), 0, module.vocabulary, dtype=jnp.int32)
@@ -75,6 +79,7 @@ class EncodedInputs(Rows):
 
     length: int
     names = ("tokens", "types", "mask")
+    arguments = staticmethod(calls.encoder)
 
     def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
         """Tokens of the module's vocabulary but the last.
@@ -82,7 +87,7 @@ class EncodedInputs(Rows):
         Low ids are frequent, as some words are, so that there is something to learn in a few steps.
         """
         keys = jax.random.split(key, 4)
-        length = min(self.length, getattr(getattr(module, "position", None), "length", self.length))
+        length = min(self.length, sequence_limit(module) or self.length)
         ids = (module.vocabulary - 1) * jax.random.uniform(keys[0], (size, length)) ** 4
         real = jax.random.randint(keys[1], (size, 1), -(-length // 2), length + 1)
         border = jax.random.randint(keys[2], (size, 1), 1, max(2, length // 2))

@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 
+from arch_jax.inputs import calls
 from arch_jax.inputs.base import Rows
 
 
@@ -38,6 +39,7 @@ class VectorInputs(Rows):
 
     features: int
     names = ("x",)
+    arguments = staticmethod(calls.vector_model)
 
     def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
         """Normal numbers."""

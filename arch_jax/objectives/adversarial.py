@@ -12,6 +12,7 @@ from arch_jax.fields import component
 from arch_jax.figures.base import Figure
 from arch_jax.figures.points import GeneratedPoints
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair, Player
+from arch_jax.protocols import point_features
 from arch_jax.sampling.generator import Generator
 
 
@@ -111,7 +112,7 @@ class Adversarial(ObjectiveBase):
                 f"the objective 'adversarial' takes points or images, and the data has {', '.join(data.shapes)}; "
                 "expected x or images, such as arch_jax.Ring()"
             )
-        features = getattr(self.model.generator, "features", None)
+        features = point_features(self.model.generator)
         given = data.shapes["x"][0][-1] if "x" in data.shapes else None
         if None not in (features, given) and features != given:
             raise UsageError(

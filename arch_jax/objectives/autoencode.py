@@ -16,9 +16,10 @@ from arch_jax.fields import component
 from arch_jax.figures.base import Figure
 from arch_jax.figures.ground_truth import DictionaryAtoms, ScoreField
 from arch_jax.figures.reconstructions import Reconstructions
+from arch_jax.inputs import calls
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.latents import bernoulli_log_likelihood, bernoulli_sparsity
-from arch_jax.protocols import check_example
+from arch_jax.protocols import check_example, point_features
 from arch_jax.sampling.reconstruct import Reconstruct
 
 
@@ -88,7 +89,7 @@ class Autoencode(ObjectiveBase):
         return Reconstructions(self.show_images), ScoreField(), DictionaryAtoms()
 
     def arguments(self, batch: Batch) -> tuple:
-        return (self.examples(batch),)
+        return calls.vector_model(batch)
 
     @staticmethod
     def examples(batch: Batch) -> Any:
@@ -156,7 +157,7 @@ class Autoencode(ObjectiveBase):
             )
 
     def _check_vectors(self, data: Any) -> None:
-        if not hasattr(self.model, "features"):
+        if point_features(self.model) is None:
             raise UsageError(
                 f"the model takes images, and the data has {', '.join(data.shapes)}; expected images, such as "
                 "arch_jax.Images(), or a model of vectors, such as autoencoder-denoising"

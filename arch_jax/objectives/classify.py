@@ -10,6 +10,7 @@ from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import component
 from arch_jax.figures.base import Figure
 from arch_jax.figures.predictions import Predictions
+from arch_jax.inputs import calls
 from arch_jax.layers.sowing import outputs_of
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.losses import cross_entropy, perceptron
@@ -61,7 +62,7 @@ class Classify(ObjectiveBase):
         return (Predictions(self.show_images),)
 
     def arguments(self, batch: Batch) -> tuple:
-        return (batch["images"],)
+        return calls.image_model(batch)
 
     def loss(
         self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any

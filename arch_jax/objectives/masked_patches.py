@@ -12,6 +12,7 @@ from arch_jax.evaluation.linear_probe import LinearProbe
 from arch_jax.fields import component
 from arch_jax.figures.base import Figure
 from arch_jax.figures.reconstructions import Reconstructions
+from arch_jax.inputs import calls
 from arch_jax.objectives.autoencode import check_images
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.convolution.patches import normalised, patch_statistics, patches, unpatchify
@@ -65,7 +66,7 @@ class MaskedPatches(ObjectiveBase):
         return (Reconstructions(self.show_images),)
 
     def arguments(self, batch: Batch) -> tuple:
-        return (batch["images"],)
+        return calls.image_model(batch)
 
     def loss(
         self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any

@@ -14,6 +14,7 @@ from arch_jax.evaluation.known_source import KnownSource
 from arch_jax.fields import component
 from arch_jax.figures.base import Figure
 from arch_jax.figures.samples import Samples
+from arch_jax.inputs import calls
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.losses import cross_entropy
 from arch_jax.protocols import check_length
@@ -132,7 +133,7 @@ class MaskedToken(ObjectiveBase):
         return (Samples(self.show_rows),)
 
     def arguments(self, batch: Batch) -> tuple:
-        return batch["tokens"], batch.get("types"), self.real(batch)
+        return calls.encoder(batch)
 
     @property
     def mask_id(self) -> int:
@@ -147,10 +148,8 @@ class MaskedToken(ObjectiveBase):
 
     @staticmethod
     def real(batch: Batch) -> Any:
-        """Which tokens are no padding; none where all are."""
-        if "mask" in batch:
-            return batch["mask"]
-        return batch["segment_ids"] > 0 if "segment_ids" in batch else None
+        """True at real tokens; None where no token is padding."""
+        return calls.encoder(batch)[2]
 
     def corrupted(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(tokens as the model sees them, which of them are to be predicted), both "batch time"."""

@@ -14,6 +14,7 @@ from arch_jax.fields import component
 from arch_jax.figures.base import Figure
 from arch_jax.figures.gradient_reach import GradientReach
 from arch_jax.figures.samples import Samples
+from arch_jax.inputs import calls
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.losses import cross_entropy
 from arch_jax.protocols import check_length, sequence_limit
@@ -58,7 +59,7 @@ class NextToken(ObjectiveBase):
         return (Samples(), *([GradientReach()] if self.show_reach else []))
 
     def arguments(self, batch: Batch) -> tuple:
-        return (batch["tokens"],)
+        return calls.decoder(batch)
 
     def loss(
         self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any

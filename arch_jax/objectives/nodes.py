@@ -11,7 +11,7 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.figures.base import Figure
 from arch_jax.figures.graph_embedding import NodeEmbedding
-from arch_jax.graph import Graph
+from arch_jax.inputs import calls
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.losses import cross_entropy
 
@@ -44,7 +44,7 @@ class NodeClasses(ObjectiveBase):
         return (NodeEmbedding(),)
 
     def arguments(self, batch: Batch) -> tuple:
-        return (Graph(batch["nodes"], batch["senders"], batch["receivers"], batch.get("edges"), batch["sizes"]),)
+        return calls.graph_network(batch)
 
     def loss(
         self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any

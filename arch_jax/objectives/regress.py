@@ -12,6 +12,7 @@ from arch_jax.fields import component
 from arch_jax.figures.base import Figure
 from arch_jax.figures.gradient_reach import GradientReach
 from arch_jax.figures.regression import Regression
+from arch_jax.inputs import calls
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.protocols import check_example
 
@@ -45,7 +46,7 @@ class Regress(ObjectiveBase):
         return Regression(self.show_rows), GradientReach(min(64, self.show_rows))
 
     def arguments(self, batch: Batch) -> tuple:
-        return (batch["x"], batch["segment_ids"]) if "segment_ids" in batch else (batch["x"],)
+        return calls.sequence_reader(batch)
 
     def loss(
         self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any

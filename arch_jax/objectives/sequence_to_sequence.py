@@ -13,12 +13,13 @@ from arch_jax.fields import component
 from arch_jax.figures.attention_map import AttentionMap
 from arch_jax.figures.base import Figure
 from arch_jax.figures.samples import Samples
+from arch_jax.inputs import calls
 from arch_jax.layers import collections
 from arch_jax.layers.seq2seq.encoder_decoder import RecurrentEncoderDecoder
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.objectives.scheduled_sampling import DECAYS, truth_share, written_with_own_words
 from arch_jax.ops.losses import coverage_loss, cross_entropy
-from arch_jax.protocols import attends, check_length
+from arch_jax.protocols import attends, check_length, source_vocabulary
 from arch_jax.sampling.beam_search import BeamSearch
 
 #: The collection that counts updates, for a share of true tokens that changes with them.
@@ -110,7 +111,7 @@ class SequenceToSequence(ObjectiveBase):
         return self.decay != "constant"
 
     def arguments(self, batch: Batch) -> tuple:
-        return batch["source"], batch["target"], batch.get("source_mask")
+        return calls.encoder_decoder(batch)
 
     def loss(
         self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any
@@ -173,8 +174,8 @@ class SequenceToSequence(ObjectiveBase):
                 f"model.vocabulary is {self.model.vocabulary}, but the data has {data.vocabulary} tokens; set "
                 f"model.vocabulary={data.vocabulary}"
             )
-        of_source = getattr(self.model, "source_vocabulary", None)
-        if of_source is not None and data.vocabulary > of_source:
+        of_source = source_vocabulary(self.model)
+        if data.vocabulary > of_source:
             raise UsageError(
                 f"model.source_vocabulary is {of_source}, but the data has {data.vocabulary} tokens; set "
                 f"model.source_vocabulary={data.vocabulary}"

@@ -12,6 +12,7 @@ from arch_jax.figures.base import Figure
 from arch_jax.figures.latent_space import Interpolations, LatentMap
 from arch_jax.figures.reconstructions import Reconstructions
 from arch_jax.figures.samples import Samples
+from arch_jax.inputs import calls
 from arch_jax.objectives.autoencode import check_images
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.latents import gaussian_kl, gaussian_log_density, importance_bound
@@ -78,7 +79,7 @@ class Variational(ObjectiveBase):
         return class_count(self.model)
 
     def arguments(self, batch: Batch) -> tuple:
-        return (batch["images"], *self._condition(batch))
+        return calls.image_model(batch) if self.classes is None else calls.conditional_image_model(batch)
 
     def _condition(self, batch: Batch) -> tuple:
         return () if self.classes is None else (batch["labels"],)

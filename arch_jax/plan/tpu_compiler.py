@@ -27,6 +27,7 @@ from arch_jax.experiment import Experiment, import_file
 from arch_jax.flops import count_flops
 from arch_jax.ops.platform import acting_as
 from arch_jax.plan.hlo import collectives, refusal
+from arch_jax.protocols import takes_state, unrolled
 from arch_jax.registry import count
 from arch_jax.train.given import open_given
 from arch_jax.train.mesh import ROWS, Placement
@@ -153,15 +154,14 @@ def decode_step(experiment: Experiment, batch: Any, devices: list, length: int) 
       UsageError: the model carries no state.
     """
     module = experiment.model
-    if not hasattr(module, "initial_state"):
+    if not takes_state(module):
         raise UsageError(f"the model {type(module).__name__} carries no state, so it has no decoding step to plan")
     rows = jax.tree.leaves(batch)[0].shape[0]
     variables = jax.eval_shape(lambda b: dict(experiment.task.init(jax.random.key(0), b)), batch)
     models = [module]
 
     def apart(variables: Any) -> Any:
-        if hasattr(module, "unrolled"):
-            models[0], variables = module.unrolled(variables)
+        models[0], variables = unrolled(module, variables)
         return variables
 
     variables = jax.eval_shape(apart, variables)

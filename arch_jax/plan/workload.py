@@ -11,6 +11,7 @@ from arch_jax.data.base import load as load_corpus
 from arch_jax.errors import UsageError, unknown
 from arch_jax.experiment import Experiment, experiments, import_components, load
 from arch_jax.objectives import objective
+from arch_jax.protocols import batch_size
 
 
 @fields.component("examples", kind="data")
@@ -75,7 +76,7 @@ class Workload:
     @property
     def rows(self) -> int | None:
         """Examples in a batch; None if the data has no batch size."""
-        return getattr(self.experiment.data, "batch", None)
+        return batch_size(self.experiment.data)
 
     def resized(self, rows: int) -> "Workload":
         """The same with another number of examples in a batch."""

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jaxtyping import Array, Int
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.ops.token_sampling import check_sampling, sample
+from arch_jax.protocols import unrolled, vocabulary
 from arch_jax.sampling.base import Sampler, check_count, numbered
 
 
@@ -102,7 +104,7 @@ def generate(
     check_sampling(temperature, top_k, top_p)
     if length < 1:
         raise UsageError(f"length is {length}; expected at least 1 token to generate")
-    tokens, segment_ids = pad_prompts(prompt, getattr(module, "vocabulary", None))
+    tokens, segment_ids = pad_prompts(prompt, vocabulary(module))
     if key is None:
         if temperature != 0:
             raise UsageError(f"temperature {temperature} draws at random and needs a key; give key= or temperature=0")
@@ -137,13 +139,32 @@ def pad_prompts(prompt: Any, vocabulary: int | None = None) -> tuple[np.ndarray,
     return tokens, None if segment_ids.all() else segment_ids
 
 
+def _check_decoder(module: nn.Module, tokens: Any, logits: Any, before: Any, after: Any) -> None:
+    """What decoding relies on: logits of every token, and a state that keeps its structure, shapes and dtypes."""
+    name = type(module).__name__
+    try:
+        chex.assert_shape(logits, (*tokens.shape, module.vocabulary))
+    except AssertionError as problem:
+        raise UsageError(
+            f"{name} gives logits {logits.shape} for tokens {tokens.shape}; expected "
+            f"{(*tokens.shape, module.vocabulary)}, batch time vocabulary"
+        ) from problem
+    try:
+        chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
+    except (AssertionError, ValueError) as problem:
+        raise UsageError(
+            f"{name} returns a state unlike the one it was given: {' '.join(str(problem).split())[:300]}"
+        ) from problem
+
+
 @functools.partial(jax.jit, static_argnums=(0, 5, 6, 7, 8, 9))
 def _generate(module, variables, tokens, segment_ids, key, length, temperature, top_k, top_p, stop):
     batch, time = tokens.shape
-    if hasattr(module, "unrolled"):
-        module, variables = module.unrolled(variables)
+    module, variables = unrolled(module, variables)
     state = module.initial_state(batch, time + length - 1)
+    first_state = state
     logits, state = module.apply(variables, tokens, segment_ids=segment_ids, state=state)
+    _check_decoder(module, tokens, logits, first_state, state)
     last = jnp.full((batch,), time - 1) if segment_ids is None else segment_ids.sum(axis=1) - 1
     logits = jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0]
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from arch_jax.data.sequences.pairs import before_stop
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
-from arch_jax.protocols import sequence_limit
+from arch_jax.protocols import check_length, sequence_limit, source_vocabulary
 from arch_jax.sampling.autoregressive import pad_prompts
 from arch_jax.sampling.base import Sampler, check_count, numbered
 
@@ -151,10 +151,9 @@ def beam_search(
         if token is not None and not 0 <= token < vocabulary:
             raise UsageError(f"{name} is token {token}, outside the vocabulary; expected 0 to {vocabulary - 1}")
     if source_mask is None or not isinstance(source, jax.Array | np.ndarray):
-        source, ids = pad_prompts(source, getattr(module, "source_vocabulary", None) or vocabulary)
+        source, ids = pad_prompts(source, source_vocabulary(module))
         source_mask = None if ids is None else ids > 0
-    if getattr(module, "position", None) is not None:
-        module.position.check(max(length, source.shape[1]))
+    check_length(module, max(length, source.shape[1]))
     penalty = float(length_penalty) if beams > 1 else 0.0
     mask = None if source_mask is None else jnp.asarray(source_mask)
     stop = -1 if stop is None else stop  # no token is -1

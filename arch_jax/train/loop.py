@@ -20,6 +20,7 @@ from arch_jax.experiment import Experiment
 from arch_jax.experiment import load as load_experiment
 from arch_jax.figures.base import drawn
 from arch_jax.train.checkpointing.checkpoint import Checkpoints
+from arch_jax.train.checks import check_batch
 from arch_jax.train.compiled import Compiled
 from arch_jax.train.distributed import Votes, leader
 from arch_jax.train.given import FINISHED, Sources, demanded, open_given, trained_folder
@@ -148,6 +149,7 @@ class _Run:
                 "expected at least as many"
             )
         last = experiment.steps if stop_after is None else min(experiment.steps, step + stop_after)
+        several = jax.process_count() > 1  # each then has its own rows of a batch
         unit, per_step = self.corpus.unit, self.corpus.units_per_batch
         validation: dict[str, float] = {}
         shown: list[Path] = []
@@ -165,6 +167,8 @@ class _Run:
             while step < last and not votes.stopping:
                 count = until_boundary(experiment, step, last)
                 batches = [next(iterator) for _ in range(count)]
+                if step == begun and not several:
+                    check_batch(batches[0], self.corpus.shapes)
                 stacked = self.placement.stack(batches, experiment.steps_per_dispatch)
                 state, metrics = self.placement.run(state, stacked, count, numbers)
                 if pending is not None:  # fetched late: the device works on the next steps meanwhile

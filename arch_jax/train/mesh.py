@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Experiment
 from arch_jax.ops.batch_sharding import ROWS
+from arch_jax.protocols import batch_size
 from arch_jax.train.distributed import on_host
 from arch_jax.train.sharding import patterns, state_shardings
 from arch_jax.train.step import make_program
@@ -50,7 +51,7 @@ class Placement:
 
     def _check(self, experiment: Experiment, sizes: dict[str, int], available: int) -> None:
         parts = sizes["data"] * sizes["fsdp"]
-        batch = getattr(experiment.data, "batch", None)
+        batch = batch_size(experiment.data)
         if self.full_batch:
             kind = type(experiment.data).__name__
             if self.mapped:

@@ -13,6 +13,7 @@ from arch_jax import fields
 from arch_jax.experiment import Experiment
 from arch_jax.layers import collections
 from arch_jax.objectives.base import Player
+from arch_jax.train.checks import check_collections, check_pairs
 from arch_jax.train.state import TrainState
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
@@ -43,8 +44,11 @@ def make_step(experiment: Experiment, axis: str | None = None) -> Step:
 
         def objective(part: Any):
             variables = state.replace(parameters=state.parameters | {player.name: part}).variables
-            (value, weight), (metrics, updates) = task.total_loss(player.name, phase, variables, batch, key, state.step)
-            return value, (weight, metrics, updates)
+            loss, (metrics, updates) = task.total_loss(player.name, phase, variables, batch, key, state.step)
+            part = f"the objective {type(task).__name__}, player {player.name!r}, phase {phase!r},"
+            check_pairs({"loss": loss} | metrics, part)
+            check_collections(state.others, updates, part)
+            return loss[0], (loss[1], metrics, updates)
 
         part = state.parameters[player.name]
         (_, (weight, metrics, updates)), slope = jax.value_and_grad(objective, has_aux=True)(part)
