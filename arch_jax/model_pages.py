@@ -112,7 +112,7 @@ def _architecture(name: str, sizes: list[Entry]) -> str:
 
 
 def _shared(title: str, sizes: list[Entry], value: Any) -> list[str]:
-    """A line for each different value, with the names that it is of where not all have it; none for empty ones."""
+    """A line for each different value, with the names that have it unless all do; empty values are skipped."""
     of = _grouped(sizes, value)
     return [f"- {title}: {_only([entry.name for entry in group], sizes)}{text}." for text, group in of.items() if text]
 

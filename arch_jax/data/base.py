@@ -118,7 +118,7 @@ def stream(
     Args:
       rows: (number, first, last) -> rows first up to last of the batch of that number.
       batch: rows in a whole batch.
-      seed: what `rows` takes its randomness from; only checked here: 0 <= seed < 2**32.
+      seed: source of randomness of `rows`; only checked here: 0 <= seed < 2**32.
       shard: (index, count): which share of each batch's rows is given.
 
     Raises:
@@ -140,8 +140,8 @@ class ValidationBatches:
 
     Attributes:
       rows: (indices) -> the batch of these examples, with `weights`.
-      count: how many examples there are.
-      batch: how many a batch holds; where they run out, the last batch is filled with zeros, of weight 0.
+      count: number of examples.
+      batch: examples in a batch; the last one is padded with zeros, of weight 0.
     """
 
     rows: Callable[[np.ndarray], dict[str, np.ndarray]]

@@ -15,7 +15,7 @@ class SequencePosition:
 
     Attributes:
       last_id: the last segment id, "batch".
-      last_run: how many runs of equal ids there were, "batch".
+      last_run: the number of runs of equal ids, "batch".
       last_position: the position of the last token in its run, -1 before the first, "batch".
     """
 

@@ -45,7 +45,7 @@ class MemoryUse:
       other: of the arguments: averages, statistics, keys; the cache of a decoding step.
       temporaries: gradients, activations and what the compiler adds.
       program: the compiled instructions.
-      available: what a program can use.
+      available: to a program.
     """
 
     parameters: int

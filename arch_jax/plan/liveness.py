@@ -103,9 +103,9 @@ class _Body:
     """A jaxpr with its calls written out, as operations on numbered values.
 
     Args:
-      jaxpr: what is run.
+      jaxpr: the computation.
       free: for each of its inputs, whether its bytes may be used again once it is dead.
-      sliced: how many of the last inputs are slices of stacked arrays, cut in this body.
+      sliced: the number of last inputs that are slices of stacked arrays, cut in this body.
     """
 
     def __init__(self, jaxpr: Any, free: Sequence[bool], sliced: int = 0) -> None:

@@ -23,7 +23,7 @@ class Progress:
       total: steps of the whole run.
       done: steps taken already.
       unit: "tokens", "images" ...
-      per_step: how many of them a step takes.
+      per_step: units in a step.
       every: seconds between plain lines.
     """
 

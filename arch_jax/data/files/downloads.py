@@ -17,10 +17,10 @@ def content(file: str, url: str, sha256: str, instead: str, what: str | None = N
 
     Args:
       file: its place in the data folder, such as "planetoid/ind.cora.x".
-      url: where it is downloaded from if it is missing.
+      url: download address if it is missing.
       sha256: of its content, in hexadecimal digits.
-      instead: what needs no download, such as "source 'pydocs'".
-      what: what messages call it, such as "Tiny Shakespeare"; by default its name.
+      instead: an alternative without download, such as "source 'pydocs'".
+      what: its name in messages, such as "Tiny Shakespeare"; by default its name.
 
     Raises:
       RunError: the download failed, the file can't be read, or it does not have the known hash.

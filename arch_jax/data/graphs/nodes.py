@@ -58,7 +58,7 @@ class Labelled:
     Attributes:
       graph: undirected, without padding; features float32 "nodes features".
       labels: int32 "nodes".
-      classes: how many there are.
+      classes: number of classes.
       class_names: their names; None where the source does not say.
       train, validation, test: the nodes of each part.
       sha256: of the content.
@@ -80,9 +80,9 @@ class NodesCorpus(Corpus):
     Attributes:
       of: the `Nodes` it came from.
       graph: the graph without padding: undirected (each edge in both directions, once, without loops).
-      classes: how many there are.
+      classes: number of classes.
       class_names: their names; None where the source does not say.
-      facts: what a run should record, as JSON values: source, sha256, nodes, edges (each counted once), features,
+      facts: recorded by a run, as JSON values: source, sha256, nodes, edges (each counted once), features,
         classes, train_nodes, validation_nodes, test_nodes.
     """
 

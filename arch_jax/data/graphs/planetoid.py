@@ -48,7 +48,7 @@ class Citations(NamedTuple):
       features: bags of words, float32 "nodes features", as they are in the files.
       links: each citation, int32 "links 2": in both directions, some more than once, a few from a node to itself.
       labels: int32 "nodes"; 0 for a node without one.
-      classes: how many there are.
+      classes: number of classes.
       train, validation, test: the nodes of each part, int64.
       sha256: over the SHA-256 of all files.
     """

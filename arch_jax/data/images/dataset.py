@@ -118,10 +118,10 @@ class ImagesCorpus(Corpus):
 
     Attributes:
       images: the `Images` it came from.
-      classes: how many there are.
+      classes: number of classes.
       class_names: their names; None where the source does not say.
       low, high: values of the darkest and the brightest pixel of the source's range in a batch.
-      facts: what a run should record, as JSON values: source, sha256, train_images, validation_images, classes, height,
+      facts: recorded by a run, as JSON values: source, sha256, train_images, validation_images, classes, height,
         width, channels (of an image as it is in a batch).
     """
 

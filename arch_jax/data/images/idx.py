@@ -36,7 +36,7 @@ def read_idx(path: str | os.PathLike, dimensions: int | None = None) -> np.ndarr
 
     Args:
       path: the file.
-      dimensions: how many the array should have; any number from 1 to 8 where None.
+      dimensions: expected number of dimensions; None accepts 1 to 8.
 
     Returns:
       The array, in the machine's byte order.

@@ -55,7 +55,7 @@ class LabelledImages:
       size: (height, width) of every image; None where they may differ.
       channels: of every image.
       top: the brightest value of the source's range, the darkest of which is 0.
-      classes: how many there are.
+      classes: number of classes.
       class_names: their names; None where the source does not say.
       sha256: of the content.
     """

@@ -38,7 +38,7 @@ class Records:
 
     Attributes:
       source: of records as TFDS stores them.
-      features: what is read of a record: `image` and `label`.
+      features: read from a record: `image` and `label`.
       where: its name in error messages.
       size: (height, width) of every image; None where they differ.
       channels: of every image.

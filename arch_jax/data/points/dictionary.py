@@ -22,7 +22,7 @@ class PlantedDictionary:
     """x = sum_k a_k atom_k + noise: `active` atoms, chosen uniformly, with a_k uniform in [0.5, 1.5].
 
     Attributes:
-      atoms: how many there are; more than coordinates make the dictionary overcomplete.
+      atoms: number of atoms; more than coordinates make the dictionary overcomplete.
       features: coordinates of a vector.
       active: atoms in a sum.
       noise: standard deviation of normal noise in each coordinate.
@@ -65,7 +65,7 @@ class DictionaryCorpus(Corpus):
     Attributes:
       dictionary: the `PlantedDictionary` it came from.
       atoms: float32 "atoms features", each of length 1.
-      facts: what a run should record, as JSON values: source, sha256 (of the atoms and the validation vectors), atoms,
+      facts: recorded by a run, as JSON values: source, sha256 (of the atoms and the validation vectors), atoms,
         features, active, noise, validation_vectors.
     """
 

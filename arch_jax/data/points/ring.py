@@ -22,7 +22,7 @@ class Ring:
     """Equally likely Gaussians whose centres stand on a circle, centre k at the angle 2 pi k / modes.
 
     Attributes:
-      modes: how many Gaussians.
+      modes: number of Gaussians.
       radius: of the circle.
       std: standard deviation of each Gaussian, in both coordinates.
       batch: points in a training batch, each batch drawn afresh.
@@ -61,7 +61,7 @@ class RingCorpus(Corpus):
       ring: the `Ring` it came from.
       centres: of the Gaussians, float32 "modes 2".
       std: their standard deviation, a float32 scalar array.
-      facts: what a run should record, as JSON values: source, sha256 (of the centres, the deviation and the validation
+      facts: recorded by a run, as JSON values: source, sha256 (of the centres, the deviation and the validation
         points), modes, radius, std, validation_points.
     """
 

@@ -57,7 +57,7 @@ class AddingCorpus(Corpus):
 
     Attributes:
       problem: the `AddingProblem` it came from.
-      facts: what a run should record, as JSON values: source, sha256 (of the validation sequences), length, markers,
+      facts: recorded by a run, as JSON values: source, sha256 (of the validation sequences), length, markers,
         validation_sequences.
     """
 

@@ -23,10 +23,10 @@ class Markov:
     """Stationary sequences of one ergodic chain; its states are the tokens, and the one after them is [MASK].
 
     Attributes:
-      states: how many.
+      states: number of states.
       concentration: of the Dirichlet prior of each row of the transition matrix; the smaller, the more predictable
         is the next state.
-      chain_seed: which chain.
+      chain_seed: of the transition matrix.
       length: tokens of a sequence.
       batch: sequences in a training batch, each batch drawn afresh.
       validation: sequences of the validation set.
@@ -64,7 +64,7 @@ class MarkovCorpus(Corpus):
       markov: the `Markov` it came from.
       chain: the chain itself.
       vocabulary: the states and [MASK].
-      facts: what a run should record, as JSON values: source, sha256 (of the transition matrix and the validation
+      facts: recorded by a run, as JSON values: source, sha256 (of the transition matrix and the validation
         sequences), vocabulary, validation_sequences, and in nats a token `entropy_rate`, `two_sided_entropy` (a single
         hidden token between known ones) and `masked_entropy` (the least expected loss under BERT's corruption, each
         token chosen alone with probability 0.15).

@@ -125,8 +125,8 @@ class PairCorpus(Corpus):
       held_out: the validation pairs.
       start: the token that the decoder begins with.
       stop: the token that ends a sequence.
-      vocabulary: how many token ids there are, `start` and `stop` among them.
-      facts: what a run should record, as JSON values.
+      vocabulary: number of token ids, `start` and `stop` among them.
+      facts: recorded by a run, as JSON values.
       decode: token ids -> text.
       encode: text -> token ids, where a source can be given as text.
       tests: the pairs that a finished model is scored on; None takes the validation pairs.

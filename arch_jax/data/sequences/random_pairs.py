@@ -22,7 +22,7 @@ class RandomPairs:
 
     Attributes:
       task: "copy" or "reverse".
-      symbols: how many different ones.
+      symbols: number of different ones.
       shortest: symbols of the shortest sequence; lengths from there to `length` are equally likely.
       length: symbols of the longest sequence.
       batch: pairs in a training batch, each batch drawn afresh.

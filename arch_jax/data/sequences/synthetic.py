@@ -32,7 +32,7 @@ class DrawnCorpus(Corpus):
     Attributes:
       rule: the settings that it came from, with `batch` and `validation`.
       tokenizer: a character for each token.
-      facts: what a run should record, as JSON values: source, sha256 (of the validation sequences), vocabulary,
+      facts: recorded by a run, as JSON values: source, sha256 (of the validation sequences), vocabulary,
         validation_sequences.
       elsewhere: name -> validation sequences of other settings, such as greater lengths, on which a finished model is
         tested; each a `DrawnCorpus`.

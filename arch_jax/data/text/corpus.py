@@ -29,7 +29,7 @@ class Text:
     """A text corpus for language models, and its batching.
 
     Attributes:
-      source: where the text comes from: a name from `arch_jax.data.SOURCES`, or "text:PATH".
+      source: of the text: a name from `arch_jax.data.SOURCES`, or "text:PATH".
       tokenizer: "bytes", "characters" or "bpe:SIZE".
       length: tokens in a window.
       batch: windows in a batch.
@@ -123,7 +123,7 @@ class TextCorpus(Corpus):
     Attributes:
       text: the `Text` it came from.
       tokenizer: its tokenizer; `tokenizer.to_json()` goes into a run's folder.
-      facts: what a run should record, as JSON values: source, sha256, documents, groups, bytes, validation_bytes,
+      facts: recorded by a run, as JSON values: source, sha256, documents, groups, bytes, validation_bytes,
         train_tokens, validation_tokens, vocabulary, tokenizer.
       train_stream, validation_stream: the tokens of both sides.
     """

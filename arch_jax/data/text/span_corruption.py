@@ -82,7 +82,7 @@ def restore(source: np.ndarray, target: np.ndarray, top: int, spans: int) -> np.
       source: corrupted text, without stop token.
       target: the expanded sentinels, without stop token.
       top: the first span's sentinel.
-      spans: how many tokens from `top` downwards are sentinels.
+      spans: the number of tokens from `top` downwards are sentinels.
     """
     is_sentinel = lambda row: (row <= top) & (row > top - spans)
     places = np.flatnonzero(is_sentinel(target))

@@ -100,7 +100,7 @@ class PatternTurn(nn.Module):
 
     Attributes:
       blocks: in order; one for most models, several for hybrids.
-      turns: how often the pattern is repeated.
+      turns: repetitions of the pattern.
       train: whether dropout is active. A field, not an argument: `nn.scan` drops keywords and traces arguments.
     """
 

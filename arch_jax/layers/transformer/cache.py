@@ -19,8 +19,8 @@ class Cache:
 
     Attributes:
       entries: arrays "batch places ...": what a layer keeps of a token, such as its key and its value.
-      place_run: which run a place's token belongs to, "batch places".
-      used: how many slots were filled so far, "batch"; in a ring it goes beyond the number of places.
+      place_run: the run of a place's token, "batch places".
+      used: the number of slots filled so far, "batch"; in a ring it goes beyond the number of places.
       at: position of each row, a `SequencePosition`.
       ring: whether places are used again.
     """
@@ -78,7 +78,7 @@ def store(
 
     Args:
       cache: as `follow` returned it.
-      new: what is kept of each token, "batch time ...".
+      new: the entries of each token, "batch time ...".
       run: of each token, as `follow` returned it; 0 is padding and leaves no trace.
       window: the number of latest tokens, itself included, that a token sees; None is all.
     """

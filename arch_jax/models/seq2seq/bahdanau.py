@@ -50,7 +50,7 @@ class Bahdanau(RecurrentEncoderDecoder):
       embedding: m, the width of a word vector.
       hidden: n, the units of the encoder in each direction, and of the decoder.
       maxout: l, the units of the output's hidden layer, each the larger of two numbers.
-      score: how annotations are scored.
+      score: of the annotations.
       initial_std: standard deviation of the initial matrices (appendix B.1); recurrent ones are orthogonal, biases 0.
       dropout: dropout rate of the word vectors; the paper has none.
       dtype: of the computation; gates, states, softmax and losses are at least float32.

@@ -105,7 +105,7 @@ class BERT(nn.Module):
 
         Args:
           tokens: indices in [0, vocabulary); one outside gives NaN.
-          types: which sentence a token belongs to, in [0, types); None is 0 for all.
+          types: the sentence of each token, in [0, types); None is 0 for all.
           mask: True at real tokens; padding is on the right. None is all.
           train: whether dropout is active (needs `rngs={"dropout": key}`).
 

@@ -166,7 +166,7 @@ def low_rank_attention(
     With E = F = 1 it is full attention. Not causal: every mixture holds every position.
 
     Args:
-      e, f: how the positions are mixed, for the keys and for the values; of a shorter sequence, their first columns.
+      e, f: mixing matrices of the positions, of keys and of values; of a shorter sequence, their first columns.
       run, position: packed sequences, as `ops.segments` counts them: a sequence of its own for each number, 0 is
         padding. Each run has its own mixtures, so that this form takes time and memory of the length squared.
       scale: factor of q (E k)^T; dim^-1/2 by default.

@@ -198,7 +198,7 @@ class Longformer(_PairByPair):
 
     Attributes:
       window: the paper's w, even: a token sees w / 2 on each side, and itself.
-      global_tokens: how many tokens at the start are global.
+      global_tokens: the number of global tokens at the start.
     """
 
     window: int = 512

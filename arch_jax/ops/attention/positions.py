@@ -27,7 +27,7 @@ def rope_frequencies(dim: int, theta: float | int = 10_000.0, scaling: Callable 
     """RoPE's angular frequencies theta^(-2i/dim), i = 0 ... dim/2 - 1 (RoFormer, arXiv 2104.09864, section 3.2.2).
 
     Args:
-      dim: how many dimensions of a head rotate; even.
+      dim: the number of dimensions of a head that rotate; even.
       theta: the base; 10,000 in the paper, 500,000 in Llama 3.
       scaling: a rule of `rope_scaling` that stretches the frequencies to longer contexts; None disables it.
 
@@ -116,7 +116,7 @@ def sinusoidal(length: int, width: int) -> Float[Array, "length width"]:
     PE(pos, 2i) = sin(pos / 10000^(2i/width)), PE(pos, 2i + 1) = cos(the same); values lie in [-1, 1].
 
     Args:
-      length: how many positions, counted from 0.
+      length: the number of positions, counted from 0.
       width: the model's width, even.
 
     Raises:

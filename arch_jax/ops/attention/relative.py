@@ -29,7 +29,7 @@ def relative_attention(
       q, k, v: as for `ops.attention`.
       key_table, value_table: a vector for each distance from -n to n; None for no term on the values.
       distance: position of the query less that of the key, clipped to [-n, n] here.
-      visible: which pairs attend; a query that sees nothing gives exactly 0.
+      visible: True for pairs that attend; a query that sees nothing gives exactly 0.
       scale: dim^-1/2 by default.
       softcap: as for `ops.attention`.
 

@@ -30,7 +30,7 @@ class LinearScaling:
     (arXiv 2306.15595), equation 4.
 
     Attributes:
-      factor: how many times longer the context becomes; above 0.
+      factor: of the context's length; above 0.
 
     Raises:
       UsageError: the factor is not above 0.
@@ -57,7 +57,7 @@ class NTKScaling:
     Source: Peng et al. 2023, YaRN (arXiv 2309.00071), section 3.1, definition 1.
 
     Attributes:
-      factor: how many times longer the context becomes; above 0.
+      factor: of the context's length; above 0.
 
     Raises:
       UsageError: the factor is not above 0.
@@ -86,7 +86,7 @@ class YaRNScaling:
     blends both (section 3.2; in the index, not in the number of turns, as the authors' code has it).
 
     Attributes:
-      factor: how many times longer the context becomes; above 0.
+      factor: of the context's length; above 0.
       original_length: tokens of the context that the model was trained on.
       fast: turns (beta in the paper) above which a frequency is kept.
       slow: turns (alpha in the paper) below which it is divided.

@@ -44,7 +44,7 @@ def causal_convolution(
     Args:
       run: only equal numbers see each other; 0 is padding, which is left out: its output is 0, and the tokens around it
         are neighbours. As `ops.segments` counts them.
-      before: what an earlier call returned; without `run` its last run continues.
+      before: state returned by an earlier call; without `run` its last run continues.
 
     Returns:
       y, and the state for the next call (None where `before` is).

@@ -124,7 +124,7 @@ def convolve_transposed(
       x: images.
       kernel: weights from each channel to each feature.
       stride: pixels of the result between two pixels of x.
-      padding: what is cut off on every side, at most size - 1.
+      padding: pixels cut off on every side, at most size - 1.
       implementation: as in `convolve`.
 
     Raises:

@@ -199,7 +199,7 @@ def streamed(
 
     Args:
       h: the filter, with at least as many lags as the cache has room.
-      cache: what an earlier call returned, or `initial_cache`.
+      cache: returned by an earlier call, or `initial_cache`.
       run, position: of `ops.segments.runs_and_positions`, counted on from the earlier parts. A position from the room
         on gives NaN.
 

@@ -72,8 +72,8 @@ def flash_attention(
       bias: added to the scores after the cap; it has a gradient, which is computed only if asked for.
       alibi: a slope for each head, of the term -slope |i - j| (arXiv 2108.12409, section 3); a constant: its gradient
         is 0.
-      scale: what q k^T is multiplied by.
-      pattern: which pairs are seen at all, beside `causal` and the rest.
+      scale: factor of q k^T.
+      pattern: the pairs that are visible at all, beside `causal` and the rest.
       logsumexp: also give log(sum(exp(scores))) over what is visible, in float32; -inf where that is nothing.
       blocks: sizes of the tiles; from a table by default.
       platform: "tpu" or "gpu", the kernel that is taken; by default what `ops.platform.acting_as` says, else the one

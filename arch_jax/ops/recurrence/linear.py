@@ -35,7 +35,7 @@ def linear_recurrence(
 
     Args:
       a: the factors, real or complex; broadcasts against b. 0 forgets; no larger than 1 for a stable recurrence.
-      b: what is added.
+      b: the input.
       before: h_0; 0 by default.
       form: one of `FORMS`; "auto" goes token by token on a CPU, takes the kernel on a TPU where it can, and is
         associative elsewhere.

@@ -28,8 +28,8 @@ def token_shift(
 
     Args:
       before: the last token so far; 0 by default.
-      starts: which tokens begin a run; none of them by default.
-      real: which tokens are no padding; all by default. Padding is passed over.
+      starts: True for tokens that begin a run; none by default.
+      real: False for padding; all True by default. Padding is passed over.
 
     Returns:
       (the tokens before, the last token of the sequence).
@@ -95,10 +95,10 @@ def wkv(
       k, v: keys and values.
       log_decay: d, negative: the weight of a token is multiplied by e^d with each token after the next.
       bonus: u, added to the current token's key.
-      starts: which tokens begin a run; none of them by default.
-      real: which tokens are no padding; all by default. Padding leaves the state unchanged, and its y is
+      starts: True for tokens that begin a run; none by default.
+      real: False for padding; all True by default. Padding leaves the state unchanged, and its y is
         undefined.
-      state: what an earlier call returned.
+      state: returned by an earlier call.
       form: of the linear recurrence: "auto", "sequential", "chunked" or "associative"; all give the same.
       chunk: tokens in a chunk of the chunked form.
 
@@ -200,8 +200,8 @@ def generalised_delta_rule(
       k, v: keys and values.
       removal: kappa, of length 1 for a stable state.
       rate: a, in [0, 1] for a stable state.
-      starts: which tokens begin a run; none of them by default.
-      real: which tokens are no padding; all by default. Padding leaves the state unchanged, and its y is
+      starts: True for tokens that begin a run; none by default.
+      real: False for padding; all True by default. Padding leaves the state unchanged, and its y is
         undefined.
       state: S_0; 0 by default.
       chunk: steps between two states that the gradient keeps.

@@ -30,7 +30,7 @@ def held_and_not(
       experiment: the task.
       kind: of the budget; only a budget of seconds holds times equal.
       unit: of a batch.
-      per_step: how many of them a step takes.
+      per_step: units in a step.
     """
     source = getattr(experiment.data, "source", fields.to_json(experiment.data)["module"])
     held = [f"data: {source}, {per_step:,} {unit} a step, in the same order for the same seed"]

@@ -87,7 +87,7 @@ class Comparison:
       seeds: reported on.
       unit: of a batch, such as "tokens".
       rows: the best first; those that all diverged last.
-      held_equal: what was the same for all, or within a few percent, with the figures.
+      held_equal: what was the same for all, or within a few percent, with the numbers.
       not_equal: what was not, with the range.
       notes: for the reader.
     """

@@ -96,7 +96,7 @@ class Record:
       figures: one for each published number.
       data: identifies the data's content (`sha256`); None if there is no such thing.
       versions: of Python and the packages.
-      device: what it ran on, and how many.
+      device: kind and number.
       seconds: of training, over all seeds, without compilation and evaluation; None if too short to tell.
       commit: of the experiment's clone, with "+changes" if files differed from it; None without a clone.
       date: such as 2026-01-31.

@@ -50,7 +50,7 @@ def draw(points: Measurements, law: Law, path: Path | str) -> None:
 
     Args:
       points: those that the law was fitted to.
-      law: what `fit` found.
+      law: the fitted law.
       path: of the figure.
 
     Raises:

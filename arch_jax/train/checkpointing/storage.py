@@ -167,7 +167,7 @@ def read_arrays(folder: Path, entries: Mapping[str, Any], targets: Mapping[str, 
     shape they claim, and after a failure leaves callbacks that print tracebacks from a closed event loop.
 
     Args:
-      folder: where Orbax wrote them.
+      folder: written by Orbax.
       entries: name -> what the record says: shape, dtype, and whether it stays on the host.
       targets: name -> the sharding it goes to; None for an uncommitted array, or one on the host.
 

@@ -26,7 +26,7 @@ class GRU(RecurrentMixer):
       residual_scale: factor on the initial V, set by a decoder that scales such weights with its depth.
       dtype: of the computation; gates and h are at least float32.
       parameter_dtype: of the parameters.
-      reset: where the reset gate stands: "after" or "before" the recurrent product.
+      reset: place of the reset gate: "after" or "before" the recurrent product.
     """
 
     reset: str = "after"
