@@ -64,7 +64,7 @@ class FillMask(Sampler):
         joined = list(data.tokenizer.encode(pieces[0]))
         for piece in pieces[1:]:
             joined += [task.mask_id, *data.tokenizer.encode(piece)]
-        return joined
+        return list(map(int, joined))
 
     def _filled(self, task: Any, variables: Any, data: Any) -> str:
         tokens = np.asarray(self._encoded(task, data), np.int32)

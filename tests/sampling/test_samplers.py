@@ -76,7 +76,7 @@ def test_what_continuations_refuse(text):
 def test_an_experiment_checks_its_sampler_before_training(text, tmp_path):
     task, _, _ = text
     data = arch_jax.Repeats(symbols=8, stretch=4, batch=2, validation=4)
-    it = arch_jax.Experiment(task.model, task.with_model(None), data, steps=1, log_every=1)
+    it = arch_jax.Experiment(task.model, arch_jax.objective("next_token", prompt="!"), data, steps=1, log_every=1)
     with pytest.raises(UsageError, match="the prompt is empty"):
         arch_jax.train(it.overridden({"sampler.prompt": ""}), tmp_path)
     assert not (tmp_path / "config.json").exists()
@@ -91,7 +91,7 @@ def test_parts_of_the_default_are_overridden_and_the_rest_stays():
     assert it.overridden({"figures.0.count": "3"}).figures == (dataclasses.replace(it.used_figures[0], count=3),)
     assert it.overridden({"measures": "[]"}).used_measures == ()
     assert it.overridden({"sampler": "predict"}).used_sampler == Predict()
-    with pytest.raises(UsageError, match=r"unknown field 'sampler\.temprature'; the nearest is 'sampler\.temperature'"):
+    with pytest.raises(UsageError, match=r"unknown field 'sampler\.temprature'; the nearest are 'sampler\.temperature'"):
         it.overridden({"sampler.temprature": "1"})
     assert arch_jax.Experiment.from_json(other.to_json()) == other
 
@@ -116,7 +116,7 @@ def test_generated_rows_do_not_depend_on_their_number():
 
 @pytest.fixture(scope="module")
 def digits():
-    return arch_jax.Images(source="digits", batch=4, resize=16, low=-1.0, high=1.0, validation=8).load()
+    return arch_jax.Images(source="digits", batch=4, resize=16, low=-1.0, high=1.0, validation=0.2).load()
 
 
 def test_images_from_the_prior(digits):
@@ -135,7 +135,7 @@ def test_images_from_the_prior(digits):
 
 
 def test_reconstructions(digits):
-    model = arch_jax.create("autoencoder", resolution=16, widths=(4, 4), latent=3)
+    model = arch_jax.create("autoencoder-convolutional", resolution=16, widths=(4, 4), latent=3)
     task = arch_jax.objective("autoencode", masked=0.5).with_model(model)
     variables = ready(task, digits)
     made = Reconstruct()(task, variables, digits, jax.random.key(0), 3)

@@ -24,7 +24,7 @@ def test_collections_keep_their_structure():
     before = {"batch_stats": {"mean": jnp.zeros(3)}}
     check_collections(before, {}, "it")
     check_collections(before, {"batch_stats": {"mean": jnp.ones(3)}}, "it")
-    with pytest.raises(UsageError, match="updates the collection .counts., which `init` did not make; .*batch_stats"):
+    with pytest.raises(UsageError, match=r"updates the collection .counts., which `init` did not make; .*batch_stats"):
         check_collections(before, {"counts": {}}, "it")
     for other in ({"mean": jnp.ones(4)}, {"mean": jnp.ones(3, jnp.bfloat16)}, {"mean": jnp.ones(3), "more": ONE}, {}):
         with pytest.raises(
