@@ -140,7 +140,7 @@ def pad_prompts(prompt: Any, vocabulary: int | None = None) -> tuple[np.ndarray,
 
 
 def _check_decoder(module: nn.Module, tokens: Any, logits: Any, before: Any, after: Any) -> None:
-    """What decoding relies on: logits of every token, and a state that keeps its structure, shapes and dtypes."""
+    """The contract of decoding: logits of every token, and a state that keeps its structure, shapes and dtypes."""
     name = type(module).__name__
     try:
         chex.assert_shape(logits, (*tokens.shape, module.vocabulary))
