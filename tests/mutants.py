@@ -286,10 +286,10 @@ class Tests:
         mirror = (path.parent if path.stem != "__init__" else path.parent.parent) / name
         if mirror.as_posix() in self.files:
             return [mirror.as_posix()]
-        return [test for test in self.files if Path(test).parent == path.parent]
+        return [test for test in self.files if Path(test).parent == path.parent != Path("tests")]
 
-    def of(self, file: str) -> list[list[str]]:
-        """Lists of tests in the order in which they run."""
+    def of(self, file: str) -> list[str]:
+        """Files and names of tests."""
         direct = self.beside(file)
         importing = [test for test in self.files if test not in direct and file in set(imported(test))]
         contract: list[str] = []
@@ -298,7 +298,7 @@ class Tests:
             for _, name in near[:1]:
                 ids = rf"\[{re.escape(name)}{'' if kind == 'architectures' else '-[0-9]+'}\]$"
                 contract += [test for test in self.contracts if test.startswith(suite) and re.search(ids, test)]
-        return [tests for tests in (direct, contract, importing) if tests]
+        return [*direct, *importing, *contract]
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
@@ -313,34 +313,21 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
 
 def noticed(mutant: Mutant, tests: Tests) -> dict:
     """Which test fails with a mutant in place, in which tier; or that it survives."""
-    path = tests.copy / mutant.file
+    path, chosen = tests.copy / mutant.file, tests.of(mutant.file)
+    if not chosen:
+        return {"tier": "", "test": "survives"}
     text = path.read_text(encoding="utf-8")
     path.write_text(text[: mutant.start] + mutant.after + text[mutant.end :], encoding="utf-8")
-    result = {"tier": "", "test": "survives"}
-    lists = tests.of(mutant.file)
+    command = [sys.executable, "-m", "pytest", "-x", "-rfE", "-n", "0", "-p", "no:cacheprovider"]
     try:
         for tier, mark in (("quick", "not thorough"), ("thorough", "thorough")):
-            for chosen in lists:
-                command = [
-                    sys.executable,
-                    "-m",
-                    "pytest",
-                    "-x",
-                    "-rfE",
-                    "-n",
-                    "0",
-                    "-p",
-                    "no:cacheprovider",
-                    "-m",
-                    mark,
-                ]
-                done = run([*command, "-m", mark, *chosen], tests.copy)
-                if done.returncode < 0:
-                    return result | {"tier": tier, "test": f"no end after {PATIENCE} s: {chosen[0]} ..."}
-                if done.returncode not in (0, 5):  # 5: none of them is of this tier
-                    failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
-                    return result | {"tier": tier, "test": failed[0] if failed else done.stdout[-300:]}
-        return result
+            done = run([*command, "-m", mark, *chosen], tests.copy)
+            if done.returncode < 0:
+                return {"tier": tier, "test": f"no end after {PATIENCE} s"}
+            if done.returncode not in (0, 5):  # 5: none of them is of this tier
+                failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+                return {"tier": tier, "test": failed[0] if failed else done.stdout[-300:]}
+        return {"tier": "", "test": "survives"}
     finally:
         path.write_text(text, encoding="utf-8")
 
