@@ -207,3 +207,9 @@ def config():
         steps_per_dispatch=50,
         ema=0.99,
     )
+
+
+def ablate_width():
+    """The width of the hidden layers."""
+    yield {"model.width": 128}
+    yield {"model.width": 32}

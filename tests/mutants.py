@@ -11,8 +11,8 @@ each part of the package as `DRAWN` says; a part's draw depends on the seed and 
 fault is written into a copy of the repository, where the tests that touch its module run, quick ones first, until one
 fails:
 
-1. those in the place that mirrors the module's (tests/ops/test_norms.py for arch_jax/ops/norms.py; the folder's, where
-   no file has the name), and those that import the module by name;
+1. those in the place that mirrors the module's (tests/ops/test_norms.py for arch_jax/ops/norms.py; all of that folder,
+   where no file has the name), and those that import the module by name;
 2. the contract of an architecture and of a mixer whose code imports the module: those that import least besides.
 
 A fault that no test notices is either equivalent (`EQUIVALENT` says why) or needs a test.
@@ -25,6 +25,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -47,8 +48,8 @@ DRAWN = {
     "interop": 2,
     "rest": 3,
 }
-#: Seconds after which a fault counts as noticed: a loop that does not end.
-PATIENCE = 420
+#: Seconds of processor time after which a fault counts as noticed: a loop that does not end.
+PATIENCE = 400
 #: "file: change" -> why no test can notice it.
 EQUIVALENT: dict[str, str] = {}
 
@@ -279,20 +280,16 @@ class Tests:
         self.contracts = run([*command, *CONTRACTS.values()], copy).stdout.splitlines()
 
     def beside(self, file: str) -> list[str]:
-        """Tests in the mirrored place; where no file has the module's name, all of the nearest folder that has any."""
+        """Tests in the mirrored place; where no file has the module's name, all of that folder."""
         path = Path("tests", *Path(file).parts[1:])
         name = f"test_{path.stem}.py" if path.stem != "__init__" else f"test_{path.parent.name}.py"
         mirror = (path.parent if path.stem != "__init__" else path.parent.parent) / name
         if mirror.as_posix() in self.files:
             return [mirror.as_posix()]
-        for folder in path.parents:
-            here = [test for test in self.files if test.startswith(f"{folder.as_posix()}/")]
-            if here:
-                return here if folder != Path("tests") else []
-        return []
+        return [test for test in self.files if Path(test).parent == path.parent != Path("tests")]
 
-    def of(self, file: str) -> list[list[str]]:
-        """Lists of tests in the order in which they run."""
+    def of(self, file: str) -> list[str]:
+        """Files and names of tests."""
         direct = self.beside(file)
         importing = [test for test in self.files if test not in direct and file in set(imported(test))]
         contract: list[str] = []
@@ -301,48 +298,36 @@ class Tests:
             for _, name in near[:1]:
                 ids = rf"\[{re.escape(name)}{'' if kind == 'architectures' else '-[0-9]+'}\]$"
                 contract += [test for test in self.contracts if test.startswith(suite) and re.search(ids, test)]
-        return [tests for tests in (direct, contract, importing) if tests]
+        return [*direct, *importing, *contract]
 
 
-def run(command: list[str], folder: Path, patience: float = PATIENCE) -> subprocess.CompletedProcess:
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
+    """A process that may take PATIENCE; the system ends it where it takes more."""
     own = {"PYTHONPATH": str(folder), "JAX_PLATFORMS": "cpu", "PYTHONDONTWRITEBYTECODE": "1"}
-    own.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled")))
+    own["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
+    limit = lambda: resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE, PATIENCE))
     return subprocess.run(
-        command, cwd=folder, env=os.environ | own, capture_output=True, text=True, timeout=patience, check=False
+        command, cwd=folder, env=os.environ | own, capture_output=True, text=True, check=False, preexec_fn=limit
     )
 
 
 def noticed(mutant: Mutant, tests: Tests) -> dict:
     """Which test fails with a mutant in place, in which tier; or that it survives."""
-    path = tests.copy / mutant.file
+    path, chosen = tests.copy / mutant.file, tests.of(mutant.file)
+    if not chosen:
+        return {"tier": "", "test": "survives"}
     text = path.read_text(encoding="utf-8")
     path.write_text(text[: mutant.start] + mutant.after + text[mutant.end :], encoding="utf-8")
-    result = {"tier": "", "test": "survives"}
-    lists = tests.of(mutant.file)
+    command = [sys.executable, "-m", "pytest", "-x", "-rfE", "-n", "0", "-p", "no:cacheprovider"]
     try:
         for tier, mark in (("quick", "not thorough"), ("thorough", "thorough")):
-            for chosen in lists:
-                command = [
-                    sys.executable,
-                    "-m",
-                    "pytest",
-                    "-x",
-                    "-rfE",
-                    "-n",
-                    "0",
-                    "-p",
-                    "no:cacheprovider",
-                    "-m",
-                    mark,
-                ]
-                try:
-                    done = run([*command, "-m", mark, *chosen], tests.copy)
-                except subprocess.TimeoutExpired:
-                    return result | {"tier": tier, "test": f"no end after {PATIENCE} s: {chosen[0]} ..."}
-                if done.returncode not in (0, 5):  # 5: none of them is of this tier
-                    failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
-                    return result | {"tier": tier, "test": failed[0] if failed else done.stdout[-300:]}
-        return result
+            done = run([*command, "-m", mark, *chosen], tests.copy)
+            if done.returncode < 0:
+                return {"tier": tier, "test": f"no end after {PATIENCE} s"}
+            if done.returncode not in (0, 5):  # 5: none of them is of this tier
+                failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+                return {"tier": tier, "test": failed[0] if failed else done.stdout[-300:]}
+        return {"tier": "", "test": "survives"}
     finally:
         path.write_text(text, encoding="utf-8")
 

@@ -192,3 +192,19 @@ def test_it_passes_the_contract_suite(name):
     assert result.returncode == 0, result.stdout[-4000:]
     passed = int(re.search(r"(\d+) passed", result.stdout)[1])
     assert passed > 15, result.stdout[-1000:]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("together", ["1", "2"])
+def test_an_own_measure_serves_a_study(together, tmp_path, capsys):
+    """Also where the seeds are trained as one program."""
+    file, (_, settings, _) = str(EXAMPLES / "denoise_points.py"), FILES["denoise_points"]
+    settings = {"steps": 2, "steps_per_dispatch": 2, "log_every": 1} | settings
+    sets = [word for field, value in settings.items() for word in ("--set", f"{field}={value}")]
+    command = ["ablate", file, "--metric", "near_share", "--seeds", "2", "--together", together, "--json"]
+    assert main([*command, "--workdir", str(tmp_path), *sets]) == 0
+    assert "near_share" in capsys.readouterr().out
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("cells/*/result.json")]
+    assert len(results) == 6  # the baseline and two widths
+    for result in results:
+        assert {"near_share", "modes", "loss"} <= result["validation"].keys()

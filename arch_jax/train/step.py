@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -146,8 +145,7 @@ def make_program(experiment: Experiment, axis: str | None = None, record: int | 
       program(state, batches, count, numbers=None) -> (state, metrics as name -> (sums, weights), one entry a step;
       entries from `count` on are 0), with `numbers` as for `make_step`.
     """
-    # Inner jit: traced once, for the shapes and for the loop; once more where the loop's carry has lost a weak type.
-    step = jax.jit(chex.assert_max_traces(make_step(experiment, axis), n=2))
+    step = jax.jit(make_step(experiment, axis))  # inner jit: traced once, for the shapes and for the loop
 
     def program(state: TrainState, batches: Any, count: jax.Array, numbers: Any = None):
         size = jax.tree.leaves(batches)[0].shape[0] if record is None else record

@@ -33,6 +33,7 @@ def compiled(names: list[str]) -> list[dict]:
     return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.slow
 def test_train_steps_compile_for_v5e():
     environment()  # where libtpu is missing, this is skipped here and not in a thread
     wanted = sorted({entry.architecture for entry in registry.models().values()})
