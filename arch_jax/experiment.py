@@ -239,6 +239,8 @@ class Experiment:
         self.used_sampler.check(task, data)
         for measure in self.used_measures:
             measure.check(task, self.used_sampler, data)
+        for figure in self.used_figures:
+            figure.check(task, self.used_sampler, data)
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:

@@ -3,7 +3,10 @@
 Each question has one function here, so that nothing else asks a module for an attribute that it may lack.
 """
 
+from collections.abc import Iterable
 from typing import Any
+
+from arch_jax.errors import UsageError
 
 
 def sequence_limit(module: Any) -> int | None:
@@ -79,3 +82,36 @@ def batch_size(data: Any) -> int | None:
 def point_features(module: Any) -> int | None:
     """Coordinates of the points or vectors that a model makes or takes; None for a model of something else."""
     return getattr(module, "features", None)
+
+
+def require(part: Any, role: str, owner: Any, names: Iterable[str]) -> None:
+    """Refuses a sampler, measure or figure for an objective, model or corpus that lacks what it uses.
+
+    Args:
+      part: the component that needs something.
+      role: "objective", "model" or "data".
+      owner: that object.
+      names: the attributes that must be there, and not None.
+
+    Raises:
+      UsageError: the first that is missing.
+    """
+    for name in names:
+        if getattr(owner, name, None) is None:
+            raise UsageError(
+                f"{type(part).__name__} needs `{name}` of the {role}, which {type(owner).__name__} does not have; "
+                "expected another component, or none"
+            )
+
+
+def require_arrays(part: Any, data: Any, names: Iterable[str]) -> None:
+    """Refuses a component for data whose batches lack an array.
+
+    Raises:
+      UsageError: the first that is missing.
+    """
+    for name in names:
+        if name not in data.shapes:
+            raise UsageError(
+                f"{type(part).__name__} needs {name!r} in the data's batches, which have {', '.join(data.shapes)}"
+            )

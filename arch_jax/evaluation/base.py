@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 
 from arch_jax.errors import UsageError
+from arch_jax.protocols import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +21,18 @@ class Measure:
 
     when: Literal["end", "evaluation"] = "end"
 
+    #: Attributes that it uses, which not every objective or model has.
+    of_objective: ClassVar[tuple[str, ...]] = ()
+    of_model: ClassVar[tuple[str, ...]] = ()
+
     def check(self, task: Any, sampler: Any, data: Any) -> None:
         """Refuses what can't be measured, before the training rather than after it.
 
         Raises:
-          UsageError: a setting, a sampler or data that the measure can't use.
+          UsageError: a setting, an objective, a sampler or data that the measure can't use.
         """
+        require(self, "objective", task, self.of_objective)
+        require(self, "model", task.model, self.of_model)
 
     def __call__(self, task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array) -> dict[str, float]:
         """Measures a model.

@@ -26,6 +26,7 @@ class Translation(Measure):
 
     def check(self, task: Any, sampler: Any, data: Any) -> None:
         """Refuses a sampler that finds no targets, and references without sacrebleu to score them."""
+        super().check(task, sampler, data)
         if not callable(getattr(sampler, "targets", None)):
             raise UsageError(
                 f"the measure 'translation' needs a sampler that finds targets, and it is {type(sampler).__name__}; "

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ class KnownSource(Measure):
         last_loss    nats of each row's last token, the only one masked, whose least expectation is the entropy rate
         last_excess  how far that is above -log P(x_t | x_{t-1}) of the same tokens, as a share
     """
+
+    of_objective: ClassVar[tuple[str, ...]] = ("corrupted", "selection")
 
     def __call__(self, task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array) -> dict[str, float]:
         if data.ideal is None or task.selection != "independent":

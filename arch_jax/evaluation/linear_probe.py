@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -30,6 +30,8 @@ class LinearProbe(Measure):
       images: training images that the probe is fitted on, at most.
       features: the class "token", as in the paper, or the "mean" over the patches.
     """
+
+    of_model: ClassVar[tuple[str, ...]] = ("encode",)
 
     images: int = 10_000
     features: Literal["token", "mean"] = "token"

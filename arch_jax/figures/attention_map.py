@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ class AttentionMap(Figure):
     Attributes:
       count: pairs.
     """
+
+    of_objective: ClassVar[tuple[str, ...]] = ("attends",)
 
     count: int = 4
 

@@ -2,16 +2,34 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
 from arch_jax.errors import UsageError
+from arch_jax.protocols import require, require_arrays
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """Base of all figures; a new one overrides `__call__`."""
+    """Base of all figures; a new one overrides `__call__`, and `check` where a setting can be refused early."""
+
+    #: Attributes that it uses, which not every objective, model or corpus has, and arrays of a batch.
+    of_objective: ClassVar[tuple[str, ...]] = ()
+    of_model: ClassVar[tuple[str, ...]] = ()
+    of_data: ClassVar[tuple[str, ...]] = ()
+    arrays: ClassVar[tuple[str, ...]] = ()
+
+    def check(self, task: Any, sampler: Any, data: Any) -> None:
+        """Refuses what can't be drawn, before the training rather than at its first evaluation.
+
+        Raises:
+          UsageError: an objective, a model or data that lacks what the figure shows.
+        """
+        require(self, "objective", task, self.of_objective)
+        require(self, "model", task.model, self.of_model)
+        require(self, "data", data, self.of_data)
+        require_arrays(self, data, self.arrays)
 
     def __call__(self, task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array) -> dict[str, Any]:
         """Draws a model.

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -15,6 +15,8 @@ from arch_jax.figures.base import Figure
 @dataclasses.dataclass(frozen=True)
 class NodeEmbedding(Figure):
     """The nodes in two dimensions: the principal components of the directions of their logits."""
+
+    arrays: ClassVar[tuple[str, ...]] = ("nodes", "senders", "receivers", "sizes", "labels")
 
     def __call__(self, task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array) -> dict[str, Any]:
         batch = next(iter(data.validation()))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from arch_jax.ops.gaussian_mixture import mixture_log_density, mixture_score
 @dataclasses.dataclass(frozen=True)
 class ScoreField(Figure):
     """The score that a denoising autoencoder implies beside that of the mixture; nothing of other data."""
+
+    of_objective: ClassVar[tuple[str, ...]] = ("noise",)
 
     def __call__(self, task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array) -> dict[str, Any]:
         batch = next(iter(data.validation()))

@@ -1,7 +1,7 @@
 """The latent space of a variational autoencoder: ways between two codes, and the plane of two components."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ class Interpolations(Figure):
     Attributes:
       count: images of each way, at least 2.
     """
+
+    of_model: ClassVar[tuple[str, ...]] = ("latent_shape",)
+    arrays: ClassVar[tuple[str, ...]] = ("images",)
 
     count: int = 12
 
@@ -53,6 +56,9 @@ class LatentMap(Figure):
     Attributes:
       count: quantiles along each of the two.
     """
+
+    of_model: ClassVar[tuple[str, ...]] = ("latent_shape",)
+    arrays: ClassVar[tuple[str, ...]] = ("images",)
 
     count: int = 15
 

@@ -35,7 +35,11 @@ class GeneratedPoints(Figure):
         real = np.asarray(batch.get("x", 0))
         if real.ndim != 2 or real.shape[1] != 2:
             return {}
-        made = sampler(task, variables, data, jax.random.key(0), min(self.count, len(real)))["coordinates"]
+        made = sampler(task, variables, data, jax.random.key(0), min(self.count, len(real))).get("coordinates")
+        if made is None:
+            raise UsageError(
+                f"GeneratedPoints needs a sampler that gives `coordinates`, which {type(sampler).__name__} does not"
+            )
         if "centres" not in batch:
             return {"points": points_figure(real, made)}
         covered, (near, count) = modes(*map(jnp.asarray, (made, batch["centres"], batch["std"])))

@@ -1,7 +1,7 @@
 """Images under the classes that a classifier predicts for them."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -19,6 +19,9 @@ class Predictions(Figure):
     Attributes:
       count: images.
     """
+
+    of_data: ClassVar[tuple[str, ...]] = ("classes",)
+    arrays: ClassVar[tuple[str, ...]] = ("images", "labels")
 
     count: int = 48
 

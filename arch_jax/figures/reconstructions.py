@@ -1,7 +1,7 @@
 """Validation images beside their reconstructions."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -20,6 +20,8 @@ class Reconstructions(Figure):
     Attributes:
       count: images.
     """
+
+    of_objective: ClassVar[tuple[str, ...]] = ("reconstructions",)
 
     count: int = 12
 

@@ -1,7 +1,7 @@
 """Predictions of a regression over their targets."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -19,6 +19,8 @@ class Regression(Figure):
     Attributes:
       count: validation rows.
     """
+
+    arrays: ClassVar[tuple[str, ...]] = ("targets",)
 
     count: int = 500
 

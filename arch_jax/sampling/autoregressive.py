@@ -32,6 +32,9 @@ class Autoregressive(Sampler):
       top_p: only the smallest set of tokens whose probability reaches p is drawn from; None takes all.
     """
 
+    of_model: ClassVar[tuple[str, ...]] = ("initial_state", "vocabulary")
+    of_data: ClassVar[tuple[str, ...]] = ("tokenizer",)
+
     prompt: str = "\n"
     length: int = 400
     temperature: float = 0.8
@@ -47,6 +50,7 @@ class Autoregressive(Sampler):
 
     def check(self, task: Any, data: Any) -> None:
         """Refuses an empty prompt, and one with characters outside the tokenizer's vocabulary."""
+        super().check(task, data)
         self._tokens(data)
 
     def _tokens(self, data: Any) -> Any:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from arch_jax.errors import UsageError
+from arch_jax.protocols import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +20,20 @@ class Sampler:
 
     #: Whether it reads the data, beyond the tokenizer that a run carries with it.
     uses_data: ClassVar[bool] = True
+    #: Attributes that it uses, which not every objective, model or corpus has.
+    of_objective: ClassVar[tuple[str, ...]] = ()
+    of_model: ClassVar[tuple[str, ...]] = ()
+    of_data: ClassVar[tuple[str, ...]] = ()
 
     def check(self, task: Any, data: Any) -> None:
         """Refuses what can't be sampled, before the training rather than after it.
 
         Raises:
-          UsageError: a setting that the model or the data does not allow.
+          UsageError: a setting that the model or the data does not allow, or an attribute that they lack.
         """
+        require(self, "objective", task, self.of_objective)
+        require(self, "model", task.model, self.of_model)
+        require(self, "data", data, self.of_data)
 
     def __call__(self, task: Any, variables: Any, data: Any, key: jax.Array, count: int = 1) -> dict[str, Any]:
         """Draws samples.

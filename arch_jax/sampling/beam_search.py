@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -33,6 +33,8 @@ class BeamSearch(Sampler):
         equation 14).
       longest: tokens written at most, as a multiple of the longest target of the batch (of the source, for a prompt).
     """
+
+    of_data: ClassVar[tuple[str, ...]] = ("start", "stop")
 
     prompt: str | None = None
     beams: int = 4

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,13 @@ class FillMask(Sampler):
       prompt: text with [MASK] in it; None takes validation rows under the objective's own corruption.
     """
 
+    of_objective: ClassVar[tuple[str, ...]] = ("corrupted",)
+
     prompt: str | None = None
 
     def check(self, task: Any, data: Any) -> None:
         """Refuses a prompt without [MASK], or for data without a tokenizer."""
+        super().check(task, data)
         if self.prompt is not None:
             self._encoded(task, data)
 

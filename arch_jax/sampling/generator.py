@@ -16,6 +16,8 @@ from arch_jax.sampling.base import Sampler, check_count, keys_by_row
 class Generator(Sampler):
     """Examples that a generator makes of standard normal latents (Goodfellow et al. 2014, 1406.2661, section 3)."""
 
+    of_model: ClassVar[tuple[str, ...]] = ("generator",)
+
     uses_data: ClassVar[bool] = False
 
     def __call__(self, task: Any, variables: Any, data: Any, key: jax.Array, count: int = 1) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Images from the prior of a latent-variable model."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ class LatentPrior(Sampler):
     Attributes:
       temperature: standard deviation of the codes; 1 is the prior.
     """
+
+    of_model: ClassVar[tuple[str, ...]] = ("latent_shape",)
 
     temperature: float = 1.0
 

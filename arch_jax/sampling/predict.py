@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.sampling.base import Sampler, check_count
 
@@ -18,10 +19,17 @@ class Predict(Sampler):
     def __call__(self, task: Any, variables: Any, data: Any, key: jax.Array, count: int = 1) -> dict[str, Any]:
         """{"predictions": a line for each example, "outputs": "count outputs"}; fewer where the data has fewer."""
         check_count(count)
+        if not {"labels", "targets"} & data.shapes.keys():
+            raise UsageError(
+                f"the data has neither labels nor targets to predict, but {', '.join(data.shapes)}; expected another "
+                "sampler, such as one that the objective names in its property `sampler`"
+            )
         outputs, truths = [], []
         for batch in data.validation():
-            counted = np.flatnonzero(np.asarray(batch["weights"]).reshape(len(batch["weights"]), -1).any(axis=1))
-            found = np.asarray(task.outputs(variables, *task.arguments(batch)))[counted]
+            found = np.asarray(task.outputs(variables, *task.arguments(batch)))
+            weights = np.asarray(batch["weights"] if "weights" in batch else np.ones(len(found)))
+            counted = np.flatnonzero(weights.reshape(len(weights), -1).any(axis=1))
+            found = found[counted]
             truth = np.asarray(batch["labels" if "labels" in batch else "targets"])[counted]
             outputs.extend(found)
             truths.extend(truth)

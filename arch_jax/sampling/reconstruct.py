@@ -1,7 +1,7 @@
 """Reconstructions of validation examples by an autoencoder."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -15,6 +15,8 @@ from arch_jax.sampling.base import Sampler, check_count
 @dataclasses.dataclass(frozen=True)
 class Reconstruct(Sampler):
     """The first validation examples and what the model makes of them."""
+
+    of_objective: ClassVar[tuple[str, ...]] = ("reconstructions",)
 
     def __call__(self, task: Any, variables: Any, data: Any, key: jax.Array, count: int = 1) -> dict[str, Any]:
         """One array a stage ("images", "reconstruction" ...), and of images the figure "reconstructions"."""

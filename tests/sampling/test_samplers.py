@@ -82,6 +82,35 @@ def test_an_experiment_checks_its_sampler_before_training(text, tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"sampler": "beam_search"}, "BeamSearch needs `start` of the data, which DrawnCorpus does not have"),
+        (
+            {"sampler": "reconstruct"},
+            "Reconstruct needs `reconstructions` of the objective, which NextToken does not have",
+        ),
+        ({"sampler": "generator"}, "Generator needs `generator` of the model, which Decoder does not have"),
+        ({"figures": '["predictions"]'}, "Predictions needs `classes` of the data, which DrawnCorpus does not have"),
+        ({"figures": '["regression"]', "sampler": "predict"}, None),
+        ({"figures": '["latent_map"]'}, "LatentMap needs `latent_shape` of the model"),
+        ({"figures": '["node_embedding"]'}, "NodeEmbedding needs 'nodes' in the data's batches, which have tokens"),
+        ({"measures": '["translation"]'}, "the measure 'translation' needs a sampler that finds targets"),
+        ({"measures": '["known_source"]'}, "KnownSource needs `corrupted` of the objective"),
+    ],
+)
+def test_a_component_that_does_not_suit_the_run_is_refused_before_training(text, change, sentence):
+    task, corpus, _ = text
+    data = arch_jax.Repeats(symbols=8, stretch=4, batch=2, validation=4)
+    it = arch_jax.Experiment(task.model, arch_jax.objective("next_token", prompt="!"), data, steps=1).overridden(change)
+    if sentence is None:
+        it.check(corpus)  # targets are there; they are tokens
+        return
+    with pytest.raises(UsageError) as caught:
+        it.check(corpus)
+    assert str(caught.value).startswith(sentence)
+
+
 def test_parts_of_the_default_are_overridden_and_the_rest_stays():
     it = arch_jax.Experiment(arch_jax.create("gpt"), arch_jax.objective("next_token", prompt="abc"), arch_jax.Text())
     assert it.sampler is None
