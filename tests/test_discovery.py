@@ -71,8 +71,9 @@ def test_every_part_and_experiment_comes_back_in_a_fresh_process(tmp_path):
     for name, cls in fields.components().items():
         if cls in found or not cls.__module__.startswith("arch_jax."):
             continue
+        given = {"model": "gpt2", "source": "runs/gpt-1"}
         needed = [f.name for f in fields.settings(cls) if fields.required(f)]
-        found[cls] = fields.build(cls, {"model": "gpt2"} if needed == ["model"] else {})
+        found[cls] = fields.build(cls, {name: given[name] for name in needed})
         assert name
     path = tmp_path / "stored.json"
     path.write_text(
