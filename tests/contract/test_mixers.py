@@ -19,6 +19,7 @@ from arch_jax.layers.mixers.contract import adapted
 
 import_components()
 import_asked_for()
+pytestmark = pytest.mark.usefixtures("drawn_quickly")
 
 BATCH, TIME, WIDTH = 2, 9, 8
 
@@ -124,10 +125,12 @@ CASES = [(name, change) for name in fields.components("mixer") for change in VAR
 every_mixer = pytest.mark.parametrize(("name", "change"), CASES, ids=[f"{n}-{i}" for i, (n, _) in enumerate(CASES)])
 
 #: Rows of segment ids: packed documents, padding in the middle and at the end, an id that comes again.
-PACKED = np.array([[1, 1, 1, 2, 2, 2, 2, 3, 3], [4, 4, 0, 0, 4, 7, 4, 0, 0]], np.int32)
+PACKED = np.array([[1, 1, 1, 2, 2, 2, 2, 2, 3], [4, 4, 0, 0, 4, 7, 4, 0, 0]], np.int32)
 #: Few lengths, since each is compiled on its own: one token, and more than one chunk of the forms that have chunks.
 CHUNKS = [[1] * 9, [1, 1, 1, 1, 5], [5, 1, 1, 1, 1]]
 MORE_CHUNKS = [[9], [4, 5], [1, 4, 4]]
+#: Tokens that a causal mixer, too, reads with nothing behind them: one of the runs of PACKED's first row.
+ALONE = 5
 
 
 class Case:
@@ -163,16 +166,16 @@ class Case:
         """`_program` with the segment ids PACKED."""
         return jax.device_get(self.program(self.variables, self.x, PACKED))
 
-    def alone(self, *rows):
-        """The outputs of sequences shorter than TIME, up to BATCH of equal or different length, each by itself."""
-        if not self.causal:
-            return [np.asarray(self.apply(self.variables, row[None])[0])[0] for row in rows]
-        # What stands behind has no influence, as test_future_has_no_influence holds: no length is compiled anew.
-        x = self.x.copy()
-        for filled, row in zip(x, rows, strict=False):
-            filled[: len(row)] = row
-        y = jax.device_get(self.program(self.variables, x, None))["y"]
-        return [y[i, : len(row)] for i, row in enumerate(rows)]
+    def alone(self, row):
+        """The outputs of a sequence shorter than TIME, by itself.
+
+        If causal, only one of ALONE tokens has a program of its own length. Behind another stand tokens, which have no
+        influence, as test_future_has_no_influence holds.
+        """
+        if not self.causal or len(row) == ALONE:
+            return np.asarray(self.apply(self.variables, row[None])[0])[0]
+        x = np.concatenate([row, self.x[0, len(row) :]])
+        return jax.device_get(self.program(self.variables, np.stack([x] * BATCH), None))["y"][0, : len(row)]
 
     def step(self, x, ids, state):
         return jax.device_get(self.apply(self.variables, x, ids, state))
@@ -215,6 +218,13 @@ def test_no_state_in_none_out(name, change):
     it = case(name, change)
     assert it.plain["state"] is None
     chex.assert_shape(it.plain["y"], (BATCH, TIME, WIDTH))
+
+
+@pytest.mark.parametrize("kind", ["mixer", "feed_forward"])
+def test_outputs_are_scaled_only_where_a_decoder_asks(kind):
+    found = {name: cls for name, cls in fields.components(kind).items() if hasattr(cls, "residual_scale")}
+    assert found
+    assert {name: cls.residual_scale for name, cls in found.items() if cls.residual_scale != 1} == {}
 
 
 @every_mixer
@@ -270,10 +280,9 @@ def test_more_chunks_give_the_whole(name, change):
 def test_packed_segments_do_not_see_each_other(name, change):
     """Each run of a packed row gives what it gives alone, and its Jacobian across runs is exactly 0."""
     it = case(name, change)
-    runs = [slice(0, 3), slice(3, 7), slice(7, 9)]
-    found = it.alone(*(it.x[0, run] for run in runs[:2])) + it.alone(it.x[0, runs[2]])
-    for run, alone in zip(runs, found, strict=True):
-        chex.assert_trees_all_close(it.packed["y"][0, run], alone, atol=3e-6, rtol=1e-5)
+    runs = [slice(0, 3), slice(3, 8), slice(8, 9)]
+    for run in runs:
+        chex.assert_trees_all_close(it.packed["y"][0, run], it.alone(it.x[0, run]), atol=3e-6, rtol=1e-5)
     influence = np.abs(it.packed["jacobian"]).sum(axis=(2, 5))[0, :, 0]
     other = PACKED[0][:, None] != PACKED[0][None, :]
     assert np.all(influence[other] == 0)
@@ -305,7 +314,7 @@ def test_prompts_of_different_lengths(name, change):
     for t in (5, 6):
         y, state = it.step(it.x[:, t : t + 1], None, state)
         found.append(y)
-    expected = it.alone(*(np.concatenate([row[:n], row[5:7]]) for row, n in zip(it.x, lengths, strict=True)))
+    expected = [it.alone(np.concatenate([row[:n], row[5:7]])) for row, n in zip(it.x, lengths, strict=True)]
     for row, length in enumerate(lengths):
         both = np.concatenate([y[row] for y in found])
         chex.assert_trees_all_close(both, expected[row][length:], atol=3e-6, rtol=1e-5)
