@@ -50,10 +50,11 @@ class ModelFacts:
     difference: float | None
     reproduces: str
 
-    def mentions(self, word: str) -> bool:
-        """True if a word occurs in the name, family, paper, authors or reference, in any case."""
+    def mentions(self, word: str, whole: bool = False) -> bool:
+        """True if name, family, paper, authors or reference have a word, in any case; if `whole`, not within another."""
         texts = (self.name, self.family, self.paper, self.authors, self.arxiv or "", self.reference)
-        return any(word.casefold() in text.casefold() for text in texts)
+        edge = r"\b" if whole else ""
+        return any(re.search(f"{edge}{re.escape(word)}{edge}", text, re.IGNORECASE) for text in texts)
 
 
 def stored() -> list[ModelFacts]:
@@ -102,7 +103,7 @@ def write_catalogue(entries: Mapping[str, "Entry"]) -> None:
 def select(
     rows: Iterable[ModelFacts], words: Sequence[str] = (), family: str | None = None, parameters: str | None = None
 ) -> list[ModelFacts]:
-    """The rows of a family and a range of sizes that mention all of some words.
+    """The rows of a family and a range of sizes that mention all of some words; first those that do as whole words.
 
     Args:
       rows: to select from.
@@ -116,11 +117,12 @@ def select(
     rows = list(rows)
     families = sorted({facts_of.family for facts_of in rows})
     if family is not None and family not in families:
-        raise unknown("family", family, families)
+        raise UsageError(f"{unknown('family', family, families)}; families are {', '.join(families)}")
     least, most = (0, float("inf")) if parameters is None else _range(parameters)
     for word in words:
         if not any(facts_of.mentions(word) for facts_of in rows):
-            raise unknown("model", word, [facts_of.name for facts_of in rows])
+            sizes = "; sizes are asked for by --parameters, such as --parameters 100M:1B" if word[:1].isdigit() else ""
+            raise UsageError(f"{unknown('model', word, [facts_of.name for facts_of in rows])}{sizes}")
     found = [
         facts_of
         for facts_of in rows
@@ -133,7 +135,8 @@ def select(
         asked += [f"family {family!r}"] if family else []
         asked += [f"parameters {parameters}"] if parameters else []
         raise UsageError(f"no model has {' and '.join(asked)} together; leave one of them out")
-    return found
+    # Whole words first: "graph" is a part of "photograph", too.
+    return sorted(found, key=lambda facts_of: -sum(facts_of.mentions(word, whole=True) for word in words))
 
 
 def _range(text: str) -> tuple[float, float]:

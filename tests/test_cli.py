@@ -261,7 +261,7 @@ def test_stop_after_and_going_on(says, tiny, run, tmp_path):
     """The second call needs no more than the folder, which knows the experiment and its settings."""
     arguments = [*tiny(tmp_path / "run"), "--seed", "0"]
     out = says(*arguments, "--stop-after", 3)
-    assert out == f"stopped after step 3 of 4; go on with: arch-jax train --workdir {tmp_path / 'run'}\n"
+    assert out == f"stopped after step 3 of 4; resume with: arch-jax train --workdir {tmp_path / 'run'}\n"
     out = says("train", "--workdir", str(tmp_path / "run"))
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
     assert "validation loss " in out

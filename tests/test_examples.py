@@ -163,7 +163,7 @@ def test_wrong_settings_of_an_own_sampler(trained):
     with pytest.raises(UsageError, match="steps is 0; expected 1 to 100"):
         run.sample(0, 1, {"steps": "0"})
     with pytest.raises(
-        UsageError, match="'stepps' is no setting of this run's sampler 'ancestral_points'; the nearest is 'steps'"
+        UsageError, match="'stepps' is not a setting of this run's sampler 'ancestral_points'; the nearest is 'steps'"
     ):
         run.sample(0, 1, {"stepps": "5"})
 

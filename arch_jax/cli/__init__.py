@@ -312,7 +312,7 @@ def _train_here(options: argparse.Namespace) -> None:
     if not outcome.finished:
         again = ["arch-jax", "train", "--workdir", str(outcome.path)]
         again += [word for file in own for word in ("--import", file)]
-        print(f"stopped after step {outcome.step} of {experiment.steps}; go on with: {shlex.join(again)}")
+        print(f"stopped after step {outcome.step} of {experiment.steps}; resume with: {shlex.join(again)}")
         return
     texts = [path for path in outcome.shown if path.suffix == ".txt"]
     for path in texts:
@@ -352,7 +352,7 @@ def _sample(options: argparse.Namespace) -> None:
     for path, value in changes_of(options).items():
         owner, _, name = path.partition(".")
         if owner != "sampler" or not name:
-            raise UsageError(f"--set {path} is no setting of a sampler; expected such as sampler.temperature=0.5")
+            raise UsageError(f"--set {path} is not a setting of a sampler; expected such as sampler.temperature=0.5")
         if settings.setdefault(name, value) != value:
             raise UsageError(f"sampler.{name} is set twice, to {settings[name]!r} and {value!r}; expected one value")
     made = run.sample(options.seed, options.count, settings)

@@ -79,7 +79,7 @@ class Progress:
         elif time.perf_counter() - self._spoke > self.every:
             self._spoke = time.perf_counter()
             left = (self.total - step) * self.per_step / self.rate if self.rate else float("inf")
-            pace = f"{_short(self.rate)} {self.unit}/s  {left:.0f} s left" if self.rate else "the pace is not known yet"
+            pace = f"{_short(self.rate)} {self.unit}/s  {left:.0f} s left" if self.rate else "estimating the speed"
             self.say(f"step {step}/{self.total}  loss {shown}  {pace}")
 
     def say(self, sentence: str) -> None:

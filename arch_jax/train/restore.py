@@ -120,7 +120,7 @@ class Run:
             if name.partition(".")[0] not in valid:
                 kind = fields.to_json(sampler)["module"]
                 raise UsageError(
-                    f"{name!r} is no setting of this run's sampler {kind!r}"
+                    f"{name!r} is not a setting of this run's sampler {kind!r}"
                     + (nearest(name, valid) if valid else ", which has none; expected --count and --seed only")
                 )
         sampler = fields.override(sampler, settings, "sampler.")

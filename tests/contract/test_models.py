@@ -36,6 +36,7 @@ ENTRIES = dict(registry.models())
 STORED = {facts.name: facts.parameters for facts in catalogue.stored()}
 ARCHITECTURES = {entry.architecture: entry for entry in reversed(ENTRIES.values())}
 SCRIPT = Path(__file__).with_name("on_two_devices.py")
+pytestmark = pytest.mark.usefixtures("drawn_quickly")
 every_name = pytest.mark.parametrize("name", ENTRIES)
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 

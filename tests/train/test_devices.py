@@ -352,7 +352,7 @@ def test_processes_that_are_stopped_and_killed_go_on_bit_for_bit(tmp_path):
     ended = [finish(one) for one in processes]
     assert [code for code, _, _ in ended] == [0, 0], ended
     step = saved(run)["step"]
-    assert ended[0][1].startswith(f"stopped after step {step} of 60; go on with: arch-jax train --workdir {run}")
+    assert ended[0][1].startswith(f"stopped after step {step} of 60; resume with: arch-jax train --workdir {run}")
     assert 4 <= step < 20
 
     for killed in (1, 0):

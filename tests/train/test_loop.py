@@ -577,10 +577,10 @@ def test_sigterm_saves_and_says_how_to_go_on(file, numbers, tmp_path):
     steps = Checkpoints(tmp_path / "a run" / "checkpoints").steps()
     assert len(steps) == 1
     assert 10 <= steps[0] < 400
-    assert out.startswith(f"stopped after step {steps[0]} of 400; go on with: arch-jax train ")
+    assert out.startswith(f"stopped after step {steps[0]} of 400; resume with: arch-jax train ")
     assert len(out.splitlines()) == 1
     # The folder knows experiment, seed and settings; the parts that are a person's own come from their file.
-    told = shlex.split(out.split("go on with: ")[1])
+    told = shlex.split(out.split("resume with: ")[1])
     assert told == ["arch-jax", "train", "--workdir", str(tmp_path / "a run"), "--import", str(file)]
     it = numbers.overridden(dict(setting.split("=") for setting in settings) | {"seed": 3})
     assert_same_run(train(it, tmp_path / "a run"), train(it, tmp_path / "whole"))

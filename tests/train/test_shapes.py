@@ -123,7 +123,7 @@ def test_samples(whole, capsys, tmp_path):
     numbers = [line.split() for line in capsys.readouterr().out.splitlines() if not line.startswith("---")]
     assert [len(row) for row in numbers] == [2, 2, 2]
     assert main(["sample", str(whole("points").path), "--prompt", "x"]) == 2
-    assert "'prompt' is no setting of this run's sampler 'generator', which has none" in capsys.readouterr().err
+    assert "'prompt' is not a setting of this run's sampler 'generator', which has none" in capsys.readouterr().err
     assert main(["sample", str(whole("batch norm").path), "--count", "4", "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     outputs = np.load(tmp_path / "seed_0_outputs.npy")
