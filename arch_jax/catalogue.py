@@ -51,7 +51,7 @@ class ModelFacts:
     reproduces: str
 
     def mentions(self, word: str, whole: bool = False) -> bool:
-        """True if name, family, paper, authors or reference have a word, in any case; if `whole`, not within another."""
+        """True if name, family, paper, authors or reference have a word, in any case; if `whole`, as a word alone."""
         texts = (self.name, self.family, self.paper, self.authors, self.arxiv or "", self.reference)
         edge = r"\b" if whole else ""
         return any(re.search(f"{edge}{re.escape(word)}{edge}", text, re.IGNORECASE) for text in texts)

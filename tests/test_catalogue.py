@@ -74,5 +74,5 @@ def test_a_family_without_models_is_not_offered():
     families = {row.family for row in catalogue.stored()}
     with pytest.raises(UsageError) as caught:
         catalogue.list_models(family="none such")
-    offered = str(caught.value).split("valid are ")[1]
+    offered = str(caught.value).split("families are ")[1]
     assert {name.strip("'") for name in offered.split(", ")} == families

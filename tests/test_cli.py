@@ -491,7 +491,7 @@ def test_describe(says):
     assert facts["parameters"] == sum(layer["count"] for layer in facts["layers"])
     assert facts["parameters_published"] is None
     settings = {field["name"]: field for field in facts["hyperparameters"]}
-    assert settings["depth"] == {"name": "depth", "value": 2, "meaning": "how many blocks."}
+    assert settings["depth"] == {"name": "depth", "value": 2, "meaning": "number of blocks."}
     assert settings["mixer.heads"]["value"] == 4
     assert facts["flops"] > 0
     out = says("describe", "gpt2")
