@@ -108,7 +108,7 @@ REFUSED = {
     ),
     "groups": ({"norm_num_groups": 3}, "groups is 3; expected multiples of the groups"),
     "units": ({"layers_per_block": 10**9}, "layers_per_block is 1000000000; expected at most 64"),
-    "side": ({"sample_size": 9}, "picture is 9, which 1 convolutions can't halve"),
+    "side": ({"sample_size": 9}, "resolution is 9, which 1 convolutions can't halve"),
     "scale": ({"scaling_factor": 0}, "scaling_factor is 0; expected a number above 0"),
     "other sizes": ({"latent_channels": 7}, "has shape .*; expected"),
     "the largest size": ({"latent_channels": 2**31 - 1}, "has shape .*; expected"),

@@ -168,7 +168,7 @@ def test_codes_may_follow_by_moving_averages():
         ({"groups": 4}, r"widths is \(4, 6\) and groups is 4; expected multiples of the groups"),
         ({"widths": ()}, r"widths is \(\) and groups is 2"),
         ({"attention": (2,)}, r"attention is \(2,\); expected levels from 0 to 1"),
-        ({"resolution": 9}, "picture is 9, which 1 convolutions can't halve; expected a multiple of 2, such as 8"),
+        ({"resolution": 9}, "resolution is 9, which 1 convolutions can't halve; expected a multiple of 2, such as 8"),
         ({"units": 0}, "units is 0; expected at least 1"),
         ({"scale": 0.0}, "scale is 0.0; expected a number above 0"),
     ],

@@ -249,9 +249,9 @@ def test_the_codebook_moves_in_training_only_and_the_encoder_has_a_gradient():
     [
         (
             {"resolution": 10, "widths": (4, 6)},
-            "picture is 10, which 2 convolutions can't halve; expected a multiple of 4",
+            "resolution is 10, which 2 convolutions can't halve; expected a multiple of 4",
         ),
-        ({"resolution": 0}, "picture is 0"),
+        ({"resolution": 0}, "resolution is 0"),
     ],
 )
 def test_what_is_refused(settings, message):

@@ -84,7 +84,7 @@ def test_wrong_pictures_are_marked():
     wrong = [axes for axes in figure.axes if "(is " in axes.get_title()]
     assert wrong
     assert all(axes.title.get_color() == "red" for axes in wrong)
-    assert "are taken for something else" in figure.get_suptitle()
+    assert "are misclassified" in figure.get_suptitle()
 
 
 def test_data_that_does_not_fit_is_refused():
@@ -94,7 +94,7 @@ def test_data_that_does_not_fit_is_refused():
         arch_jax.UsageError, match=r"model.classes is 5, but the labels go up to 9; set model.classes=10"
     ):
         task(arch_jax.create("lenet5", classes=5)).check(arch_jax.Images(source="digits", resize=32).load())
-    with pytest.raises(arch_jax.UsageError, match="takes labelled pictures, and the data has x"):
+    with pytest.raises(arch_jax.UsageError, match="takes labelled images, and the data has x"):
         task().check(arch_jax.Ring().load())
 
 

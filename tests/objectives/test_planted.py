@@ -80,7 +80,7 @@ def test_what_is_drawn_of_points_in_the_plane():
     ("model", "settings", "message"),
     [
         (VectorAutoencoder(features=3), {}, r"the vectors have the shape 2, and .* set model\.features=2"),
-        (Autoencoder(), {}, "the model takes pictures, and the data has x; expected images"),
+        (Autoencoder(), {}, "the model takes images, and the data has x; expected images"),
         (VectorAutoencoder(), {"likelihood": "bernoulli"}, "likelihood is 'bernoulli'"),
     ],
 )

@@ -185,7 +185,7 @@ def test_the_data_folder_is_the_environments_or_the_users_cache(tmp_path, monkey
     assert sources.data_directory() == tmp_path / "here"
     assert directories.writable_directory() == tmp_path / "here"  # to be made where it does not exist
     monkeypatch.setenv("ARCH_JAX_DATA", "")
-    assert sources.data_directory() == directories._user_cache()
+    assert sources.data_directory() == directories.user_cache()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ARCH_JAX_DATA", str(tmp_path / "file"))
     with pytest.raises(UsageError, match=r"ARCH_JAX_DATA is .*file', which is a file; expected a folder"):
@@ -196,11 +196,11 @@ def test_a_read_only_data_folder_is_read_and_the_cache_written(empty_folder, tmp
     (empty_folder / "there").mkdir(parents=True)
     empty_folder.chmod(0o555)
     try:
-        assert directories.writable_directory() == directories._user_cache() != empty_folder
+        assert directories.writable_directory() == directories.user_cache() != empty_folder
         assert directories.find("there") == empty_folder / "there"
         assert directories.find("missing") is None
         directories.write_atomically(directories.writable_directory() / "made", b"x")
-        assert directories.find("made") == directories._user_cache() / "made"
+        assert directories.find("made") == directories.user_cache() / "made"
     finally:
         empty_folder.chmod(0o755)
 
@@ -219,7 +219,7 @@ def test_pysource_prepares_into_the_cache_where_the_data_folder_is_read_only(
     try:
         assert sources.documents("pysource").texts == ("x = 1\n", "x = 3\n")
         assert not any(empty_folder.iterdir())
-        assert [*directories._user_cache().glob("tensorflow_datasets/python_source/*/1.0.0/dataset_info.json")]
+        assert [*directories.user_cache().glob("tensorflow_datasets/python_source/*/1.0.0/dataset_info.json")]
     finally:
         empty_folder.chmod(0o755)
 

@@ -231,7 +231,7 @@ def test_a_stop_is_saved_and_gone_on_with(toy, tmp_path):
         whole = study.run(wanted)
     real = cells_module.Within
 
-    def stopping(corpus, compiled, progress):
+    def stopping(corpus, compiled, progress, sources=None):
         seen = progress.update
 
         def update(step, loss):
