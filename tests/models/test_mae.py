@@ -121,7 +121,9 @@ def test_the_encoder_becomes_a_classifier(scan):
 
 
 def test_what_is_refused():
-    with pytest.raises(UsageError, match="resolution is 18 and patch is 4; expected a multiple of the patch, such as 16"):
+    with pytest.raises(
+        UsageError, match="resolution is 18 and patch is 4; expected a multiple of the patch, such as 16"
+    ):
         MAE(**SETTINGS | {"resolution": 18})
     with pytest.raises(UsageError, match=r"masking_ratio is 0\.99 of 16 patches; expected a fraction that masks some"):
         MAE(**SETTINGS, masking_ratio=0.99)

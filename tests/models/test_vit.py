@@ -78,7 +78,9 @@ def test_positions_at_another_resolution():
 
 
 def test_what_is_refused():
-    with pytest.raises(UsageError, match="resolution is 18 and patch is 4; expected a multiple of the patch, such as 16"):
+    with pytest.raises(
+        UsageError, match="resolution is 18 and patch is 4; expected a multiple of the patch, such as 16"
+    ):
         ViT(**SETTINGS | {"resolution": 18})
     with pytest.raises(UsageError, match="18 x 16 pixels, which patches of 4 don't divide"):
         ViT(**SETTINGS).check((18, 16, 3))
