@@ -13,7 +13,7 @@ from arch_jax.figures.base import Figure
 from arch_jax.figures.points import GeneratedPoints
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair, Player
 from arch_jax.protocols import point_features
-from arch_jax.sampling.generator import Generator
+from arch_jax.sampling.generator import GeneratorSampler
 
 
 @component("adversarial", kind="objective")
@@ -43,9 +43,9 @@ class Adversarial(ObjectiveBase):
             raise UsageError(f"discriminator_steps is {self.discriminator_steps}; expected at least 1")
 
     @property
-    def sampler(self) -> Generator:
+    def sampler(self) -> GeneratorSampler:
         """Generated examples."""
-        return Generator()
+        return GeneratorSampler()
 
     @property
     def figures(self) -> tuple[Figure, ...]:

@@ -13,7 +13,7 @@ from arch_jax.sampling.base import Sampler, check_count, keys_by_row
 
 @component("generator", kind="sampler")
 @dataclasses.dataclass(frozen=True)
-class Generator(Sampler):
+class GeneratorSampler(Sampler):
     """Examples that a generator makes of standard normal latents (Goodfellow et al. 2014, 1406.2661, section 3)."""
 
     of_model: ClassVar[tuple[str, ...]] = ("generator",)

@@ -136,7 +136,8 @@ def draw_losses(path: Path, title: str) -> Path:
         axes.plot(*points.T, color=f"C{i}", alpha=0.3, linewidth=0.8)
         width = max(1, len(points) // 50)
         mean = np.convolve(points[:, 1], np.ones(width) / width, mode="valid")
-        axes.plot(points[width - 1 :, 0], mean, color=f"C{i}", label=f"training {name}, mean of {width}")
+        label = f"training {name}" + (f", mean of {width} steps" if width > 1 else "")
+        axes.plot(points[width - 1 :, 0], mean, color=f"C{i}", label=label)
     checks = [(line["step"], line["validation/loss"]) for line in lines if line.get("validation/loss") is not None]
     if checks:
         axes.plot(*zip(*checks), "o-", color="C3", markersize=4, label=f"validation loss (last {checks[-1][1]:.4f})")
@@ -170,6 +171,10 @@ def save_shown(folder: Path, prefix: str, shown: Mapping[str, Any]) -> list[Path
     return written
 
 
+#: Pixels between the frames of a film.
+_GAP = 24
+
+
 def draw_films(path: Path, most: int = 6) -> list[Path]:
     """Writes the samples over the training side by side: `film_NAME.png`, of figures that were drawn more than once.
 
@@ -191,12 +196,13 @@ def draw_films(path: Path, most: int = 6) -> list[Path]:
         figures = [Image.open(file).convert("RGB") for file in chosen]
         height = 320
         figures = [f.resize((round(f.width * height / f.height), height)) for f in figures]
-        film = Image.new("RGB", (sum(f.width for f in figures), height + 20), "white")
+        film = Image.new("RGB", (sum(f.width + _GAP for f in figures) - _GAP, height + 20), "white")
         draw, left = ImageDraw.Draw(film), 0
         for file, figure in zip(chosen, figures):
             draw.text((left + 8, 4), f"step {int(file.stem.split('_')[1]):,}", fill="black")
             film.paste(figure, (left, 20))
-            left += figure.width
+            left += figure.width + _GAP
+            draw.line((left - _GAP // 2, 0, left - _GAP // 2, film.height), fill="grey")
         buffer = io.BytesIO()
         film.save(buffer, format="png")
         write(path / f"film_{name}.png", buffer.getvalue())

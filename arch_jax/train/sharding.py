@@ -17,15 +17,17 @@ from arch_jax.train.checkpointing.checksums import leaf_paths
 from arch_jax.train.state import TrainState
 
 #: A regular expression on paths, and the axis for each dimension, counted from the right.
-Pattern = tuple[str, tuple[str | None, ...]]
+ShardingPattern = tuple[str, tuple[str | None, ...]]
 
 
-def patterns(model: Any) -> tuple[Pattern, ...]:
+def patterns(model: Any) -> tuple[ShardingPattern, ...]:
     """The patterns that a model's class declares; empty for most."""
     return getattr(type(model), "shardings", ())
 
 
-def partition(path: str, shape: Sequence[int], patterns: Sequence[Pattern], sizes: Mapping[str, int]) -> PartitionSpec:
+def partition(
+    path: str, shape: Sequence[int], patterns: Sequence[ShardingPattern], sizes: Mapping[str, int]
+) -> PartitionSpec:
     """The axes over which one parameter is cut.
 
     Args:
@@ -51,7 +53,7 @@ def partition(path: str, shape: Sequence[int], patterns: Sequence[Pattern], size
     return PartitionSpec(*axes)
 
 
-def state_shardings(state: TrainState, mesh: Mesh, patterns: Sequence[Pattern]) -> TrainState:
+def state_shardings(state: TrainState, mesh: Mesh, patterns: Sequence[ShardingPattern]) -> TrainState:
     """A sharding for each leaf of a state.
 
     What mirrors a parameter (moments of the optimizer, the moving average) is cut as that is: its path ends with the

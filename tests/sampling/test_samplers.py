@@ -15,7 +15,7 @@ from arch_jax.fields import components, from_json, to_json
 from arch_jax.sampling.autoregressive import Autoregressive
 from arch_jax.sampling.beam_search import BeamSearch
 from arch_jax.sampling.fill_mask import FillMask
-from arch_jax.sampling.generator import Generator
+from arch_jax.sampling.generator import GeneratorSampler
 from arch_jax.sampling.latent_prior import LatentPrior
 from arch_jax.sampling.predict import Predict
 from arch_jax.sampling.reconstruct import Reconstruct
@@ -90,7 +90,7 @@ def test_an_experiment_checks_its_sampler_before_training(text, tmp_path):
             {"sampler": "reconstruct"},
             "Reconstruct needs `reconstructions` of the objective, which NextToken does not have",
         ),
-        ({"sampler": "generator"}, "Generator needs `generator` of the model, which Decoder does not have"),
+        ({"sampler": "generator"}, "GeneratorSampler needs `generator` of the model, which Decoder does not have"),
         ({"figures": '["predictions"]'}, "Predictions needs `classes` of the data, which DrawnCorpus does not have"),
         ({"figures": '["regression"]', "sampler": "predict"}, None),
         ({"figures": '["latent_map"]'}, "LatentMap needs `latent_shape` of the model"),
@@ -136,7 +136,7 @@ def test_generated_rows_do_not_depend_on_their_number():
         arch_jax.create("gan", **{"generator.hidden": (8,), "discriminator.hidden": (8,)})
     )
     variables = ready(task, data)
-    few, many = (Generator()(task, variables, data, jax.random.key(3), n) for n in (2, 5))
+    few, many = (GeneratorSampler()(task, variables, data, jax.random.key(3), n) for n in (2, 5))
     np.testing.assert_allclose(few["coordinates"], many["coordinates"][:2], rtol=1e-6)
     assert many["points"].splitlines()[:2] == few["points"].splitlines()
     read = [list(map(float, row.split())) for row in few["points"].splitlines()]

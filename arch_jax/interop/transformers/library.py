@@ -110,7 +110,7 @@ def _label_count(name: str, value: Any) -> int | None:
 CLASSES = {"id2label": Field(_label_count), "num_labels": Field(whole_or_none)}
 
 
-def class_count(c: Mapping[str, Any]) -> int:
+def label_count(c: Mapping[str, Any]) -> int:
     """The number of classes from the fields of `CLASSES`, read; transformers' default is 2."""
     return c["id2label"] or c["num_labels"] or 2
 

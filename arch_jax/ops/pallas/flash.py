@@ -17,7 +17,7 @@ from arch_jax.errors import UsageError, unknown
 from arch_jax.ops.attention.patterns import Pattern
 from arch_jax.ops.pallas import gpu, tpu
 from arch_jax.ops.pallas.blocks import Blocks, choose_blocks
-from arch_jax.ops.pallas.mesh import Mesh
+from arch_jax.ops.pallas.mesh import AmbientMesh
 from arch_jax.ops.pallas.schedule import Rule
 from arch_jax.ops.pallas.tile import rounded_up
 from arch_jax.ops.platform import named_platform
@@ -128,7 +128,7 @@ def flash_attention(
 
 def _over_mesh(attend, arrays):
     """Runs `attend` on each device's part of the ambient mesh."""
-    mesh = Mesh()
+    mesh = AmbientMesh()
     if mesh.alone:
         return attend(*arrays)
     q, k, bias = arrays[0], arrays[1], arrays[3]

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, PartitionSpec
 from arch_jax.ops.batch_sharding import ROWS
 
 
-class Mesh:
+class AmbientMesh:
     """The ambient mesh, as far as it is still to be partitioned: inside a `shard_map` nothing is.
 
     Attributes:

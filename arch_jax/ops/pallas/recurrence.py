@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from arch_jax.errors import UsageError, unknown
-from arch_jax.ops.pallas.mesh import Mesh
+from arch_jax.ops.pallas.mesh import AmbientMesh
 from arch_jax.ops.pallas.tile import rounded_up
 from arch_jax.ops.platform import named_platform
 
@@ -66,7 +66,7 @@ def recurrence_kernel(
     if named is None:
         named = here if here in PLATFORMS else "tpu"
     run = functools.partial({"tpu": _on_tpu, "gpu": _on_gpu}[named], reverse=reverse, interpret=interpret)
-    mesh = Mesh()
+    mesh = AmbientMesh()
     if mesh.alone:
         return run(a, b, before)
     rows, channels = mesh.rows(a.shape[0]), mesh.tensor(a.shape[2])

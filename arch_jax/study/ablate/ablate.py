@@ -18,7 +18,7 @@ from arch_jax.experiment import Experiment
 from arch_jax.study.ablate.results import Ablation, AblationRow, Variant
 from arch_jax.study.formatting import format_setting
 from arch_jax.study.runs.run import StudyRun
-from arch_jax.study.runs.study import Study, measured, seeded
+from arch_jax.study.runs.study import Study, metric_values, seeded
 from arch_jax.study.statistics import LEAST, against, interval
 
 BASELINE = "baseline"
@@ -121,7 +121,7 @@ def ablate(
     results = iter(study.run([cell for own in cells.values() for cell in own]))
     by_label = {label: [next(results) for _ in own] for label, own in cells.items()}
     every = [result for own in by_label.values() for result in own]
-    measured(every, metric)
+    metric_values(every, metric)
     values = {
         label: {r.cell.experiment.seed: r.validation[metric] for r in own if r.status == "finished"}
         for label, own in by_label.items()

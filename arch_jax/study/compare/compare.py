@@ -20,7 +20,7 @@ from arch_jax.study.compare.results import METRIC, Comparison, ComparisonRow
 from arch_jax.study.formatting import format_setting
 from arch_jax.study.runs.run import RunResult, StudyRun
 from arch_jax.study.runs.steps import lasting
-from arch_jax.study.runs.study import Study, measured, seeded, shapes
+from arch_jax.study.runs.study import Study, metric_values, seeded, shapes
 from arch_jax.study.sizing import parameters, scaled, step_flops
 from arch_jax.study.statistics import LEAST, against, interval
 
@@ -179,7 +179,7 @@ def _tuned(
     results, chosen = iter(study.run(cells)), {}
     for label in runs:
         own = [next(results) for _ in grid]
-        measured(own, METRIC)
+        metric_values(own, METRIC)
         scores = [r.validation[METRIC] if r.status == "finished" else math.inf for r in own]
         best = min(range(len(grid)), key=scores.__getitem__)
         chosen[label] = dict(grid[best])
@@ -201,7 +201,7 @@ def _ranked(
     per_step: int,
 ) -> tuple[ComparisonRow, ...]:
     """A row a model, the lowest mean loss first."""
-    measured([result for own in by_label.values() for result in own], METRIC)
+    metric_values([result for own in by_label.values() for result in own], METRIC)
     values = {
         label: {r.cell.experiment.seed: r.validation[METRIC] for r in own if r.status == "finished"}
         for label, own in by_label.items()

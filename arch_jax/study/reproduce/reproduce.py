@@ -25,7 +25,7 @@ from arch_jax import fields
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Experiment, Published
 from arch_jax.study.runs.run import StudyRun
-from arch_jax.study.runs.study import Study, measured, seeded
+from arch_jax.study.runs.study import Study, metric_values, seeded
 from arch_jax.study.statistics import Interval, interval
 from arch_jax.train.workdir import versions
 
@@ -36,7 +36,7 @@ _BESIDE = ("name", "seed", "keep", "tensorboard")
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class ReproducedFigure:
     """One published number, and the measured ones.
 
     Attributes:
@@ -106,7 +106,7 @@ class Record:
     fingerprint: str
     experiment: Mapping[str, Any]
     changes: tuple[str, ...]
-    figures: tuple[Figure, ...]
+    figures: tuple[ReproducedFigure, ...]
     data: str | None
     versions: Mapping[str, str]
     device: str
@@ -139,7 +139,7 @@ class Record:
         if data["format"] != FORMAT:
             raise ValueError(f"its format is {data['format']!r}; expected {FORMAT}")
         figures = [
-            Figure(
+            ReproducedFigure(
                 Published(**one["published"]),
                 {int(seed): float(value) for seed, value in one["values"].items()},
                 tuple(map(int, one["diverged"])),
@@ -187,9 +187,9 @@ def reproduce(experiment: Experiment, module: types.ModuleType, study: Study, se
     for one in published:
         own = results[: one.seeds] if seeds is None else results
         finished = [result.cell.experiment.seed for result in own if result.status == "finished"]
-        values = [one.factor * value for value in measured(own, one.metric)]
+        values = [one.factor * value for value in metric_values(own, one.metric)]
         diverged = tuple(result.cell.experiment.seed for result in own if result.status == "diverged")
-        figures.append(Figure(one, dict(zip(finished, values)), diverged))
+        figures.append(ReproducedFigure(one, dict(zip(finished, values)), diverged))
     times = [None if one.step_seconds is None else one.step * one.step_seconds for one in results]
     plain = configuration(experiment)
     return Record(

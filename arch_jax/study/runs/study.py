@@ -302,7 +302,7 @@ def seeded(experiment: Experiment, count: int, first: int = 0) -> list[Experimen
     return [dataclasses.replace(experiment, seed=seed) for seed in range(first, first + count)]
 
 
-def measured(results: Sequence[RunResult], metric: str) -> list[float]:
+def metric_values(results: Sequence[RunResult], metric: str) -> list[float]:
     """A validation metric of the finished ones.
 
     Raises:

@@ -11,7 +11,7 @@ from arch_jax.errors import UsageError
 from arch_jax.experiment import Experiment
 from arch_jax.study.runs.run import RunResult, StudyRun
 from arch_jax.study.runs.steps import lasting
-from arch_jax.study.runs.study import Study, measured, seeded
+from arch_jax.study.runs.study import Study, metric_values, seeded
 from arch_jax.study.scaling.law import Kaplan, Law, fit, fit_kaplan
 from arch_jax.study.scaling.measurements import Measurements
 from arch_jax.study.sizing import parameters, scaled
@@ -127,7 +127,7 @@ def train_family(
         for ((size, amount, changes, _), _), result in zip(cells, results)
     )
     finished = tuple(one for one in members if one.result.status == "finished")
-    measured([one.result for one in finished], "loss")
+    metric_values([one.result for one in finished], "loss")
     points = _points(finished)
     notes = [
         "held equal: data, batch, optimizer with its learning rate, the schedule's shape; the law is of these",

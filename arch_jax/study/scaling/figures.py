@@ -11,10 +11,10 @@ from arch_jax.study.scaling.measurements import Measurements
 from arch_jax.train.workdir import write
 
 #: A name, its value, and the interval if there is one.
-Row = tuple[str, float, tuple[float, float] | None]
+ReportRow = tuple[str, float, tuple[float, float] | None]
 
 
-def report(law: Law, kaplan: Kaplan | None = None, budgets: Sequence[float | int] = ()) -> list[Row]:
+def report(law: Law, kaplan: Kaplan | None = None, budgets: Sequence[float | int] = ()) -> list[ReportRow]:
     """Rows of a fitted law: (name, value, interval).
 
     Args:
@@ -28,7 +28,7 @@ def report(law: Law, kaplan: Kaplan | None = None, budgets: Sequence[float | int
     Raises:
       UsageError: a budget that is not positive; a law without an optimum.
     """
-    rows: list[Row] = [
+    rows: list[ReportRow] = [
         (name, getattr(law, name), law.intervals.get(name)) for name in ("E", "A", "B", "alpha", "beta", "a", "b")
     ]
     rows.append(("objective", law.objective, None))

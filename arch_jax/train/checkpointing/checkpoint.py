@@ -42,7 +42,7 @@ from arch_jax.train.checkpointing.checksums import (
 )
 from arch_jax.train.checkpointing.storage import (
     Damaged,
-    Frozen,
+    IteratorState,
     barrier,
     everywhere,
     first_line,
@@ -210,7 +210,7 @@ class Checkpoints:
             )
         leaves = {name: as_stored(name, leaf) for name, leaf in leaf_paths(state)[0].items()}
         try:
-            frozen = None if iterator is None else Frozen(iterator)
+            frozen = None if iterator is None else IteratorState(iterator)
         except (TypeError, ValueError) as error:
             raise UsageError(f"the data iterator's state is neither text nor JSON: {first_line(error)}") from error
         try:
@@ -234,7 +234,7 @@ class Checkpoints:
             raise self._failed(step, error) from error
         self._mine.add(step)
 
-    def _write(self, step: int, arrays: dict[str, Any], frozen: Frozen | None, record: dict[str, Any]) -> None:
+    def _write(self, step: int, arrays: dict[str, Any], frozen: IteratorState | None, record: dict[str, Any]) -> None:
         arguments = orbax().args
         if self._manager is None:
             self._manager = self._writer()

@@ -135,7 +135,7 @@ def _pieces(target: Sharding | None, shape: tuple[int, ...]) -> list[tuple[slice
     return list({str(index): index for index in target.addressable_devices_indices_map(shape).values()}.values())
 
 
-class Frozen:
+class IteratorState:
     """An iterator's state at one moment, for Grain's handler, which asks `get_state` only when it writes."""
 
     def __init__(self, iterator: Any):

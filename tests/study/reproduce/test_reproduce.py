@@ -12,7 +12,7 @@ import pytest
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Published, load
 from arch_jax.study.reproduce.ledger import ledger, ledger_table, write_record, write_table
-from arch_jax.study.reproduce.reproduce import Figure, Record, commit, reproduce
+from arch_jax.study.reproduce.reproduce import Record, ReproducedFigure, commit, reproduce
 from arch_jax.study.runs.run import RunResult
 from arch_jax.study.runs.study import Study
 
@@ -105,7 +105,7 @@ def published(**changes) -> Published:
     ],
 )
 def test_verdict(changes, values, diverged, verdict):
-    assert Figure(published(**changes), dict(enumerate(values)), diverged).verdict == verdict
+    assert ReproducedFigure(published(**changes), dict(enumerate(values)), diverged).verdict == verdict
 
 
 def test_each_figure_is_of_the_seeds_it_declares(record):

@@ -15,7 +15,7 @@ from arch_jax.errors import UsageError
 from arch_jax.experiment import load
 from arch_jax.study.runs import study as cells_module
 from arch_jax.study.runs.run import Stopped, StudyRun
-from arch_jax.study.runs.study import Study, ValidationPart, measured, seeded
+from arch_jax.study.runs.study import Study, ValidationPart, metric_values, seeded
 from arch_jax.train.compiled import Compiled, alike
 from arch_jax.train.loop import train
 from arch_jax.train.workdir import read_metrics
@@ -153,11 +153,11 @@ def test_a_cell_that_diverges_is_a_result(toy, tmp_path):
         assert str(tmp_path) not in wild.reason
         assert wild.validation == {}
         assert len(wild.curve) < 40
-        assert measured([wild, tame], "loss") == [tame.validation["loss"]]
+        assert metric_values([wild, tame], "loss") == [tame.validation["loss"]]
         # It is kept like any other.
         assert study.run(wanted)[0].reason == wild.reason
         with pytest.raises(UsageError, match="unknown metric 'lost'; valid are 'loss', 'worst'"):
-            measured([wild, tame], "lost")
+            metric_values([wild, tame], "lost")
 
 
 def test_what_is_tuned_on_is_not_reported_on(toy, tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 from arch_jax.interop.checkpoint_type import CheckpointType, image_inputs
 from arch_jax.interop.configuration_fields import Field, Fields, because, choice, counts, number, whole, wholes
 from arch_jax.interop.row import Naming, Row, blocks_of, convolution_rows, linear_rows, norm_rows
-from arch_jax.interop.transformers.library import ACTIVATION_NAMES, CLASSES, TRANSFORMERS, class_count, class_fields
+from arch_jax.interop.transformers.library import ACTIVATION_NAMES, CLASSES, TRANSFORMERS, class_fields, label_count
 from arch_jax.layers.norms import LayerNorm
 from arch_jax.models.cnn.convnext import ConvNeXt
 
@@ -31,7 +31,7 @@ CONVNEXT_FIELDS = Fields(
 
 def _read(c: Mapping[str, Any]) -> ConvNeXt:
     return ConvNeXt(
-        classes=class_count(c),
+        classes=label_count(c),
         blocks=c["depths"],
         widths=c["hidden_sizes"],
         patch=c["patch_size"],

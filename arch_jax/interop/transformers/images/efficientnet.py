@@ -18,7 +18,7 @@ from arch_jax.interop.configuration_fields import (
     wholes,
 )
 from arch_jax.interop.row import BATCH_COUNTS, Naming, blocks_of, linear_rows, normed_convolution_rows, pointwise_rows
-from arch_jax.interop.transformers.library import CLASSES, TRANSFORMERS, class_count, class_fields
+from arch_jax.interop.transformers.library import CLASSES, TRANSFORMERS, class_fields, label_count
 from arch_jax.layers.norms import BatchNorm
 from arch_jax.layers.vision.inverted_residual import divisible
 from arch_jax.models.cnn.efficientnet import EfficientNet
@@ -64,7 +64,7 @@ def _read(c: Mapping[str, Any]) -> EfficientNet:
     deeper = [math.ceil(c["depth_coefficient"] * count) for count in c["num_block_repeats"]]
     counts("num_block_repeats * depth_coefficient", deeper)
     return EfficientNet(
-        classes=class_count(c),
+        classes=label_count(c),
         depth_factor=c["depth_coefficient"],
         width_factor=factor,
         stages=tuple(zip(*(c[name] for name in _STAGES))),

@@ -7,7 +7,7 @@ from arch_jax.errors import UsageError
 from arch_jax.interop.checkpoint_type import CheckpointType, image_inputs
 from arch_jax.interop.configuration_fields import Field, Fields, because, flag, number, positive, whole
 from arch_jax.interop.row import BATCH_COUNTS, Naming, Row, blocks_of, linear_rows, normed_convolution_rows
-from arch_jax.interop.transformers.library import CLASSES, DROPOUT, TRANSFORMERS, class_count, class_fields
+from arch_jax.interop.transformers.library import CLASSES, DROPOUT, TRANSFORMERS, class_fields, label_count
 from arch_jax.layers.norms import BatchNorm
 from arch_jax.models.cnn.mobilenet import MobileNetV2
 
@@ -45,7 +45,7 @@ def _read(c: Mapping[str, Any]) -> MobileNetV2:
             "sides: the paper then adds its inputs, and transformers does not; expected a larger one"
         )
     return MobileNetV2(
-        classes=class_count(c),
+        classes=label_count(c),
         multiplier=c["depth_multiplier"],
         divisor=c["depth_divisible_by"],
         padding="same" if c["tf_padding"] else None,

@@ -7,7 +7,7 @@ from arch_jax.errors import UsageError
 from arch_jax.interop.checkpoint_type import CheckpointType, image_inputs
 from arch_jax.interop.configuration_fields import Field, Fields, because, choice, counts, flag, whole, wholes
 from arch_jax.interop.row import BATCH_COUNTS, Naming, Row, blocks_of, linear_rows, normed_convolution_rows
-from arch_jax.interop.transformers.library import CLASSES, TRANSFORMERS, class_count, class_fields
+from arch_jax.interop.transformers.library import CLASSES, TRANSFORMERS, class_fields, label_count
 from arch_jax.models.cnn.resnet import EXPANSION, ResNet
 
 RESNET_FIELDS = Fields(
@@ -33,7 +33,7 @@ def _read(c: Mapping[str, Any]) -> ResNet:
             f"hidden_sizes is {list(c['hidden_sizes'])}; expected {list(expected)}, which double from stage to stage"
         )
     return ResNet(
-        classes=class_count(c),
+        classes=label_count(c),
         blocks=c["depths"],
         width=width,
         bottleneck=bottleneck,

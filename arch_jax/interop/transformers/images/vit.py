@@ -11,8 +11,8 @@ from arch_jax.interop.transformers.library import (
     CLASSES,
     DROPOUT,
     TRANSFORMERS,
-    class_count,
     class_fields,
+    label_count,
     their_activation,
 )
 from arch_jax.layers.mixers.attention import Attention
@@ -49,7 +49,7 @@ def _read(c: Mapping[str, Any]) -> ViT:
     std = c["initializer_range"]
     bias = {"bias": c["qkv_bias"], "output_bias": True}
     return ViT(
-        classes=class_count(c),
+        classes=label_count(c),
         resolution=c["image_size"],
         patch=c["patch_size"],
         depth=c["num_hidden_layers"],
