@@ -54,6 +54,11 @@ def component(
     def register(cls: type) -> type:
         if name in _COMPONENTS and _COMPONENTS[name][0].__qualname__ != cls.__qualname__:
             raise UsageError(f"the component name {name!r} is already taken by {_COMPONENTS[name][0].__qualname__}")
+        if any(field.name == "module" for field in settings(cls)):
+            raise UsageError(
+                f"the component {name!r} has a field called 'module', which in JSON is the component's name; expected "
+                "another, such as 'model'"
+            )
         _COMPONENTS[name] = (cls, kind)
         _RENAMED[cls] = renamed or {}
         if text is not None:
@@ -290,6 +295,7 @@ def _component(value: Any, kind: str | None, path: str, expected: type | None = 
 def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     """An instance of a dataclass from plain values: unknown fields, missing ones and wrong types are named."""
     fields = {field.name: field for field in settings(cls)}
+    _check_names(cls, values, prefix)
     values = {_current(cls, key): value for key, value in values.items()}
     for key in values:
         if key not in fields:
@@ -298,6 +304,12 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
         if name not in values and required(field):
             raise UsageError(f"{prefix}{name} is missing; {_NAMES.get(cls, cls.__name__)} needs it")
     return cls(**{key: coerce(fields[key].type, value, prefix + key) for key, value in values.items()})
+
+
+def _check_names(cls: type, names: Any, prefix: str) -> None:
+    for old, new in _RENAMED.get(cls, {}).items():
+        if old in names and new in names:
+            raise UsageError(f"{prefix}{new} is set twice, also by its old name {old!r}; expected {prefix}{new} alone")
 
 
 def _current(cls: type, name: str) -> str:
@@ -316,6 +328,7 @@ def override(owner: Any, changes: Mapping[str, Any], prefix: str = "") -> Any:
     """
     whole: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {}
+    _check_names(type(owner), {path.partition(".")[0] for path in changes}, prefix)
     for path, value in changes.items():
         head, dot, rest = path.partition(".")
         head = _current(type(owner), head)

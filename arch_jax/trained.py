@@ -87,7 +87,10 @@ class Start:
     def mapped(self, path: str) -> str:
         """The path of a leaf of the source in the run."""
         for pattern, replacement in self.mapping:
-            path = re.sub(pattern, replacement, path)
+            try:
+                path = re.sub(pattern, replacement, path)
+            except (re.error, IndexError) as problem:
+                raise UsageError(f"start.mapping replaces {pattern!r} by {replacement!r}: {problem}") from None
         return path
 
     def fitted(self, source: dict[str, Any], target: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from arch_jax.cli import studies
 from arch_jax.cli.console import changes_of, show, table
 from arch_jax.cli.devices import choose_platform, prepare, without_devices
-from arch_jax.errors import ArchJaxError, UsageError, unknown
+from arch_jax.errors import ArchJaxError, RunError, UsageError, unknown
 
 
 class _Parser(argparse.ArgumentParser):
@@ -364,10 +364,10 @@ def _sample(options: argparse.Namespace) -> None:
     folder = options.out or options.workdir / "samples"
     try:
         written = save_shown(folder, f"seed_{options.seed}", made)
-    except OSError as problem:
+    except (OSError, RunError) as problem:
         if len(texts) < len(made):
             raise
-        print(f"not written to {folder}: {problem.strerror or problem}", file=sys.stderr)
+        print(f"not written: {problem}", file=sys.stderr)  # the text was printed
         return
     for path in written:
         print(f"wrote {path}", file=sys.stderr)

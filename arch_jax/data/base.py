@@ -154,6 +154,8 @@ class ValidationBatches:
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, self.count, self.batch):
             found = self.rows(np.arange(start, min(start + self.batch, self.count)))
+            if "weights" not in found:
+                raise UsageError(f"validation rows have {', '.join(found)}; expected 'weights' among them")
             missing = self.batch - len(found["weights"])
             yield {name: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for name, a in found.items()}
 

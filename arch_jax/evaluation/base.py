@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
+import numpy as np
 
 from arch_jax.errors import UsageError
 from arch_jax.protocols import require
@@ -52,19 +53,35 @@ class Measure:
 
 
 def measured(
-    measures: Iterable[Measure], task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array
+    measures: Iterable[Measure],
+    task: Any,
+    variables: Any,
+    sampler: Any,
+    data: Any,
+    key: jax.Array,
+    taken: Iterable[str] = (),
 ) -> dict[str, float]:
     """The numbers of several measures, by name.
 
+    Args:
+      measures, task, variables, sampler, data, key: as for `Measure`.
+      taken: names that others have, such as those of the validation metrics.
+
     Raises:
-      UsageError: two of them give a number of the same name.
+      UsageError: a name that is taken or given twice, or something else than numbers by name.
     """
     found: dict[str, float] = {}
     for measure in measures:
+        kind = type(measure).__name__
         new = measure(task, variables, sampler, data, key)
-        for name in new.keys() & found.keys():
-            raise UsageError(f"two measures give {name!r}; expected names of their own")
-        found |= new
+        if not isinstance(new, Mapping):
+            raise UsageError(f"the measure {kind} gives {type(new).__name__}; expected numbers by name")
+        for name, value in new.items():
+            if name in found or name in taken:
+                raise UsageError(f"the measure {kind} gives {name!r}, which is a metric already; expected another name")
+            if np.ndim(value) or isinstance(value, str) or value is None:
+                raise UsageError(f"the measure {kind} gives {name!r} as {value!r:.80}; expected a number")
+            found[name] = float(value)
     return found
 
 

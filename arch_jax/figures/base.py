@@ -58,7 +58,18 @@ def drawn(
     shown: dict[str, Any] = {}
     for figure in figures:
         new = figure(task, variables, sampler, data, key)
-        for name in new.keys() & shown.keys():
-            raise UsageError(f"two figures give {name!r}; expected names of their own")
+        for name, thing in new.items():
+            if name in shown:
+                raise UsageError(f"two figures give {name!r}; expected names of their own")
+            if not isinstance(thing, str) and not is_figure(thing):
+                kind = type(figure).__name__
+                raise UsageError(
+                    f"{kind} gives {name!r} as {type(thing).__name__}; expected text or a matplotlib figure"
+                )
         shown |= new
     return shown
+
+
+def is_figure(thing: Any) -> bool:
+    """True for a matplotlib figure; matplotlib is not imported."""
+    return callable(getattr(thing, "savefig", None))

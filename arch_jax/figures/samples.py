@@ -7,7 +7,7 @@ import jax
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
-from arch_jax.figures.base import Figure
+from arch_jax.figures.base import Figure, is_figure
 
 
 @component("samples", kind="figure")
@@ -30,8 +30,3 @@ class Samples(Figure):
     def __call__(self, task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array) -> dict[str, Any]:
         made = sampler(task, variables, data, jax.random.key(0) if self.fixed else key, self.count)
         return {name: thing for name, thing in made.items() if isinstance(thing, str) or is_figure(thing)}
-
-
-def is_figure(thing: Any) -> bool:
-    """True for a matplotlib figure; matplotlib is not imported."""
-    return callable(getattr(thing, "savefig", None))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from arch_jax.data.base import with_defaults
 from arch_jax.errors import UsageError
@@ -152,8 +153,22 @@ class ObjectiveBase:
         Raises:
           UsageError: a sown name that the objective has a metric of.
         """
-        (total, weight), (metrics, updates) = self.loss(player, phase, variables, batch, key, step)
-        updates = dict(updates)
+        found = self.loss(player, phase, variables, batch, key, step)
+        try:
+            (total, weight), (metrics, updates) = found
+            updates, metrics = dict(updates), dict(metrics)
+        except (TypeError, ValueError) as problem:
+            raise UsageError(
+                f"the loss of {type(self).__name__} for player {player!r} in phase {phase!r} is not ((sum, weight), "
+                "(metrics by name, updated collections)); expected two pairs"
+            ) from problem
+        total, weight = jnp.asarray(total), jnp.asarray(weight)
+        if total.ndim or weight.ndim:
+            raise UsageError(
+                f"the loss of {type(self).__name__} for player {player!r} in phase {phase!r} has a sum of shape "
+                f"{total.shape} and a weight of shape {weight.shape}; expected scalars"
+            )
+        weight = weight if jnp.issubdtype(weight.dtype, jnp.floating) else weight.astype(total.dtype)
         sown = {name: updates.pop(name, {}) for name in sowing.COLLECTIONS}
         told = sowing.metrics_of(sown["metrics"])
         for name, value in sowing.losses_of(sown["losses"]).items():

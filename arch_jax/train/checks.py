@@ -45,6 +45,8 @@ def check_collections(before: Mapping[str, Any], after: Mapping[str, Any], part:
       UsageError: a collection that the state does not have, or of another structure, shape or dtype.
     """
     for name, tree in after.items():
+        if name in ("params", "frozen"):
+            raise UsageError(f"{part} updates {name!r}; expected collections of its own")
         if name not in before:
             known = ", ".join(map(repr, before)) or "none"
             raise UsageError(
@@ -68,6 +70,10 @@ def check_batch(batch: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
     Raises:
       UsageError: an array is missing or not declared, or its shape or dtype is another.
     """
+    if shapes.keys() == batch.keys() and all(
+        np.shape(batch[name]) == tuple(shape) and batch[name].dtype == dtype for name, (shape, dtype) in shapes.items()
+    ):
+        return  # without chex, which takes as long as a short step
     for name in shapes.keys() ^ batch.keys():
         where = "the batch lacks it" if name in shapes else "the corpus does not declare it in `shapes`"
         raise UsageError(f"the data's array {name!r}: {where}")
@@ -89,3 +95,17 @@ def _shapes(value: Any) -> str:
 
 def _line(problem: BaseException) -> str:
     return " ".join(str(problem).split())[:300]
+
+
+def checked_evaluation(task: Any) -> Any:
+    """`task.evaluate`, whose metrics are required to be pairs of scalars with "loss" among them."""
+    part = f"the objective {type(task).__name__} in `evaluate`"
+
+    def evaluate(variables: Any, batch: Any) -> dict[str, Any]:
+        metrics = task.evaluate(variables, batch)
+        check_pairs(metrics, part)
+        if "loss" not in metrics:
+            raise UsageError(f"{part} gives {', '.join(metrics) or 'nothing'}; expected 'loss' among them")
+        return metrics
+
+    return evaluate

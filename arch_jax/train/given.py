@@ -46,7 +46,7 @@ class Opened:
 
 
 #: Source -> what it holds, for those who open the same ones again and again.
-Sources = dict[str, Opened]
+Sources = dict[str, Opened | None]
 
 
 def open_given(
@@ -69,19 +69,13 @@ def open_given(
         weights don't fit.
     """
     sources = {} if sources is None else sources
-    held: dict[str, Any] = {}
-    changes: dict[str, Any] = {}
-    for path, part in [(path, one) for path, one in fields.walk(experiment) if isinstance(one, Frozen)]:
-        found = _opened(part.source, path, sources)
-        _check_hash(part.source, path, part.sha256, found.sha256)
-        changes[path] = dataclasses.replace(part, model=found.module, sha256=found.sha256)
-        held[found.sha256] = found.variables
-    experiment = _replaced(experiment, changes)
+    experiment, held = open_parts(experiment, "", sources)
     own = {one.sha256 for path, one in fields.walk(experiment.objective) if isinstance(one, Frozen)}
     given = Given(frozen={sha: tree for sha, tree in held.items() if sha in own})
-    start = experiment.start
-    if start is None:
+    if experiment.start is None:
         return experiment, given, held
+    start = dataclasses.replace(experiment.start, source=_absolute(experiment.start.source))
+    experiment = dataclasses.replace(experiment, start=start)
     stored = (begun or {}).get("start") or {}
     if stored.get("source") == start.source and start.sha256 in (None, stored.get("sha256")):
         return dataclasses.replace(experiment, start=dataclasses.replace(start, sha256=stored["sha256"])), given, held
@@ -89,6 +83,33 @@ def open_given(
     _check_hash(start.source, "start", start.sha256, found.sha256)
     experiment = dataclasses.replace(experiment, start=dataclasses.replace(start, sha256=found.sha256))
     return experiment, given.replace(start=_fitted(start, found, experiment, batch, given)), held
+
+
+def open_parts(owner: Any, prefix: str, sources: Any = None) -> tuple[Any, dict[str, Any]]:
+    """Opens the frozen parts in the fields of a dataclass.
+
+    Returns:
+      The dataclass with the model and the hash of each of them, and its folder's whole path; hash -> variables.
+
+    Raises:
+      UsageError: a source that is no run, checkpoint or experiment, or does not have the hash that is given.
+    """
+    sources = {} if sources is None else sources
+    held: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
+    for path, part in [(path, one) for path, one in fields.walk(owner) if isinstance(one, Frozen)]:
+        source = _absolute(part.source)
+        found = _opened(source, f"{prefix}{path}", sources)
+        _check_hash(source, f"{prefix}{path}", part.sha256, found.sha256)
+        changes[path] = dataclasses.replace(part, source=source, model=found.module, sha256=found.sha256)
+        held[found.sha256] = found.variables
+    return (fields.override(owner, changes) if changes else owner), held
+
+
+def _absolute(source: str) -> str:
+    """A folder's whole path, so that a run can be opened from elsewhere; the name of an experiment as it is."""
+    folder = Path(source).expanduser()
+    return str(folder.resolve()) if folder.exists() else source
 
 
 def demanded(experiment: Experiment) -> dict[str, str]:
@@ -102,10 +123,6 @@ def demanded(experiment: Experiment) -> dict[str, str]:
 def names_sources(experiment: Experiment) -> bool:
     """True if an experiment has frozen parts or starts from given weights."""
     return experiment.start is not None or any(isinstance(one, Frozen) for _, one in fields.walk(experiment))
-
-
-def _replaced(experiment: Experiment, changes: Mapping[str, Any]) -> Experiment:
-    return fields.override(experiment, changes) if changes else experiment
 
 
 def _fitted(start: Start, found: Opened, experiment: Experiment, batch: Mapping[str, Any], given: Given) -> Any:
@@ -124,21 +141,27 @@ def _check_hash(source: str, path: str, expected: str | None, found: str) -> Non
 
 
 def _opened(source: str, path: str, sources: Sources) -> Opened:
+    if source in sources and sources[source] is None:
+        raise UsageError(f"{path}: {source!r} uses a trained part that leads back to it; expected no circle of sources")
     if source not in sources:
-        module, variables = _read(source, path)
+        sources[source] = None  # it is being opened
+        try:
+            module, variables = _read(source, path, sources)
+        finally:
+            del sources[source]
         variables = jax.tree.map(np.asarray, {name: tree for name, tree in variables.items() if name != "frozen"})
         sources[source] = Opened(module, variables, _hash(module, variables))
     return sources[source]
 
 
-def _read(source: str, path: str) -> tuple[Any, Any]:
+def _read(source: str, path: str, sources: Sources) -> tuple[Any, Any]:
     folder = Path(source).expanduser()
     if (folder / "config.json").is_file():
         if (folder / "checkpoints").is_dir():
-            return _of_run(folder)
+            return _of_run(folder, sources)
         return load_pretrained(folder)
     if source in experiments():
-        return _of_experiment(source, path)
+        return _of_experiment(source, path, sources)
     if folder.exists():
         raise UsageError(f"{path}: {source!r} has no config.json; expected the folder of a run or of a checkpoint")
     raise UsageError(
@@ -147,8 +170,8 @@ def _read(source: str, path: str) -> tuple[Any, Any]:
     )
 
 
-def _of_run(folder: Path) -> tuple[Any, Any]:
-    found = restored(folder)
+def _of_run(folder: Path, sources: Sources) -> tuple[Any, Any]:
+    found = restored(folder, sources=sources)
     return found.experiment.model, found.variables
 
 
@@ -159,13 +182,14 @@ def trained_folder(name: str) -> Path:
     return user_cache() / "trained" / f"{name}-{digest[:12]}"
 
 
-def _of_experiment(name: str, path: str) -> tuple[Any, Any]:
+def _of_experiment(name: str, path: str, sources: Sources) -> tuple[Any, Any]:
     folder = trained_folder(name)
     if not (folder / FINISHED).exists():
         raise UsageError(
-            f"{path}: the experiment {name!r} has not been trained to its end in {folder}; `arch-jax train` does it"
+            f"{path}: the experiment {name!r} has not been trained to its end in {folder}; a run or a "
+            "study that names it does that"
         )
-    return _of_run(folder)
+    return _of_run(folder, sources)
 
 
 def _hash(module: Any, variables: Any) -> str:
@@ -196,7 +220,7 @@ class Restored:
     facts: dict[str, Any]
 
 
-def restored(path: Path, *, best: bool = False) -> Restored:
+def restored(path: Path, *, best: bool = False, sources: Any = None) -> Restored:
     """A run's newest whole checkpoint, or its best.
 
     Raises:
@@ -208,7 +232,7 @@ def restored(path: Path, *, best: bool = False) -> Restored:
         batch = {name: jax.ShapeDtypeStruct(tuple(x["shape"]), x["dtype"]) for name, x in config["batch"].items()}
     except (KeyError, TypeError, ValueError) as problem:
         raise RunError(f"{path / 'config.json'} is damaged: its batch can't be read ({problem})") from None
-    experiment, given, held = open_given(experiment, batch, begun=config["experiment"])
+    experiment, given, held = open_given(experiment, batch, begun=config["experiment"], sources=sources)
     try:
         state = jax.eval_shape(lambda b, g: initial_state(experiment, b, given=g), batch, given).replace(frozen={})
     except ArchJaxError:

@@ -100,7 +100,7 @@ def train(
     experiment.check(corpus)
     with WorkDirectory(path) as directory:
         batch = {name: jax.ShapeDtypeStruct(*facts) for name, facts in corpus.shapes.items()}
-        _train_demanded(experiment)
+        train_demanded(experiment)
         begun = read_config(directory.path, missing_ok=True) if directory.has_checkpoint else None
         sources = None if within is None else within.sources
         experiment, given, held = open_given(
@@ -116,7 +116,7 @@ def train(
             return _Run(experiment, directory, corpus, checkpoints, stop, compiled, held, progress).take(stop_after)
 
 
-def _train_demanded(experiment: Experiment) -> None:
+def train_demanded(experiment: Experiment) -> None:
     """Trains the experiments whose results this one uses, where that has not been done."""
     for name, field in demanded(experiment).items():
         folder = trained_folder(name)
@@ -167,8 +167,9 @@ class _Run:
             while step < last and not votes.stopping:
                 count = until_boundary(experiment, step, last)
                 batches = [next(iterator) for _ in range(count)]
-                if step == begun and not several:
-                    check_batch(batches[0], self.corpus.shapes)
+                if not several:
+                    for batch in batches:
+                        check_batch(batch, self.corpus.shapes)
                 stacked = self.placement.stack(batches, experiment.steps_per_dispatch)
                 state, metrics = self.placement.run(state, stacked, count, numbers)
                 if pending is not None:  # fetched late: the device works on the next steps meanwhile
@@ -258,7 +259,11 @@ class _Run:
         finished = step >= self.experiment.steps
         due = [one for one in self.experiment.used_measures if finished or one.when == "evaluation"]
         parts = (self.experiment.task, variables, self.experiment.used_sampler, self.corpus)
-        validation = validation | measured(due, *parts, jax.random.key(self.experiment.seed))
+        numbers = measured(due, *parts, jax.random.key(self.experiment.seed), taken=validation)
+        bad = next((name for name, value in numbers.items() if not math.isfinite(value)), None)
+        if bad is not None:
+            raise Diverged(self._not_finite(step, f"the measure {bad}", numbers[bad]))
+        validation = validation | numbers
         line = {"step": step} | {f"validation/{name}": value for name, value in validation.items()}
         known = again and any(row == line for row in reversed(read_metrics(self.directory.path)))
         if not known:
@@ -359,7 +364,11 @@ def evaluate(
     for batch in corpus.validation():
         for name, pair in jax.device_get(evaluation(variables, spread(batch))).items():
             totals[name] = totals.get(name, np.zeros(2)) + np.array(pair, np.float64)
-    return {name: float(total / weight) if weight else math.nan for name, (total, weight) in totals.items()}
+    if not totals:
+        raise UsageError("the data has no validation batches; expected one at least")
+    # What no row counts for has no mean; a loss of that kind is told.
+    counted = {name: pair for name, pair in totals.items() if pair[1] or name == "loss"}
+    return {name: float(total / weight) if weight else math.nan for name, (total, weight) in counted.items()}
 
 
 def write_tokenizer(path: Path, tokenizer: Any) -> None:

@@ -1,6 +1,7 @@
 """Reports of a run: a progress bar, a loss curve, samples, TensorBoard events."""
 
 import io
+import re
 import statistics
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from arch_jax.errors import UsageError
-from arch_jax.figures.samples import is_figure
+from arch_jax.figures.base import is_figure
 from arch_jax.train.workdir import read_metrics, write
 
 
@@ -155,17 +156,23 @@ def draw_losses(path: Path, title: str) -> Path:
 def save_shown(folder: Path, prefix: str, shown: Mapping[str, Any]) -> list[Path]:
     """Writes samples and figures: text as `PREFIX_NAME.txt`, figures as PNG, arrays as NPY."""
     written = []
+    for name in shown:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise UsageError(f"a sample or figure is called {name!r}; expected letters, digits, '_', '-' and '.'")
     for name, thing in shown.items():
         buffer = io.BytesIO()
         if isinstance(thing, str):
             suffix = "txt"
-            buffer.write(f"{thing}\n".encode())
+            buffer.write(f"{thing}\n".encode(errors="replace"))
         elif is_figure(thing):
             suffix = "png"
             thing.savefig(buffer, format="png", dpi=120)
         else:
             suffix = "npy"
-            np.save(buffer, np.asarray(thing), allow_pickle=False)
+            array = np.asarray(thing)
+            if array.dtype.hasobject:
+                raise UsageError(f"the sample {name!r} is {type(thing).__name__}; expected text, a figure or an array")
+            np.save(buffer, array, allow_pickle=False)
         written.append(folder / f"{prefix}_{name}.{suffix}")
         write(written[-1], buffer.getvalue())
     return written

@@ -14,7 +14,9 @@ from arch_jax import fields
 from arch_jax.data.base import Corpus, Tokenized, load
 from arch_jax.errors import RunError, UsageError, nearest
 from arch_jax.experiment import Experiment, import_file
-from arch_jax.train.given import restored
+from arch_jax.sampling.base import check_count
+from arch_jax.train.checks import checked_evaluation
+from arch_jax.train.given import open_parts, restored
 from arch_jax.train.loop import evaluate
 
 
@@ -95,7 +97,7 @@ class Run:
     @functools.cached_property
     def _evaluation(self) -> Any:
         """The evaluation, compiled once."""
-        return jax.jit(self.experiment.task.evaluate)
+        return jax.jit(checked_evaluation(self.experiment.task))
 
     def sample(
         self, seed: int = 0, count: int = 1, settings: Mapping[str, Any] = MappingProxyType({})
@@ -123,10 +125,15 @@ class Run:
                     f"{name!r} is not a setting of this run's sampler {kind!r}"
                     + (nearest(name, valid) if valid else ", which has none; expected --count and --seed only")
                 )
-        sampler = fields.override(sampler, settings, "sampler.")
+        check_count(count)
+        if not 0 <= seed < 2**32:
+            raise UsageError(f"seed is {seed}; expected 0 to {2**32 - 1}")
+        sampler, held = open_parts(fields.override(sampler, settings, "sampler."), "sampler.")
+        frozen = {**self.variables.get("frozen", {}), **jax.tree.map(jax.numpy.asarray, held)}
+        variables = {**self.variables, **({"frozen": frozen} if frozen else {})}
         data = load(self.experiment.data) if sampler.uses_data else self._carried()
         sampler.check(task, data)
-        return sampler(task, self.variables, data, jax.random.key(seed), count)
+        return sampler(task, variables, data, jax.random.key(seed), count)
 
     def _carried(self) -> Any:
         """The part of the data that is known without opening it: the component's settings, and the tokenizer."""

@@ -32,7 +32,7 @@ from arch_jax.study.runs.run import RunResult, Stopped, StudyRun
 from arch_jax.study.runs.vmapped import TooLarge, begun_groups, train_together
 from arch_jax.train.compiled import Compiled, alike, memory
 from arch_jax.train.given import Sources, names_sources, open_given
-from arch_jax.train.loop import Within, loss_of, stop_requests, train
+from arch_jax.train.loop import Within, loss_of, stop_requests, train, train_demanded
 from arch_jax.train.report import tell
 from arch_jax.train.state import Given, initial_state
 from arch_jax.train.step import make_step
@@ -116,7 +116,9 @@ class Study:
 
     def key(self, cell: StudyRun) -> str:
         """16 hexadecimal digits: a hash of all that the cell's result depends on, its data's content included."""
-        data = cell.experiment.settled().to_json()
+        # A trained part is named by its source, and what counts is what that holds.
+        experiment = self.opened(cell)[0] if names_sources(cell.experiment) else cell.experiment
+        data = experiment.settled().to_json()
         whole = {name: value for name, value in data.items() if name not in _BESIDE}
         whole |= {"part": cell.part, "sha256": self.corpus(cell).facts.get("sha256")}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
@@ -135,6 +137,7 @@ class Study:
 
     def opened(self, cell: StudyRun) -> tuple[Experiment, Given]:
         """The cell's experiment with its trained parts opened, each source once in a study."""
+        train_demanded(cell.experiment)
         experiment, given, _ = open_given(cell.experiment, shapes(self.corpus(cell)), sources=self.sources)
         return experiment, given
 

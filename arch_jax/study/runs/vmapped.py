@@ -25,6 +25,7 @@ from arch_jax.experiment import Experiment
 from arch_jax.study.runs.progress import StudyProgress
 from arch_jax.study.runs.run import Store, StudyRun
 from arch_jax.train.checkpointing.checkpoint import Checkpoints
+from arch_jax.train.checks import checked_evaluation
 from arch_jax.train.compiled import memory
 from arch_jax.train.loop import due, lines_of, loss_of, stop_requests, until_boundary
 from arch_jax.train.report import Pace, tell
@@ -72,7 +73,7 @@ class Seeds:
             batch,
         )
         self._program = self._compile(program, stacked)
-        self.evaluate = jax.jit(jax.vmap(experiment.task.evaluate, in_axes=(0, None)))
+        self.evaluate = jax.jit(jax.vmap(checked_evaluation(experiment.task), in_axes=(0, None)))
         self.finite = jax.jit(jax.vmap(lambda tree: jnp.all(jnp.array([jnp.isfinite(x).all() for x in _floats(tree)]))))
 
     def _placement(self, count: int) -> NamedSharding | None:
@@ -232,7 +233,7 @@ class _Group:
         found = {}
         for i in list(self.active):
             own = {name: float(s[i] / w[i]) if w[i] else math.nan for name, (s, w) in totals.items()}
-            own |= self._measured(step, i, state)
+            own |= self._measured(step, i, state, own)
             bad = next((name for name, value in own.items() if not math.isfinite(value)), None)
             if bad is not None:
                 self._diverged(i, step, f"validation {bad}", own[bad])
@@ -242,7 +243,7 @@ class _Group:
             found[i] = own
         return found
 
-    def _measured(self, step: int, i: int, state: Any) -> dict[str, float]:
+    def _measured(self, step: int, i: int, state: Any, taken: Mapping[str, float]) -> dict[str, float]:
         """The numbers of the measures that are due, for one seed."""
         experiment = self.program.experiment
         due_now = [one for one in experiment.used_measures if step >= experiment.steps or one.when == "evaluation"]
@@ -250,7 +251,7 @@ class _Group:
             return {}
         variables = jax.tree.map(lambda x: x[i], state.evaluated)
         key = jax.random.key(int(self.program.seeds[i]))
-        return measured(due_now, experiment.task, variables, experiment.used_sampler, self.corpus, key)
+        return measured(due_now, experiment.task, variables, experiment.used_sampler, self.corpus, key, taken)
 
     def _save(self, step: int, state: Any, iterators: "_Iterators") -> None:
         """Saves the group, after checking whose parameters are still finite."""
