@@ -145,7 +145,7 @@ def test_a_source_that_has_changed_is_refused(teacher, student, tmp_path):
     [
         ("no/such", r"objective\.teacher: 'no/such' is no folder and no experiment"),
         ("gp", r"'gp' is no folder and no experiment; .*the nearest"),
-        (".", r"'\.' has no config\.json; expected the folder of a run or of a checkpoint"),
+        (".", r"'/.*' has no config\.json; expected the folder of a run or of a checkpoint"),
     ],
 )
 def test_a_source_that_is_none(source, sentence, tmp_path):
