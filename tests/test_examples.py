@@ -90,6 +90,7 @@ def test_it_is_evaluated_and_sampled(trained, name, tmp_path, capsys):
     assert printed == text.read_text()
 
 
+@pytest.mark.thorough
 @each_file
 def test_it_is_resumed(trained, name, tmp_path):
     """In one go and in two: the same metrics at every step."""

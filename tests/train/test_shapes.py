@@ -133,12 +133,12 @@ def test_samples(whole, capsys, tmp_path):
         assert line.split(": ")[1].startswith(f"{row.argmax()}, probability {probabilities.max():.3f}")
 
 
-def test_a_film_has_at_most_six_pictures_first_and_last_among_them(whole, tmp_path):
+def test_a_film_has_at_most_six_images_first_and_last_among_them(whole, tmp_path):
     shutil.copytree(whole("points").path / "samples", tmp_path / "samples")
     frame = next((tmp_path / "samples").glob("*.png"))
     for step in range(10, 90, 10):
         shutil.copy(frame, tmp_path / "samples" / f"step_{step:07d}_points.png")
-    picture = Image.open(frame)
+    image = Image.open(frame)
     film = Image.open(draw_films(tmp_path)[0])
-    assert film.width == 6 * round(picture.width * 320 / picture.height)
+    assert film.width == 6 * round(image.width * 320 / image.height) + 5 * 24  # with gaps between them
     assert draw_films(tmp_path / "nothing") == []
