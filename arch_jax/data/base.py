@@ -80,7 +80,7 @@ class Corpus:
         return (np.asarray(pixels) - self.low) / (self.high - self.low)
 
 
-def load(data: Any) -> Any:
+def load_corpus(data: Any) -> Any:
     """The corpus of a data component, with the defaults of `Corpus` where its own class does not inherit them."""
     return with_defaults(data.load())
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from arch_jax import fields, registry
-from arch_jax.data.base import load as load_corpus
+from arch_jax.data.base import load_corpus
 from arch_jax.errors import UsageError, unknown
 from arch_jax.experiment import Experiment, experiments, import_components, load
 from arch_jax.objectives import objective

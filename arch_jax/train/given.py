@@ -77,6 +77,9 @@ def open_given(
     start = dataclasses.replace(experiment.start, source=_absolute(experiment.start.source))
     experiment = dataclasses.replace(experiment, start=start)
     stored = (begun or {}).get("start") or {}
+    # A source that is no longer there keeps the path that it was written with.
+    if stored.get("source") == str(Path(start.source).expanduser().resolve()) and start.source not in experiments():
+        start = dataclasses.replace(start, source=stored["source"])
     if stored.get("source") == start.source and start.sha256 in (None, stored.get("sha256")):
         return dataclasses.replace(experiment, start=dataclasses.replace(start, sha256=stored["sha256"])), given, held
     found = _opened(start.source, "start", sources)
@@ -109,6 +112,8 @@ def open_parts(owner: Any, prefix: str, sources: Any = None) -> tuple[Any, dict[
 def _absolute(source: str) -> str:
     """A folder's whole path, so that a run can be opened from elsewhere; the name of an experiment as it is."""
     folder = Path(source).expanduser()
+    if source in experiments() and not (folder / "config.json").is_file():
+        return source
     return str(folder.resolve()) if folder.exists() else source
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from arch_jax.data.base import load
+from arch_jax.data.base import load_corpus
 from arch_jax.errors import Diverged, RunError, UsageError
 from arch_jax.evaluation.base import measured
 from arch_jax.experiment import Experiment
@@ -96,7 +96,7 @@ def train(
         raise UsageError(f"stop_after is {stop_after}; expected at least 1 step")
     if experiment.log_every > experiment.steps:
         raise UsageError(f"log_every is {experiment.log_every}; expected at most steps, which is {experiment.steps}")
-    corpus = load(experiment.data) if within is None else within.corpus
+    corpus = load_corpus(experiment.data) if within is None else within.corpus
     experiment.check(corpus)
     with WorkDirectory(path) as directory:
         batch = {name: jax.ShapeDtypeStruct(*facts) for name, facts in corpus.shapes.items()}

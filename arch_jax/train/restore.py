@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from arch_jax import fields
-from arch_jax.data.base import Corpus, Tokenized, load
+from arch_jax.data.base import Corpus, Tokenized, load_corpus, with_defaults
 from arch_jax.errors import RunError, UsageError, nearest
 from arch_jax.experiment import Experiment, import_file
 from arch_jax.sampling.base import check_count
@@ -50,10 +50,10 @@ class Run:
         """
         if data is not None:
             tokenized = isinstance(data, Tokenized) and (carried := self._carried()).tokenizer is not None
-            corpus = data.load_with(carried.tokenizer) if tokenized else load(data)
+            corpus = with_defaults(data.load_with(carried.tokenizer)) if tokenized else load_corpus(data)
             self.experiment.check(corpus)
             return evaluate(self._evaluation, self.variables, corpus)
-        corpus = load(self.experiment.data)
+        corpus = load_corpus(self.experiment.data)
         if corpus.facts.get("sha256") != self.facts.get("sha256"):
             raise UsageError(
                 f"the data {self.facts.get('source')!r} is not what the run in {self.path} was trained on: its hash is "
@@ -131,7 +131,7 @@ class Run:
         sampler, held = open_parts(fields.override(sampler, settings, "sampler."), "sampler.")
         frozen = {**self.variables.get("frozen", {}), **jax.tree.map(jax.numpy.asarray, held)}
         variables = {**self.variables, **({"frozen": frozen} if frozen else {})}
-        data = load(self.experiment.data) if sampler.uses_data else self._carried()
+        data = load_corpus(self.experiment.data) if sampler.uses_data else self._carried()
         sampler.check(task, data)
         return sampler(task, variables, data, jax.random.key(seed), count)
 

@@ -194,7 +194,7 @@ def test_a_run_starts_from_the_weights_of_another(teacher, tmp_path):
     assert len(stored["sha256"]) == 64
 
 
-def test_once_begun_a_run_no_longer_needs_its_source(teacher, tmp_path):
+def test_once_begun_a_run_no_longer_needs_its_source(teacher, tmp_path, monkeypatch):
     source = tmp_path / "source"
     shutil.copytree(teacher, source)
     it = experiment(start=str(source))
@@ -203,6 +203,17 @@ def test_once_begun_a_run_no_longer_needs_its_source(teacher, tmp_path):
     shutil.rmtree(source)
     assert same(train(it, tmp_path / "parts").state.parameters, whole.state.parameters)
     assert open_run(tmp_path / "parts").step == 4
+    monkeypatch.chdir(tmp_path)  # the same folder under a shorter name, though it is gone
+    assert train(experiment(start="source"), tmp_path / "parts").step == 4
+
+
+def test_a_folder_that_has_the_name_of_an_experiment_and_is_no_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "xor").mkdir()
+    batch = {name: jax.ShapeDtypeStruct(*facts) for name, facts in DIGITS.load().shapes.items()}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(arch_jax.UsageError, match="the experiment 'xor' has not been trained to its end"):
+        open_given(experiment(start="xor"), batch)
 
 
 def test_paths_are_mapped_and_what_has_no_place_is_named(teacher, tmp_path):

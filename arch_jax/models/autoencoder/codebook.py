@@ -81,11 +81,11 @@ class QuantisedAutoencoder(nn.Module):
         Raises:
           UsageError: images that the model can't take.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must say how it encodes images: it has no `latents`")
 
     def pixels_of(self, codes: Float[Array, "batch h w code"]) -> Float[Array, "batch height width channels"]:
         """The image decoded from codes."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must say how it decodes codes: it has no `pixels_of`")
 
     def encode(self, x: Float[Array, "batch height width channels"]) -> Int[Array, "batch h w"]:
         """The number of the code at each place.

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from arch_jax import registry
-from arch_jax.data.base import load
+from arch_jax.data.base import load_corpus
 from arch_jax.errors import Diverged, RunError, UsageError
 from arch_jax.experiment import Experiment
 from arch_jax.flops import count_flops
@@ -131,7 +131,7 @@ class Study:
         """The cell's data, read once, with the validation batches of its part."""
         name = json.dumps(cell.experiment.to_json()["data"], sort_keys=True)
         if name not in self._corpora:
-            self._corpora[name] = load(cell.experiment.data)
+            self._corpora[name] = load_corpus(cell.experiment.data)
         corpus = self._corpora[name]
         return corpus if cell.part == "all" else ValidationPart(corpus, cell.part)
 
