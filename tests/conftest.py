@@ -18,21 +18,25 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.par
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The older of two ways to compile loops for a CPU takes half of the time. A version without the flag would not start.
+# The older of two ways to compile loops for a CPU takes half of the time; and a program in one part instead of 32, of
+# which both workers' cores would have to be shared, 0.85. A version without the flags would not start.
 if version("jaxlib") == "0.10.2" and "fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false").strip()
+    fast = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {fast}".strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 TESTS = Path(__file__).parent
 #: Mappings of memory at which a process forgets what it has compiled. Beyond 65,530 the next program crashes it.
 MAPPINGS = 30_000
+#: Programs between two looks at the mappings: a look takes milliseconds, and there are thousands of tests.
+BETWEEN_LOOKS = 50
 #: Programs after which a process forgets them where tests of something else begin: gigabytes, if they all stayed.
 PROGRAMS = 300
 #: Files of which each parameter is something of its own, such as an architecture, at which each function looks.
 CONTRACTS = ("tests/contract/test_models.py", "tests/contract/test_mixers.py")
 #: Where programs are tiny and run a few times, so that nearly all of the time is the compiler's.
 TINY = {"contract", "data", "fuzz", "interop", "layers", "models", "objectives", "ops", "parity", "plan", "sampling"}
-TINY |= {"study", "test_cli.py", "test_discovery.py", "test_readme.py", "train"}
+TINY |= {"study", "test_cli.py", "test_discovery.py", "test_examples.py", "test_readme.py", "train"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,10 +75,8 @@ def pytest_runtest_teardown(item, nextitem):
     """
     programs = COSTS.compiled - COSTS.forgotten
     among_others = nextitem is not None and group(nextitem.nodeid) == group(item.nodeid)
-    if among_others or programs < PROGRAMS:
-        maps = Path("/proc/self/maps")
-        if not maps.exists() or maps.read_bytes().count(b"\n") < MAPPINGS:
-            return
+    if (among_others or programs < PROGRAMS) and not COSTS.mappings_run_out():
+        return
     import jax
 
     COSTS.forgotten = COSTS.compiled
@@ -91,6 +93,7 @@ class Costs:
     def __init__(self) -> None:
         self.compiled = 0
         self.forgotten = 0  # of them, how many were let go
+        self.looked = 0  # how many there were when mappings were last counted
         self.listening = False
         self.by_file: dict[str, list[float]] = {}
         self.by_name: dict[str, float] = {}
@@ -103,6 +106,14 @@ class Costs:
             self.listening = True
         times = os.times()
         return times.user + times.system + times.children_user + times.children_system, self.compiled
+
+    def mappings_run_out(self) -> bool:
+        """Whether this process has more than `MAPPINGS` mappings of memory; False while there is little new."""
+        if self.compiled - self.looked < BETWEEN_LOOKS:
+            return False
+        self.looked = self.compiled
+        maps = Path("/proc/self/maps")
+        return maps.exists() and maps.read_bytes().count(b"\n") >= MAPPINGS
 
     def _heard(self, event: str, duration: float, **_) -> None:
         self.compiled += event.endswith("backend_compile_duration")
@@ -152,6 +163,12 @@ class Costs:
 
 BEGUN = pytest.StashKey[tuple[float, int]]()
 COSTS = Costs()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish():
+    """What is there now stays until the process ends: pytest's last collections would take seconds to look at it."""
+    gc.freeze()
 
 
 def pytest_configure(config):

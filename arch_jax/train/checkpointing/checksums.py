@@ -29,6 +29,8 @@ from arch_jax.errors import UsageError
 
 # Odd, and far from a multiple of a small number: neighbouring positions are pushed apart (Knuth's golden ratio).
 _SPREAD = 0x9E3779B1
+# Values of an array of a CPU below which numpy sums it: in less than 2 ms, where a program takes 30 to compile.
+_SMALL = 100_000
 
 
 def _mix(word: Any, number: Any) -> Any:
@@ -93,12 +95,21 @@ def _host_sums(array: np.ndarray) -> tuple[int, int]:
     return int(first.sum(dtype=np.uint32)), int(second.sum(dtype=np.uint32))
 
 
+def _on_host(array: jax.Array | np.ndarray) -> bool:
+    """True for what numpy sums: arrays of its own, and small ones of a CPU, whose shapes need no program compiled."""
+    if isinstance(array, np.ndarray):
+        return True
+    (device, *others) = array.sharding.device_set
+    return not others and device.platform == "cpu" and array.is_fully_addressable and array.size <= _SMALL
+
+
 def checksums(arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, str]:
     """The checksum of each array, by name: 16 hexadecimal digits, equal for equal bits.
 
     Arrays of jax are summed on their devices under jit (bool, integers, floats of 4 to 64 bits, complex; any shape,
     also scalars and empty ones; any sharding, also over several processes, all of which must call this); arrays of
-    numpy on the host. Typed keys come as their `jax.random.key_data`. Waits for the sums, not longer.
+    numpy, and small ones of a CPU, by numpy. Typed keys come as their `jax.random.key_data`. Waits for the sums, not
+    longer.
     """
     sums: dict[str, tuple[Any, Any]] = {}
     # Each array says where it is summed; an ambient mesh would refuse those that live elsewhere.
@@ -107,7 +118,7 @@ def checksums(arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, str]:
             if array.size == 0:
                 sums[name] = (0, 0)
             else:
-                sums[name] = _device_sums(array) if isinstance(array, jax.Array) else _host_sums(array)
+                sums[name] = _host_sums(np.asarray(array)) if _on_host(array) else _device_sums(array)
     return {name: f"{int(first):08x}{int(second):08x}" for name, (first, second) in jax.device_get(sums).items()}
 
 
@@ -234,7 +245,7 @@ def as_asked(leaf: Any, array: jax.Array | np.ndarray) -> Any:
     if isinstance(array, np.ndarray):  # saved as a number of the host, asked for as what a jitted step made of it
         sharding = leaf_sharding(leaf)
         with no_mesh():
-            array = jnp.array(array) if sharding is None else jax.device_put(array, sharding)
+            array = jax.device_put(array, sharding, may_alias=False)
     kind = {"i": int, "f": float, "c": complex}.get(array.dtype.kind)
     if kind and getattr(leaf, "weak_type", False) and jnp.asarray(kind(0)).dtype == array.dtype:
         # Without it, the first step after a restart would promote, and so compute, otherwise.
