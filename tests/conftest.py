@@ -37,16 +37,19 @@ CONTRACTS = ("tests/contract/test_models.py", "tests/contract/test_mixers.py")
 #: Where programs are tiny and run a few times, so that nearly all of the time is the compiler's.
 TINY = {"contract", "data", "fuzz", "interop", "layers", "models", "objectives", "ops", "parity", "plan", "sampling"}
 TINY |= {"study", "test_cli.py", "test_discovery.py", "test_examples.py", "test_readme.py", "train"}
+#: Of them, those whose processes are compiled so, too.
+PROCESSES_TRAIN = {"study", "test_cli.py", "test_discovery.py", "test_examples.py", "test_readme.py", "train"}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_quickly(request):
     """Tiny programs without LLVM's optimizations, in 0.6 of the time.
 
-    For a whole file at once, and for the processes that tests of training start: a run that goes on must be compiled as
-    it was when it began. (Not for others': some compile for a TPU.)
+    For a whole file at once, and for the processes that its tests start, where those train: a run that goes on must be
+    compiled as it was when it began. (Not for others': some compile for a TPU.)
     """
-    if request.path.relative_to(TESTS).parts[0] not in TINY:
+    part = request.path.relative_to(TESTS).parts[0]
+    if part not in TINY:
         yield
         return
     import jax  # here: what is set above must be there first
@@ -54,7 +57,7 @@ def compiled_quickly(request):
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patched:
-        if request.path.parent.name == "train":
+        if part in PROCESSES_TRAIN:
             patched.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
         yield
     jax.config.update("jax_disable_most_optimizations", before)
@@ -178,15 +181,16 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """The slow ones first: begun last, one of them would keep a single worker busy while the others are done.
 
-    Last come the contracts, of which each part takes seconds: workers that are given them end together. All tests of
-    one architecture stand next to each other.
+    Last come the contracts, that of the mixers after that of the models: parts of a second each, so that workers end
+    together. All tests of one architecture stand next to each other.
     """
     first = {}
     for i, item in enumerate(items):
         first.setdefault(group(item.nodeid), i)
 
-    def place(item) -> tuple[bool, bool, int]:
-        contract = item.nodeid.split("::")[0] in CONTRACTS
+    def place(item) -> tuple[int, bool, int]:
+        file = item.nodeid.split("::")[0]
+        contract = CONTRACTS.index(file) + 1 if file in CONTRACTS else 0
         return contract, item.get_closest_marker("slow") is None, first[group(item.nodeid)] if contract else 0
 
     items.sort(key=place)

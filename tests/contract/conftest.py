@@ -46,11 +46,12 @@ HASH = define_prng_impl(
 
 @pytest.fixture(scope="module")
 def drawn_quickly():
-    """Keys made by `jax.random.key` are of `HASH`: initial parameters, batches, a validation's fixed draws.
+    """Keys made by `jax.random.key` and `wrap_key_data` are of `HASH`: initial parameters, batches, draws of a step.
 
-    Not those of train steps, whose states have threefry's as in training.
+    Not those of the steps on two devices, which a process of its own takes with threefry's keys, as in training.
     """
     with pytest.MonkeyPatch.context() as patched:
-        key = jax.random.key
+        key, wrapped = jax.random.key, jax.random.wrap_key_data
         patched.setattr(jax.random, "key", lambda seed, impl=None: key(seed, impl=impl or HASH))
+        patched.setattr(jax.random, "wrap_key_data", lambda data, impl=None: wrapped(data, impl=impl or HASH))
         yield

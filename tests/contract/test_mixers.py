@@ -128,7 +128,7 @@ every_mixer = pytest.mark.parametrize(("name", "change"), CASES, ids=[f"{n}-{i}"
 PACKED = np.array([[1, 1, 1, 2, 2, 2, 2, 2, 3], [4, 4, 0, 0, 4, 7, 4, 0, 0]], np.int32)
 #: Few lengths, since each is compiled on its own: one token, and more than one chunk of the forms that have chunks.
 CHUNKS = [[1] * 9, [1, 1, 1, 1, 5], [5, 1, 1, 1, 1]]
-MORE_CHUNKS = [[9], [4, 5], [1, 4, 4]]
+MORE_CHUNKS = [[9], [4, 1, 4], [1, 4, 4]]
 #: Tokens that a causal mixer, too, reads with nothing behind them: one of the runs of PACKED's first row.
 ALONE = 5
 
@@ -272,8 +272,8 @@ def test_any_packed_chunks_give_the_whole(name, change):
 @every_mixer
 @pytest.mark.thorough  # other lengths on the same paths
 def test_more_chunks_give_the_whole(name, change):
-    for ids in (None, PACKED):
-        chunks_give_the_whole(case(name, change), CHUNKS + MORE_CHUNKS, ids)
+    chunks_give_the_whole(case(name, change), CHUNKS + MORE_CHUNKS, PACKED)
+    chunks_give_the_whole(case(name, change), CHUNKS[:1] + MORE_CHUNKS, None)
 
 
 @every_mixer

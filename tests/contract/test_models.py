@@ -129,7 +129,7 @@ def with_key_data(state):
 
 
 def with_key(state):
-    """The state with a random key, as training has it."""
+    """The state with a random key for its steps."""
     return state.replace(key=jax.random.wrap_key_data(state.key))
 
 

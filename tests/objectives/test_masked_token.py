@@ -22,6 +22,11 @@ def evaluated(it, *given):
     return jax.jit(it.evaluate)(*given)
 
 
+def corrupted(it, *given):
+    """What the model sees and what is chosen, compiled whole."""
+    return jax.jit(it.corrupted)(*given)
+
+
 class Table(nn.Module):
     """Stands in for an encoder: logits of each token by itself, and of the next sentence by the mean of its tokens."""
 
@@ -58,11 +63,17 @@ def value(pair):
 
 def test_eighty_ten_ten():
     tokens = jnp.full((400, 500), 3, jnp.int32)
-    chosen = choose_tokens(jax.random.key(0), jnp.ones(tokens.shape, bool), 0.15)
-    seen = corrupt_tokens(jax.random.key(1), tokens, chosen, 9, np.arange(5))
+
+    @jax.jit
+    def drawn(tokens):
+        chosen = choose_tokens(jax.random.key(0), jnp.ones(tokens.shape, bool), 0.15)
+        return chosen, corrupt_tokens(jax.random.key(1), tokens, chosen, 9, np.arange(5))
+
+    chosen, seen = map(np.asarray, drawn(tokens))
+    tokens = np.asarray(tokens)
     assert float(chosen.mean()) == pytest.approx(0.15, abs=0.003)
     assert bool((seen == tokens)[~chosen].all())
-    of_chosen = np.asarray(seen[chosen])
+    of_chosen = seen[chosen]
     # A random token is the true one once in five.
     assert np.mean(of_chosen == 9) == pytest.approx(0.8, abs=0.01)
     assert np.mean(of_chosen == 3) == pytest.approx(0.1 + 0.1 / 5, abs=0.01)
@@ -72,14 +83,15 @@ def test_eighty_ten_ten():
 
 
 def test_counts_choose_every_set_alike():
-    candidates = jnp.tile(jnp.array([True, True, False, True, True]), (3000, 1))
-    chosen = choose_tokens(jax.random.key(0), candidates, 0.5, jnp.full(3000, 2))
+    candidates = np.tile([True, True, False, True, True], (3000, 1))
+    choose = jax.jit(choose_tokens, static_argnums=2)
+    chosen = np.asarray(choose(jax.random.key(0), candidates, 0.5, np.full(3000, 2)))
     assert set(np.asarray(chosen.sum(1))) == {2}
     assert not bool(chosen[:, 2].any())
     pairs, counts = np.unique(np.asarray(chosen), axis=0, return_counts=True)
     assert len(pairs) == 6
     assert counts == pytest.approx(np.full(6, 500), abs=100)
-    few = choose_tokens(jax.random.key(0), candidates, 0.5, jnp.full(3000, 9))
+    few = np.asarray(choose(jax.random.key(0), candidates, 0.5, np.full(3000, 9)))
     assert set(np.asarray(few.sum(1))) == {4}
 
 
@@ -88,12 +100,13 @@ def test_bert_counts_are_shares_of_the_real_tokens():
     it = task(share=0.15, special=(0, -2))
     given = batch(rows=8, time=40, padded=33)
     given["weights"] = given["weights"].at[7].set(0)
-    seen, chosen = it.corrupted(given, jax.random.key(3))
-    assert np.asarray(chosen.sum(1)).tolist() == [6, 1, 6, 1, 6, 1, 6, 0]
+    seen, chosen = map(np.asarray, corrupted(it, given, jax.random.key(3)))
+    given = jax.tree.map(np.asarray, given)
+    assert chosen.sum(1).tolist() == [6, 1, 6, 1, 6, 1, 6, 0]
     assert not bool((chosen & ~given["mask"]).any())
     for token in (0, 10, 11):
         assert not bool((chosen & (given["tokens"] == token)).any())
-    changed = np.asarray(seen)[np.asarray(chosen & (seen != given["tokens"]))]
+    changed = seen[chosen & (seen != given["tokens"])]
     assert not {0, 10} & set(changed.tolist())
 
 
@@ -102,16 +115,17 @@ def test_the_loss_is_both_means():
     variables = jax.jit(it.init)(jax.random.key(0), given)
     key = jax.random.key(5)
     (total, weight), (metrics, _) = loss_of(it, "model", variables, given, key)
-    seen, chosen = it.corrupted(given, jax.random.split(key)[0])
+    seen, chosen = corrupted(it, given, jax.random.split(key)[0])
     out = jax.jit(it.model.apply)(variables, seen, None, given["mask"])
-    each = jnp.take_along_axis(jax.nn.log_softmax(out["logits"]), given["tokens"][..., None], -1)[..., 0]
-    masked = -jnp.mean(each[chosen])
-    following = -jnp.mean(jax.nn.log_softmax(out["next"])[jnp.arange(6), given["next"]])
+    likely = {name: jax.device_get(jax.nn.log_softmax(out[name])) for name in ("logits", "next")}
+    each = np.take_along_axis(likely["logits"], np.asarray(given["tokens"])[..., None], -1)[..., 0]
+    masked = -np.mean(each[np.asarray(chosen)])
+    following = -np.mean(likely["next"][np.arange(6), np.asarray(given["next"])])
     assert float(weight) == 18
     assert float(total / weight) == pytest.approx(float(masked + following), rel=1e-5)
     assert value(metrics["masked_loss"]) == pytest.approx(float(masked), rel=1e-5)
     assert value(metrics["next_loss"]) == pytest.approx(float(following), rel=1e-5)
-    (alone, _), (names, _) = task().loss("model", "main", variables, batch(following=False), key, 0)
+    (alone, _), (names, _) = loss_of(task(), "model", variables, batch(following=False), key)
     assert float(alone / weight) == pytest.approx(float(masked), rel=1e-5)
     assert set(names) == {"loss"}
 
@@ -120,7 +134,7 @@ def test_the_gradient_is_the_same_however_the_batch_is_cut():
     """Sums and weights of parts add up to those of the whole, though parts have different shares of padding."""
     it, given = task(), batch(padded=7)
     variables = jax.jit(it.init)(jax.random.key(0), given)
-    chosen = it.corrupted(given, jax.random.key(1))[1]
+    chosen = corrupted(it, given, jax.random.key(1))[1]
 
     @jax.jit
     @jax.vmap
@@ -157,8 +171,8 @@ def test_training_corrupts_anew_and_evaluation_does_not():
     # Once compiled and once not: two calls of one program would be alike whatever it did when it was traced.
     again = float(it.evaluate(variables, jax.tree.map(jnp.asarray, given))["loss"][0])
     assert float(evaluated(it, variables, given)["loss"][0]) == pytest.approx(again, rel=1e-6)
-    patterns = [it.corrupted(b, it.fixed_key(b))[1] for b in (given, batch(seed=1))]
-    assert bool((patterns[0] != patterns[1]).any())
+    fixed = jax.jit(lambda b: it.corrupted(b, it.fixed_key(b))[1])
+    assert not np.array_equal(fixed(given), fixed(batch(seed=1)))
 
 
 def test_a_text_that_has_no_mask_of_its_own():

@@ -68,7 +68,7 @@ def test_what_is_drawn_of_points_in_the_plane():
     model = VectorAutoencoder(latent=3)
     task = arch_jax.objective("autoencode", noise=0.3).with_model(model)
     data = arch_jax.Ring(validation=20).load()
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 2)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2)))
     assert task.draw(variables, data, jax.random.key(0)).keys() == {"score"}
     assert evaluated(task, variables, jax.tree.map(jnp.asarray, data.validation()[0])).keys() == {
         "loss",
