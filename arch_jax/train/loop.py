@@ -365,7 +365,7 @@ def evaluate(
         for name, pair in jax.device_get(evaluation(variables, spread(batch))).items():
             totals[name] = totals.get(name, np.zeros(2)) + np.array(pair, np.float64)
     if not totals:
-        raise UsageError("the data has no validation batches; expected one at least")
+        raise UsageError("the data has no validation batches; expected one at least, at each call of `validation()`")
     # What no row counts for has no mean; a loss of that kind is told.
     counted = {name: pair for name, pair in totals.items() if pair[1] or name == "loss"}
     return {name: float(total / weight) if weight else math.nan for name, (total, weight) in counted.items()}

@@ -120,7 +120,10 @@ def _short(number: float) -> str:
 
 
 def draw_losses(path: Path, title: str) -> Path:
-    """Draws `loss.png` from a run's `metrics.jsonl`: training loss, its running mean, and validation loss."""
+    """Draws `loss.png` from a run's `metrics.jsonl`: training loss, its running mean, and validation loss.
+
+    The validation loss of a game has a panel of its own: it is not what either player minimises.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -128,24 +131,31 @@ def draw_losses(path: Path, title: str) -> Path:
     from matplotlib import pyplot as plt
 
     lines = read_metrics(path)
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     # From all lines: the first may be of a validation, and a player may be idle whenever a line is written.
     names = dict.fromkeys(name for line in lines for name, value in line.items() if value is not None)
     losses = [name for name in names if name == "loss" or name.endswith("/loss")]
-    for i, name in enumerate(n for n in losses if not n.startswith("validation/")):
+    losses = [name for name in losses if not name.startswith("validation/")]
+    checks = [(line["step"], line["validation/loss"]) for line in lines if line.get("validation/loss") is not None]
+    count = 2 if checks and losses and "loss" not in losses else 1
+    figure, panels = plt.subplots(count, figsize=(7, 2 + 2.2 * count), sharex=True, squeeze=False, layout="constrained")
+    axes, validation = panels[0, 0], panels[-1, 0]
+    for i, name in enumerate(losses):
         points = np.array([(line["step"], line[name]) for line in lines if line.get(name) is not None])
         axes.plot(*points.T, color=f"C{i}", alpha=0.3, linewidth=0.8)
         width = max(1, len(points) // 50)
         mean = np.convolve(points[:, 1], np.ones(width) / width, mode="valid")
         label = f"training {name}" + (f", mean of {width} steps" if width > 1 else "")
         axes.plot(points[width - 1 :, 0], mean, color=f"C{i}", label=label)
-    checks = [(line["step"], line["validation/loss"]) for line in lines if line.get("validation/loss") is not None]
     if checks:
-        axes.plot(*zip(*checks), "o-", color="C3", markersize=4, label=f"validation loss (last {checks[-1][1]:.4f})")
-    axes.set(xlabel="step", ylabel="loss", title=title)
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
+        label = f"validation loss (last {checks[-1][1]:.4f})"
+        validation.plot(*zip(*checks), "o-", color="C3", markersize=4, label=label)
+    axes.set_title(title)
+    validation.set_xlabel("step")
+    for panel in panels[:, 0]:
+        panel.set_ylabel("loss")
+        panel.grid(alpha=0.3)
+        if panel.lines:
+            panel.legend()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     plt.close(figure)

@@ -498,22 +498,47 @@ def test_what_is_in_the_folder(numbers, whole):
     assert config["versions"]["jax"] == jax.__version__
 
 
-def test_loss_curve_of_lines_that_begin_with_a_validation(numbers, tmp_path):
-    """The first line is of step 8's evaluation when only every tenth step is logged."""
-    outcome = train(dataclasses.replace(numbers, log_every=10), tmp_path)
-    assert list(read_metrics(tmp_path)[0]) == ["step", "validation/loss"]
+@pytest.fixture
+def panels_of(monkeypatch):
+    """Run's folder -> the labels of the curves of each panel of its `loss.png`."""
     import matplotlib.pyplot as plt
 
     from arch_jax.train import report
 
-    drawn = []
-    close = plt.close
-    plt.close = lambda figure: drawn.append([line.get_label() for line in figure.axes[0].lines])
-    try:
-        report.draw_losses(outcome.path, "loss")
-    finally:
-        plt.close = close
-    assert any(label.startswith("training loss") for label in drawn[0])
+    def labels(path):
+        figures = []
+        with monkeypatch.context() as patched:
+            patched.setattr(plt, "close", figures.append)
+            report.draw_losses(path, "loss")
+        (figure,) = figures
+        plt.close(figure)
+        return [[line.get_label() for line in axes.lines] for axes in figure.axes]
+
+    return labels
+
+
+def test_loss_curve_of_lines_that_begin_with_a_validation(numbers, tmp_path, panels_of):
+    """The first line is of step 8's evaluation when only every tenth step is logged."""
+    outcome = train(dataclasses.replace(numbers, log_every=10), tmp_path)
+    assert list(read_metrics(tmp_path)[0]) == ["step", "validation/loss"]
+    (labels,) = panels_of(outcome.path)
+    assert any(label.startswith("training loss") for label in labels)
+    assert any(label.startswith("validation loss") for label in labels)
+
+
+def test_a_game_s_validation_has_a_panel_of_its_own(tmp_path, panels_of):
+    """Points that were told apart are another quantity than what either player minimises."""
+    lines = [
+        {"step": 1, "generator/loss": 0.7, "discriminator/loss": 1.4},
+        {"step": 2, "generator/loss": 0.6, "discriminator/loss": 1.3, "validation/loss": 9.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    training, validation = panels_of(tmp_path)
+    assert {label for label in training if label.startswith("training")} == {
+        "training generator/loss",
+        "training discriminator/loss",
+    }
+    assert validation == ["validation loss (last 9.0000)"]
 
 
 def test_tensorboard_events(numbers, tmp_path):
