@@ -272,8 +272,8 @@ class _Run:
         progress.say(f"step {step}: validation " + ", ".join(f"{n} {v:.4f}" for n, v in validation.items()))
         if not self.shows:
             return validation, []
-        key = jax.random.fold_in(jax.random.key(self.experiment.seed), step)
-        shown = drawn(self.experiment.used_figures, *parts, key)
+        # The same key at every step: the same images, noise and draws, so that what changes is the model.
+        shown = drawn(self.experiment.used_figures, *parts, jax.random.key(self.experiment.seed))
         return validation, save_shown(self.directory.path / "samples", f"step_{step:07d}", shown)
 
     def _save(self, step: int, state: Any, iterator: Any, validation: dict[str, float] | None) -> None:

@@ -498,6 +498,28 @@ def test_what_is_in_the_folder(numbers, whole):
     assert config["versions"]["jax"] == jax.__version__
 
 
+@arch_jax.component("drawn_numbers", kind="figure")
+@dataclasses.dataclass(frozen=True)
+class DrawnNumbers(arch_jax.Figure):
+    """What its key draws, as text."""
+
+    def __call__(self, task, variables, sampler, data, key):
+        return {"numbers": str(jax.random.normal(key, 3))}
+
+
+def test_figures_draw_alike_at_every_step(numbers, tmp_path):
+    """So that what changes from one to the next is the model; and otherwise from another seed."""
+    it = dataclasses.replace(numbers, figures=(DrawnNumbers(),))
+    seen = []
+    for seed in (0, 1):
+        outcome = train(dataclasses.replace(it, seed=seed), tmp_path / str(seed))
+        files = sorted((outcome.path / "samples").glob("*_numbers.txt"))
+        assert len(files) > 1
+        seen.append({file.read_text() for file in files})
+    assert [len(texts) for texts in seen] == [1, 1]
+    assert seen[0] != seen[1]
+
+
 @pytest.fixture
 def panels_of(monkeypatch):
     """Run's folder -> the labels of the curves of each panel of its `loss.png`."""
