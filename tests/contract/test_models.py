@@ -370,6 +370,7 @@ def test_variables_survive_save_and_restore(name, tmp_path):
 
 
 @every_architecture
+@pytest.mark.thorough  # where libtpu is, test_tpu.py compiles it, too
 def test_train_step_lowers_for_a_tpu(name):
     """Catches what a TPU can't take (block shapes of kernels, unsupported primitives) without one."""
     assert "stablehlo" in tiny(name).traced.lower(lowering_platforms=("tpu",)).as_text()

@@ -116,7 +116,7 @@ def test_rematerialisation_shows():
     [
         pytest.param("lenet5", 32, None, {}, marks=pytest.mark.thorough),
         pytest.param("gpt", 4, 128, {"depth": 2}, marks=pytest.mark.thorough),
-        ("gpt2", 4, 128, SMALL),
+        pytest.param("gpt2", 4, 128, SMALL, marks=pytest.mark.thorough),
     ],
     ids=["convolutions", "unrolled-decoder", "scanned-decoder"],
 )

@@ -83,8 +83,10 @@ def slow_search(log_p, beams, penalty):
     ("beams", "penalty"),
     [
         (2, 0.6),
-        (3, 0.0),
-        *(pytest.param(*case, marks=pytest.mark.thorough) for case in ((2, 0.0), (3, 0.6), (2, 2.0), (3, 2.0))),
+        *(
+            pytest.param(*case, marks=pytest.mark.thorough)
+            for case in ((2, 0.0), (3, 0.0), (3, 0.6), (2, 2.0), (3, 2.0))
+        ),
     ],
 )
 def test_it_is_the_slow_search(beams, penalty):

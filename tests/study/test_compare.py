@@ -197,6 +197,7 @@ def test_language_models_at_equal_parameters(language, tmp_path):
     assert any("no interval from fewer than 3" in note for note in found.notes)
 
 
+@pytest.mark.thorough
 def test_figures_of_a_comparison(toys, tmp_path):
     """Ranks, differences, intervals, totals, and that asking again runs nothing again."""
     texts, options = ["toy_line", "toy_net", "toy_broken"], {"seeds": 3}

@@ -72,6 +72,7 @@ def test_exact_points_give_the_law_back():
     assert law.objective < 1e-12
 
 
+@pytest.mark.thorough
 def test_one_point_far_off_hardly_matters():
     """What Huber's loss is for: squares would move alpha by several times as much."""
     points = synthetic(noise=0.002)

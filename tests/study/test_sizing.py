@@ -87,6 +87,7 @@ def test_budgets_of_parameters_are_met(name, target):
     assert abs(math.log2(head_size / own_size)) <= 0.5 or (fewest and head_size < own_size)
 
 
+@pytest.mark.thorough
 def test_a_budget_of_flops_is_met():
     module = create("lstm", vocabulary=64)
     measure = counts(module, step_flops)

@@ -83,8 +83,7 @@ def compiled():
     "name",
     [
         "language",
-        "points",
-        *(pytest.param(name, marks=pytest.mark.thorough) for name in ("pictures", "nodes", *OTHERS)),
+        *(pytest.param(name, marks=pytest.mark.thorough) for name in ("pictures", "points", "nodes", *OTHERS)),
     ],
 )
 def test_the_second_time_nothing_is_compiled(name, compiled, tmp_path, monkeypatch):
