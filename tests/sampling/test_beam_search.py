@@ -11,6 +11,7 @@ import pytest
 from arch_jax import registry
 from arch_jax.errors import UsageError
 from arch_jax.sampling import beam_search
+from arch_jax.sampling.beam_search import BeamSearch
 
 VOCABULARY, LENGTH, START, STOP = 5, 4, 0, 1
 
@@ -77,6 +78,11 @@ def slow_search(log_p, beams, penalty):
     if done:
         return max(done)
     return log_p(opened[0]) / ((5 + LENGTH) / 6) ** penalty, opened[0]
+
+
+def test_its_settings_are_those_of_the_transformer():
+    """Vaswani et al. 2017, section 6.1: four beams, and alpha = 0.6."""
+    assert (BeamSearch().beams, BeamSearch().length_penalty) == (4, 0.6)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,14 @@ def test_every_batch_gives_back_its_text():
     assert corpus.decode(labels).startswith("<0>")
 
 
+def test_decoding_leaves_out_start_and_stop():
+    """Ids from the start token on are no text: it and the stop token say nothing, sentinels are numbered."""
+    corpus = Spans(length=40, batch=3).load()
+    first = corpus.vocabulary - 1
+    ids = [corpus.start, ord("A"), first, ord("B"), ord("C"), first - 1, corpus.stop]
+    assert corpus.decode(ids) == "A<0>BC<1>"
+
+
 def test_spans_are_new_in_training_and_fixed_in_validation():
     corpus = Spans(length=40, batch=3).load()
     iterator = corpus.train(0)
