@@ -217,7 +217,7 @@ class _Ending:
             sentence, code = f"{type(problem).__name__}: {_line(problem)}", 1
         with contextlib.suppress(Exception):
             _client().key_value_set(_FAILURE, f"{code} {self._process} {sentence}", allow_overwrite=False)
-        self._say_and_end(sentence, code, wait=2.5 if leader() else 0)
+        self._say_and_end(sentence, code, wait=2.5 if leader() else 0.0)
 
     def _listen(self, done: threading.Event) -> None:
         while not done.wait(1):
@@ -246,7 +246,7 @@ class _Ending:
             "be reached; start all of them again to resume from the last checkpoint"
         )
 
-    def _say_and_end(self, sentence: str, code: int, wait: float = 0) -> NoReturn:
+    def _say_and_end(self, sentence: str, code: int, wait: float = 0.0) -> NoReturn:
         if not self._lock.acquire(blocking=False):  # another thread is at it
             time.sleep(60)
         with contextlib.suppress(Exception):
