@@ -4,6 +4,7 @@ Their tensors are named by layer; ours lie on a leading axis over the layers whe
 used, known to repeat another one or to be no parameter, missing, left over, or of the wrong shape.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,15 +103,16 @@ def tensors_of(
                 yield part.theirs(layer), part.shape, dtype, make
                 continue
             paths = part.paths(module, layer)
-            stacked = part.stack is not None and module.scan
-
-            def make(part=part, layer=layer, paths=paths, stacked=stacked) -> np.ndarray:
-                arrays = [np.asarray(leaves[path][layer] if stacked else leaves[path]) for path in paths]
-                tensor = part.join(arrays)
-                check_finite(part.theirs(layer), tensor)
-                return np.ascontiguousarray(tensor)
-
+            row = layer if part.stack is not None and module.scan else None
+            make = functools.partial(_joined, part, layer, [leaves[path] for path in paths], row)
             yield part.theirs(layer), part.shape, np.dtype(leaves[paths[0]].dtype), make
+
+
+def _joined(part: Part, layer: int, leaves: list[Any], row: int | None) -> np.ndarray:
+    """The tensor of a part of a layer from our arrays, of which a stack of layers has a row for each."""
+    tensor = part.join([np.asarray(leaf if row is None else leaf[row]) for leaf in leaves])
+    check_finite(part.theirs(layer), tensor)
+    return np.ascontiguousarray(tensor)
 
 
 def _check_variables(parts: list[Part], module: Any, leaves: dict[str, Any]) -> None:

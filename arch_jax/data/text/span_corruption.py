@@ -50,13 +50,14 @@ def noise_mask(generator: np.random.Generator, length: int, density: float | int
     The numbers of tokens and spans are fixed; all ways to divide them into spans are equally likely.
     """
     noise, spans = noise_counts(length, density, mean_span)
-
-    def cut(total: int) -> np.ndarray:
-        borders = np.sort(generator.choice(total - 1, spans - 1, replace=False)) + 1
-        return np.diff(np.concatenate([[0], borders, [total]]))
-
-    runs = np.stack([cut(length - noise), cut(noise)], axis=1).ravel()
+    runs = np.stack([_parts(generator, total, spans) for total in (length - noise, noise)], axis=1).ravel()
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+
+
+def _parts(generator: np.random.Generator, total: int, count: int) -> np.ndarray:
+    """Sizes of `count` parts of at least 1 that make `total`, all ways equally likely."""
+    borders = np.sort(generator.choice(total - 1, count - 1, replace=False)) + 1
+    return np.diff(np.concatenate([[0], borders, [total]]))
 
 
 def corrupt_spans(tokens: np.ndarray, mask: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:

@@ -82,11 +82,7 @@ class ValidationWindows:
             yield self._batch(i * size, min((i + 1) * size, len(self.stream) - 1), size)
 
     def _batch(self, start: int, stop: int, size: int) -> dict[str, np.ndarray]:
-        shape = (self.batch, self.length)
-
-        def rows(values: np.ndarray) -> np.ndarray:
-            return np.pad(values, (0, size - len(values))).reshape(shape)
-
+        rows = lambda values: np.pad(values, (0, size - len(values))).reshape(self.batch, self.length)
         flat = self.stream.window(start, stop - start)
         batch = {name: rows(values) for name, values in flat.items()}
         batch["bytes"] = rows(np.where(flat["weights"] > 0, self.byte_lengths[flat["targets"]], 0).astype(np.int32))
