@@ -55,6 +55,7 @@ def test_log_densities_are_scipys():
     assert np.isfinite(bernoulli_log_likelihood(jnp.ones((1, 1)), jnp.full((1, 1), -1e4))).all()
 
 
+@pytest.mark.thorough
 def test_the_bound_rises_with_draws_and_ends_at_the_likelihood():
     """z ~ N(0, 1), x | z ~ N(z, 1): log p(x) = log N(x; 0, 2); the proposal is the prior, far from the posterior."""
     x, zero = 1.5, jnp.zeros(())

@@ -193,6 +193,7 @@ def test_a_mapping_with_a_group_that_is_not_there():
         Start("x", mapping=(("^params", r"\3"),)).mapped("params/a")
 
 
+@pytest.mark.thorough
 def test_a_trained_part_of_the_sampler_is_opened_anew_where_it_is_set(taught, tmp_path):
     run = open_run(taught / "run")
     first, second = str(taught / "teacher_0"), str(taught / "teacher_1")
@@ -206,6 +207,7 @@ def test_a_trained_part_of_the_sampler_is_opened_anew_where_it_is_set(taught, tm
             run.sample(seed)
 
 
+@pytest.mark.thorough
 def test_a_run_is_opened_from_another_working_directory(taught, tmp_path, monkeypatch):
     monkeypatch.chdir(taught)
     relative = dataclasses.replace(experiment(), sampler=Teaching(Frozen("teacher_0")), start=Start("teacher_1"))

@@ -89,7 +89,9 @@ def test_what_a_run_leaves(whole, name):
     assert outcome.path / f"film_{SHOWN[name]}.png" in outcome.shown
 
 
-@every_shape
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.thorough] * (name != "points")) for name in SHAPES]
+)
 def test_a_stopped_run_goes_on_bit_for_bit(whole, name, tmp_path):
     """Players' own optimizers, batch statistics, whole graphs: 3 steps and 5 are 8."""
     train(experiment(name, 8), tmp_path / "run", stop_after=3)

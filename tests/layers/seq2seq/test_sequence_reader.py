@@ -80,6 +80,7 @@ def test_recurrences_are_chained():
     assert set(params) == {"input", "stack", "output"}
 
 
+@pytest.mark.thorough
 def test_residual_blocks_are_those_of_a_decoder():
     x, variables = noisy(RESIDUAL)
     params = variables["params"]

@@ -66,7 +66,9 @@ def test_decoding_in_any_chunks_is_the_whole(name):
     np.testing.assert_allclose(np.concatenate(out, axis=1), whole(name), atol=2e-5, rtol=1e-4)
 
 
-@every
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.thorough] * (name != "t5-v1.1-small")) for name in NAMES]
+)
 def test_padding_of_the_source_leaves_no_trace(name):
     module, variables, source, target, mask = made(name)
     alone = applied(module, variables, np.asarray(source)[1:2, :4], np.asarray(target)[1:2])
