@@ -4,12 +4,14 @@ Exit codes: 0 done, 1 the run failed, 2 wrong usage. An error is one sentence on
 """
 
 import argparse
+import contextlib
 import dataclasses
+import gc
 import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -206,6 +208,18 @@ def _rows(options: argparse.Namespace) -> list[Any]:
     ]
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pauses Python's search for unreachable cycles, which takes a seventh of the time to trace a deep model."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _describe(options: argparse.Namespace) -> None:
     without_devices()
     from arch_jax.describe import describe
@@ -213,7 +227,8 @@ def _describe(options: argparse.Namespace) -> None:
 
     for file in options.imports:
         import_file(Path(file))
-    facts = describe(options.name, changes_of(options))
+    with _uncollected():
+        facts = describe(options.name, changes_of(options))
     if options.json:
         print(json.dumps(facts, indent=1))
         return
