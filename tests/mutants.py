@@ -300,7 +300,9 @@ class Tests:
         for kind, suite in CONTRACTS.items():
             near = sorted((len(closure), name) for name, closure in self.parts[kind].items() if file in closure)
             for _, name in near[:1]:
-                ids = rf"\[{re.escape(name)}{'' if kind == 'architectures' else '-[0-9]+'}\]$"
+                # Of mixers, too, what looks at all of them at once, by kind of part.
+                case = "" if kind == "architectures" else "-[0-9]+"
+                ids = rf"\[({re.escape(name)}{case}|mixer|feed_forward)\]$"
                 contract += [test for test in self.contracts if test.startswith(suite) and re.search(ids, test)]
         return [*direct, *importing, *contract]
 

@@ -198,6 +198,17 @@ def test_no_libtpu(monkeypatch, tmp_path):
         plan(workload("gpt2", SMALL), "v5e-1")
 
 
+def test_the_table_divides_memory_where_it_is_known():
+    """Its parts stand in a row of their own, those of 0 bytes left out."""
+    found = plan(workload("gpt2", SMALL), "h100")
+    rows = dict(found.lines())
+    assert found.step.memory is not None
+    assert "parameters " in rows["of that"]
+    assert "available" not in rows["of that"]
+    unknown = dataclasses.replace(found, step=dataclasses.replace(found.step, memory=None))
+    assert "of that" not in dict(unknown.lines())
+
+
 def test_a_compiler_that_dies(monkeypatch):
     monkeypatch.setattr(costing, "environment", lambda accelerator: dict(os.environ))
     monkeypatch.setattr(costing.sys, "executable", "false")
