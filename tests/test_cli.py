@@ -1,5 +1,6 @@
 """The command `arch-jax`: what it prints, and that what goes wrong is one sentence with what was expected instead."""
 
+import gc
 import importlib.util
 import json
 import os
@@ -490,6 +491,7 @@ def test_describe(says):
     assert facts["name"] == "gpt"
     assert facts["parameters"] == sum(layer["count"] for layer in facts["layers"])
     assert facts["parameters_published"] is None
+    assert gc.isenabled()  # it pauses while a model is traced
     settings = {field["name"]: field for field in facts["hyperparameters"]}
     assert settings["depth"] == {"name": "depth", "value": 2, "meaning": "number of blocks."}
     assert settings["mixer.heads"]["value"] == 4

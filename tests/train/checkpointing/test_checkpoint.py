@@ -646,8 +646,7 @@ FLOATS = ["float8_e5m2", "bfloat16", "float16", "float32", "float64", "complex64
 
 @pytest.mark.parametrize("dtype", INTEGERS + FLOATS)
 def test_each_flipped_bit_changes_the_checksum(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a device finds the sums that numpy does."""
-    monkeypatch.setattr(recording, "_SMALL", 0)  # arrays of any size are summed on their device
+    """And a device finds the sums that numpy does, of its own arrays and of a device's."""
     kind = np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
     draw = np.random.default_rng(0)
     size = 4 if dtype.endswith("int4") else 1 if dtype == "bool" else 8 * kind.itemsize
@@ -660,8 +659,11 @@ def test_each_flipped_bit_changes_the_checksum(dtype: str, monkeypatch: pytest.M
             array = raw.view(kind).reshape(shape)
             device = jnp.asarray(array)
             assert device.dtype == kind
-            whole = checksums({"device": device, "host": array})
-            assert whole["device"] == whole["host"]
+            whole = checksums({"small": device, "host": array})
+            with monkeypatch.context() as patched:
+                patched.setattr(recording, "_SMALL", 0)  # arrays of any size are summed on their device
+                whole |= checksums({"device": device})
+            assert whole["device"] == whole["small"] == whole["host"]
             seen = {whole["host"]}
             flips = [(place, bit) for place in range(count) for bit in range(size)]
             for place, bit in draw.permutation(flips)[:40]:
