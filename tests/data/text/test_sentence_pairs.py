@@ -58,6 +58,17 @@ def test_validation_is_the_same_however_it_is_cut(corpus):
     assert {int(label) for batch in small.validation() for label in batch["next"]} == {0, 1}
 
 
+def test_validation_takes_each_passage_once(corpus):
+    """Passages one behind the other: of each document all but what is too short for one more."""
+    side, room = corpus.text.validation_stream, corpus.length - 3
+    places = [start for start in range(len(side) - room + 1) if len(set(side.document[start : start + room])) == 1]
+    rows = [row for batch in corpus.validation() for row, w in zip(batch["tokens"], batch["weights"]) if w]
+    assert len(rows) == len(places[::room])
+    for start, row in zip(places[::room], rows):
+        first, _ = passages(corpus, row)
+        assert np.array_equal(first, side.tokens[start : start + len(first)])
+
+
 def test_special_tokens_are_shown_by_name(corpus):
     assert corpus.decode([256, 72, 105, 257, 258, 33]) == "[CLS]Hi[SEP][MASK]!"
     with pytest.raises(UsageError, match="length is 4; expected a whole number of at least 5"):
