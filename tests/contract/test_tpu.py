@@ -34,6 +34,7 @@ def compiled(names: list[str]) -> list[dict]:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_train_steps_compile_for_v5e():
     environment()  # where libtpu is missing, this is skipped here and not in a thread
     wanted = sorted({entry.architecture for entry in registry.models().values()})

@@ -82,7 +82,7 @@ def assert_equal(one, other):
 
 
 @pytest.mark.parametrize("base", [GPT2, LLAMA], ids=["gpt2", "llama"])
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("shard_bytes", [10**9, 500])
 def test_there_and_back(base, scan, shard_bytes, tmp_path):
     module = module_of(base)[1].clone(scan=scan)

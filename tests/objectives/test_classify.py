@@ -48,7 +48,7 @@ def test_pictures_without_weight_do_not_count():
     assert float(again["loss"][0]) == pytest.approx(float(metrics["loss"][0]), rel=1e-6)
 
 
-@pytest.mark.parametrize("j", [0.5, 10.0])
+@pytest.mark.parametrize("j", [0.5, pytest.param(10.0, marks=pytest.mark.thorough)])
 def test_rubbish_is_equation_9(j):
     """y_D + log(e^-j + sum_i e^-y_i) (LeCun et al. 1998), y the penalties: minus the logits; in training only."""
     given = batch((1, 1, 1, 1))

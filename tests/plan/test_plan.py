@@ -249,6 +249,7 @@ def test_what_is_lowered_is_a_decoding_step():
         tpu_compiler.decode_step(images.experiment, images.batch, jax.devices()[:1], 64)
 
 
+@pytest.mark.thorough
 def test_a_tpu_by_its_own_compiler():
     """A tiny decoder on eight chips, its parameters cut: the train step, the decoding step, a mesh that is refused."""
     if os.environ.get("ARCH_JAX_LIBTPU") is None and importlib.util.find_spec("libtpu") is None:

@@ -88,10 +88,11 @@ FILTERED = {"temperature": 0.9, "top_k": 4, "top_p": 0.8}
 # Few settings and shapes in this file, and the same ones again and again: each is a compilation.
 @pytest.mark.parametrize(
     ("name", "prompts", "options"),
-    [("gpt", PROMPTS, GREEDY), ("hybrid", RAGGED, SAMPLED)]
+    [("hybrid", RAGGED, SAMPLED)]
     + [
         pytest.param(*case, marks=pytest.mark.thorough)
         for case in (
+            ("gpt", PROMPTS, GREEDY),
             ("gpt", RAGGED, SAMPLED),
             ("gpt", RAGGED, FILTERED),
             ("gpt2", PROMPTS, GREEDY),

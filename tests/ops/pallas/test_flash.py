@@ -98,7 +98,9 @@ def test_everything_together():
     ("pattern", "causal"),
     [
         (BigBird(block=8, random_blocks=1), True),  # several squares in a tile: bits
-        (BigBird(block=32, random_blocks=0, global_blocks=1, window_blocks=1), False),  # several tiles in a square
+        pytest.param(  # several tiles in a square
+            BigBird(block=32, random_blocks=0, global_blocks=1, window_blocks=1), False, marks=pytest.mark.thorough
+        ),
         pytest.param(Fixed(stride=9, summary=2), True, marks=pytest.mark.thorough),
     ],
     ids=repr,
