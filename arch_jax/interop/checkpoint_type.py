@@ -1,7 +1,7 @@
 """A checkpoint type: one kind of model of another library, its configuration and its tensors in both directions."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -84,10 +84,20 @@ class CheckpointType:
         """The type's name in its library."""
         return self.names[0]
 
-    def module_of(self, data: Mapping[str, Any]) -> nn.Module:
+    def has_all(self, names: Collection[str]) -> bool:
+        """Whether all fields are known to the type, and some of them determine the module."""
+        account = self.fields.beside(self.library.fields)
+        said = [account.account(name) for name in names]
+        return None not in said and "used" in said
+
+    def module_of(self, data: Mapping[str, Any], ignore: Collection[str] = ()) -> nn.Module:
         """The module that a config.json describes.
+
+        Args:
+          data: the file's content.
+          ignore: unknown fields that change nothing, as a person says.
 
         Raises:
           UsageError: an unknown field, a value of the wrong type, or one that is not supported.
         """
-        return self.read(self.fields.beside(self.library.fields).read(data))
+        return self.read(self.fields.beside(self.library.fields).read(data, ignore))

@@ -8,7 +8,7 @@ FIELDS = Fields(
 FIELDS.read({"hidden_size": 512})    # {"hidden_size": 512}; an unknown field is an error
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from arch_jax.errors import UsageError, nearest, unknown
@@ -18,6 +18,8 @@ from arch_jax.interop.strict_json import shown
 _LARGEST = 2**31 - 1
 #: The most blocks of a stage: counting up to the largest size would take hours.
 _MOST_BLOCKS = 1_000
+#: The most fields that a message names.
+_MOST_NAMED = 8
 
 
 class Field(NamedTuple):
@@ -136,13 +138,15 @@ class Fields(NamedTuple):
       no_effect: fields that change nothing in the outputs -> the reason.
       refuses: fields that change the outputs -> the values with which they are supported; absent, they have one of
         these.
-      aliases: other names of fields -> the name.
+      aliases: other names of fields -> the name. A file that has both says the same twice.
+      fallbacks: other names that count where the name itself is absent, whatever they say where it is there.
     """
 
     reads: Mapping[str, Field] = {}
     no_effect: Mapping[str, str] = {}
     refuses: Mapping[str, tuple] = {}
     aliases: Mapping[str, str] = {}
+    fallbacks: Mapping[str, str] = {}
 
     def beside(self, shared: "Fields") -> "Fields":
         """These fields and those that all models of a library share; what is said here has precedence."""
@@ -154,37 +158,54 @@ class Fields(NamedTuple):
         """Use of a field: "used", "supported only as ...", or the reason why it changes nothing; None if unknown.
 
         Args:
-          name: of the field, or an alias of it.
+          name: of the field, or another name of it.
         """
-        name = self.aliases.get(name, name)
+        name = (self.aliases | self.fallbacks).get(name, name)
         if name in self.reads:
             return "used"
         if name in self.refuses:
             return f"supported only as {_listed(self.refuses[name])}"
         return self.no_effect.get(name, "a note of the library" if name.startswith("_") else None)
 
-    def read(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, data: Mapping[str, Any], ignore: Collection[str] = ()) -> dict[str, Any]:
         """The values of the fields in `reads`, once every field of `data` is accounted for.
 
         Args:
           data: content of config.json.
+          ignore: unknown fields that change nothing, as a person says.
 
         Raises:
-          UsageError: an unknown field (nearest names), a value of the wrong type, or one that is not supported.
+          UsageError: an unknown field (nearest names), a value of the wrong type, or one that is not supported; one to
+            ignore that is known to determine the outputs.
         """
-        data = self._renamed(data)
-        for name in data:
-            if self.account(name) is None:
-                known = {*self.reads, *self.no_effect, *self.refuses}
-                raise unknown("field of config.json", name[:80], known)
+        for name in ignore:
+            said = self.account(name)
+            if said is not None and said.startswith(("used", "supported only")):
+                raise UsageError(f"ignore names {name[:80]!r}, which is {said}; expected fields that are unknown here")
+        data = self._renamed({name: value for name, value in data.items() if name not in ignore})
+        if others := [name for name in data if self.account(name) is None]:
+            raise self._unknown(others)
         for name, supported in self.refuses.items():
             if name in data:
                 only(*supported)(name, data[name])
         return {name: field.read(name, data.get(name, field.default)) for name, field in self.reads.items()}
 
+    def _unknown(self, names: list[str]) -> UsageError:
+        """The error for unknown fields: the first with the nearest names, and the way round all of them."""
+        known = {*self.reads, *self.no_effect, *self.refuses, *self.aliases, *self.fallbacks}
+        problem = unknown("field of config.json", names[0][:80], known)
+        way = ", ".join(repr(name[:80]) for name in names[:_MOST_NAMED]) + ("," if len(names) == 1 else "")
+        return UsageError(
+            f"{problem}; if what is unknown changes nothing in the outputs, load_pretrained(..., ignore=({way})) "
+            "leaves it out"
+        )
+
     def _renamed(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """The same fields without aliases."""
+        """The same fields under one name each."""
         data = dict(data)
+        for other, name in self.fallbacks.items():
+            if other in data:
+                data.setdefault(name, data.pop(other))
         for other, name in self.aliases.items():
             if other in data:
                 value = data.pop(other)

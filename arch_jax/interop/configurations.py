@@ -5,7 +5,7 @@ nothing: a model is loaded with none, and `dropout=0.1` sets ours.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -45,14 +45,17 @@ def checkpoint_type(library: str, name: str) -> CheckpointType:
 
 
 def module_of(
-    data: Mapping[str, Any], opened: Callable[[Files], Tensors] | None = None
+    data: Mapping[str, Any], opened: Callable[[Files], Tensors] | None = None, ignore: Collection[str] = ()
 ) -> tuple[CheckpointType, nn.Module]:
     """The checkpoint type that a `config.json` names, and its module in float32.
+
+    Files of 2019 have no `model_type`: the type is then the one that has all their fields, where there is only one.
 
     Args:
       data: the file's content.
       opened: opens the checkpoint's tensors, whose names tell apart libraries that have a network of one name with
         other settings; called only where there are several. None takes the first.
+      ignore: unknown fields that change nothing, as a person says.
 
     Raises:
       UsageError: an unsupported type, an unknown field, a value of the wrong type, or one that is not supported.
@@ -62,11 +65,16 @@ def module_of(
     types = [kind for kind in checkpoint_types() if kind.library.key == key]
     name = data.get(key)
     meant = [kind for kind in types if isinstance(name, str) and name in kind.names]
+    if name is None and key == "model_type":
+        meant = [kind for kind in types if kind.has_all(data.keys() - {*ignore})]
+        if len(meant) > 1:
+            suit = " or ".join(repr(kind.name) for kind in meant)
+            raise UsageError(f"config.json has no {key}, and its fields suit {suit}; expected one of these names")
     if not meant:
         said = f"config.json has no {key}" if name is None else f"{key} is {shown(name)}, which is not supported"
         known = [name for kind in types for name in kind.names]
         raise UsageError(f"{said}{nearest(str('' if name is None else name)[:80], known)}")
-    found = [(kind, kind.module_of(data)) for kind in meant]
+    found = [(kind, kind.module_of(data, ignore)) for kind in meant]
     if opened is None or len(found) == 1:
         return found[0]
     tensors = opened(found[0][0].library.files)

@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from arch_jax import fields
 from arch_jax.errors import RunError, UsageError, nearest
 from arch_jax.interop.configurations import configuration_of, module_of
 from arch_jax.interop.safetensors import FILES, SINGLE, Files, open_checkpoint, plain_file, write_tensors
-from arch_jax.interop.strict_json import read_object
+from arch_jax.interop.strict_json import read_object, shown
 from arch_jax.interop.weights import fitted_to_checkpoint, tensors_of, variables_of
 
 _CONFIGURATION = "config.json"
@@ -26,7 +26,9 @@ _PIPELINE = "model_index.json"
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **changes: Any) -> tuple[nn.Module, dict]:
+def load_pretrained(
+    directory: str | PathLike, *, dtype: Any = "float32", ignore: Collection[str] = (), **changes: Any
+) -> tuple[nn.Module, dict]:
     """A model from a folder as `save_pretrained` of transformers, or diffusers, writes it, in safetensors format.
 
     GPT-2, Llama, Mistral, BERT (with the heads that the checkpoint has), T5, Marian, Mamba, Mamba-2, RWKV-4 and
@@ -39,14 +41,17 @@ def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **chan
         module, variables = arch_jax.load_pretrained("path/to/gpt2")
         logits = module.apply(variables, tokens)
 
-    Nothing is downloaded and nothing in the folder is executed. A field of config.json that changes what is computed
-    and is not supported is refused, not ignored. Dropout is not taken over: it is 0 unless `changes` says otherwise.
+    Nothing is downloaded and nothing in the folder is executed. Every field of config.json is used, known to change
+    nothing in the outputs, or refused; one that is unknown here is refused unless `ignore` names it. Dropout is not
+    taken over: it is 0 unless `changes` says otherwise.
 
     Args:
       directory: holds config.json, and model.safetensors (diffusers: diffusion_pytorch_model.safetensors) or its
         shards with their index.
       dtype: of the parameters and the computation, whatever the checkpoint is stored in: "float32", "bfloat16",
         "float16", "float64", or the type of that name.
+      ignore: names of fields of config.json that are unknown here and, as you know, change nothing in the outputs, such
+        as `("trained_by",)`.
       **changes: fields of the module, as in `create`: `scan=False`, `dropout=0.1`, `**{"mixer.implementation": "xla"}`.
 
     Returns:
@@ -60,12 +65,14 @@ def load_pretrained(directory: str | PathLike, *, dtype: Any = "float32", **chan
     if not folder.is_dir():
         raise _no_folder(folder)
     settings = dict.fromkeys(("dtype", "parameter_dtype"), _dtype(dtype)) | changes
+    if isinstance(ignore, str):
+        raise UsageError(f"ignore is {shown(ignore)}; expected a tuple of names, such as ('trained_by',)")
     if not (folder / _CONFIGURATION).exists():
         raise _no_configuration(folder)
     configuration = read_object(plain_file(folder, _CONFIGURATION))
     # The tensors are opened once the configuration is known to be sound.
     opened = functools.cache(lambda files: open_checkpoint(folder, files))
-    kind, module = module_of(configuration, opened)
+    kind, module = module_of(configuration, opened, ignore)
     module, tensors = fitted_to_checkpoint(kind, opened(kind.library.files), module)
     module = fields.override(module, settings)
     return module, variables_of(kind, tensors, module)

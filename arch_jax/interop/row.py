@@ -8,7 +8,7 @@ biases and without, tied and untied.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,6 +109,16 @@ class Naming(NamedTuple):
     def spellings(self, name: str) -> tuple[str, ...]:
         """A full name, and the name without the prefix."""
         return (name, name.removeprefix(self.prefix)) if self.prefix and name.startswith(self.prefix) else (name,)
+
+    def twins(self, name: str, apart: Collection[str] = ()) -> tuple[str, ...]:
+        """Other names under which a tensor may be stored: those that repeat it and are no tensors of their own.
+
+        Args:
+          name: of the tensor.
+          apart: names of tensors of their own.
+        """
+        copies = [copy for copy, of in self.copies.items() if of == name and copy not in apart]
+        return tuple(other for copy in copies for other in self.spellings(copy))
 
     def layer(self, stack: LayerRows) -> re.Pattern:
         """Finds a layer's number at the start of a name, with or without the prefix."""

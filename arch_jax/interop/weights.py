@@ -5,7 +5,8 @@ used, known to repeat another one or to be no parameter, missing, left over, or 
 """
 
 import functools
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +21,8 @@ from arch_jax.interop.row import FixedTensor, Naming, Shape, Tensors
 from arch_jax.interop.strict_json import shown
 from arch_jax.interop.tensors import check_finite, read_tensor, wrong_shape
 
+#: What PyTorch's wrappers put into names: compiled modules, sharded ones, ones whose activations are recomputed.
+_INNER_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 #: How far a stored table may be from the one computed here: sines of angles up to some tens, in float32 or less.
 _ROUNDING = {"bfloat16": 2e-2, "float16": 2e-3}
 
@@ -27,16 +30,35 @@ _ROUNDING = {"bfloat16": 2e-2, "float16": 2e-3}
 def fitted_to_checkpoint(kind: CheckpointType, tensors: Tensors, module: nn.Module) -> tuple[nn.Module, Tensors]:
     """The module with the heads that a checkpoint turns out to have, and the tensors under their present names.
 
+    What wrappers put before or into all names (`module.`, `base_model.model.`, `_orig_mod.`) is left out.
+
     Raises:
       UsageError: two tensors have the same present name.
     """
+    unwrapped = {name: _INNER_WRAPPERS.sub("", name) for name in tensors}
+    outer = _wrapper([naming(module) for naming in kind.namings.values()], unwrapped.values())
     renamed: dict[str, Any] = {}
     for name, tensor in tensors.items():
-        now = kind.renamed(name)
+        now = kind.renamed(unwrapped[name].removeprefix(outer))
         if now in renamed:
             raise UsageError(f"the checkpoint has the tensor {shown(now)} under two names; expected one")
         renamed[now] = tensor
     return kind.adjusted(module, renamed), renamed
+
+
+def _wrapper(namings: list[Naming], names: Collection[str]) -> str:
+    """What stands before all names and hides that they are a naming's; "" where they need no help."""
+    shared = lambda names: max(naming.shared({*names}) for naming in namings)
+    before = ["".join(part) for part in _beginnings(min(names, default=""))]
+    common = [start for start in before if all(name.startswith(start) for name in names)]
+    return max(["", *common], key=lambda start: shared(name.removeprefix(start) for name in names))
+
+
+def _beginnings(name: str, most: int = 4) -> Iterator[list[str]]:
+    """The first parts of a name, each with its dot: of "a.b.c" they are "a." and "a.b."."""
+    parts = [f"{part}." for part in name.split(".")[:-1]]
+    for count in range(1, min(len(parts), most) + 1):
+        yield parts[:count]
 
 
 def naming_of(kind: CheckpointType, module: nn.Module, tensors: Tensors) -> str:
@@ -64,7 +86,7 @@ def variables_of(kind: CheckpointType, tensors: Tensors, module: nn.Module) -> d
     names = kind.namings[naming](module)
     _check_layers(names, tensors)
     for name, shape in names.sizes.items():
-        for spelling in names.spellings(name):
+        for spelling in (*names.spellings(name), *names.twins(name)):
             if spelling in tensors and tuple(tensors[spelling].shape) != shape:
                 raise wrong_shape(spelling, tensors[spelling].shape, shape)
     parts = parts_of(kind, module, naming)
@@ -149,12 +171,15 @@ def _check_layers(names: Naming, tensors: Tensors) -> None:
 
 def _found(names: Naming, parts: list[Part], tensors: Tensors) -> dict[str, str]:
     """Full name -> name in the checkpoint, once none is missing, unknown or of another shape."""
-    found = {}
+    found: dict[str, str] = {}
+    # A tied tensor may be stored under the name of any of those that are it.
+    apart = {part.theirs(layer) for part in parts for layer in part.layers}
+    twins = lambda full: names.twins(full, apart)
     spare = {name for name in tensors if not names.buffers.fullmatch(name)}
     for part in parts:
         for layer in part.layers:
             full = part.theirs(layer)
-            name = next((name for name in names.spellings(full) if name in tensors), None)
+            name = next((name for name in (*names.spellings(full), *twins(full)) if name in tensors), None)
             if name is None:
                 raise UsageError(f"the tensor {full!r} is missing from the checkpoint{nearest(full, spare)}")
             if not part.fits(tuple(tensors[name].shape)):

@@ -185,7 +185,7 @@ REFUSED = {
         {"model_type": "gpt3"},
         "model_type is 'gpt3', which is not supported; the nearest is 'gpt2'",
     ),
-    "no model type": (GPT2, {"model_type": None}, "config.json has no model_type; valid are 'bert'"),
+    "no model type": (GPT2, {"model_type": None, "n_embed": 8}, "config.json has no model_type; valid are 'bert'"),
     "a list as model type": (GPT2, {"model_type": []}, "model_type is [], which is not supported"),
     "unknown": (GPT2, {"n_embed": 8}, "unknown field of config.json 'n_embed'; the nearest"),
     "of another model": (GPT2, {"rms_norm_eps": 1e-5}, "unknown field of config.json 'rms_norm_eps'"),
@@ -344,7 +344,7 @@ def test_every_used_field_is_used(kind, name):
 
 
 def test_no_field_is_forgotten_by_the_test_above():
-    refused_when_set = {"scale_attn_weights", "scale_attn_by_inverse_layer_idx", "pretraining_tp"}
+    refused_when_set = {"n_special", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "pretraining_tp"}
     with_llama3_only = {"partial_rotary_factor", "max_position_embeddings", "original_max_position_embeddings"}
     gpt2, llama = ({*fields.reads, *fields.refuses} for fields in (GPT2_FIELDS, LLAMA_FIELDS))
     assert gpt2 == USED["gpt2"].keys() | (refused_when_set & gpt2)

@@ -117,6 +117,23 @@ def test_logits_running_statistics_and_weights_both_ways(name, tmp_path):
     in_float64(checkpoint_type("transformers", kind), model, tmp_path / "theirs", x)
 
 
+def test_blocks_that_get_images_of_odd_size(tmp_path):
+    """36 pixels: 18, 9, 5. transformers lists the block that gets 9, padded alike on both sides; B3 has two such."""
+    settings = SMALL_EFFICIENTNET | {"image_size": 36, "depthwise_padding": [3], "num_labels": 5}
+    torch.manual_seed(0)
+    model = transformers.EfficientNetForImageClassification(transformers.EfficientNetConfig(**settings)).eval()
+    model.save_pretrained(tmp_path)
+    module, variables = arch_jax.load_pretrained(tmp_path)
+    x = np.random.default_rng(0).normal(size=(2, 36, 36, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).logits.numpy()
+    close(jax.jit(module.apply)(variables, jnp.asarray(x)), expected, 1e-5)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"image_size": 34}))
+    with pytest.raises(UsageError, match=r"depthwise_padding is \[3\]; expected \[1, 3\], the blocks with a stride"):
+        arch_jax.load_pretrained(tmp_path)
+
+
 def in_float64(kind, model, folder, x):
     """Logits in evaluation and in training, and the running statistics of a training step's batch.
 

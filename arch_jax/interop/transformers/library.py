@@ -14,22 +14,31 @@ from arch_jax.interop.strict_json import shown
 
 _FILE = """
 architectures auto_map dtype finetuning_task id2label label2id model_type name_or_path num_labels prefix problem_type
-tokenizer_class torch_dtype torchscript transformers_version use_bfloat16 tf_legacy_loss attn_implementation
+tokenizer_class torch_dtype torchscript transformers_version use_bfloat16 xla_device tf_legacy_loss attn_implementation
 experts_implementation gradient_checkpointing is_decoder chunk_size_feed_forward tie_encoder_decoder use_cache
 """
 _RETURNED = """
-output_attentions output_hidden_states output_scores return_dict return_dict_in_generate tie_last_hidden_states
+output_attentions output_hidden_states output_past output_scores return_dict return_dict_in_generate
+tie_last_hidden_states
 """
 _TOKENS = """
-bos_token_id cls_token_id decoder_start_token_id eos_token_id mask_token_id pad_token_id sep_token_id
+bos_token bos_token_id cls_token cls_token_id decoder_start_token_id end_token_id eos_token eos_token_id eos_token_ids
+mask_token mask_token_id pad_token pad_token_id sep_token sep_token_id unk_token unk_token_id
+"""
+#: Notes of other programs: trainers, exporters, and what reads the outputs.
+_OTHERS = """
+base_model_name_or_path language max_sequence_length max_seq_length model_max_length model_name model_name_or_path name
+neuron sbert_ce_default_activation_function sentence_transformers seq_length transformers.js_config
+uniem_embedding_strategy unsloth_fixed unsloth_version
 """
 _SAMPLING = """
 assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens diversity_penalty do_sample
 early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty epsilon_cutoff eta_cutoff
-exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length max_new_tokens
-min_length no_repeat_ngram_size num_assistant_tokens num_assistant_tokens_schedule num_beam_groups num_beams
-num_return_sequences remove_invalid_values repetition_penalty suppress_tokens target_lookbehind task_specific_params
-temperature top_k top_p typical_p
+exponential_decay_length_penalty force_bos_token_to_be_generated force_words_ids forced_bos_token_id forced_decoder_ids
+forced_eos_token_id generation_config guidance_scale length_penalty low_memory max_length max_new_tokens max_time
+min_length min_new_tokens min_p no_repeat_ngram_size num_assistant_tokens num_assistant_tokens_schedule num_beam_groups
+num_beams num_return_sequences penalty_alpha remove_invalid_values renormalize_logits repetition_penalty sequence_bias
+stop_strings suppress_tokens target_lookbehind task_specific_params temperature top_k top_p typical_p
 """
 
 TRANSFORMERS = Library(
@@ -40,12 +49,15 @@ TRANSFORMERS = Library(
         no_effect=because("about the file, the framework or the heads of other tasks", _FILE)
         | because("selects what is returned beside the logits", _RETURNED)
         | because("special tokens belong to the tokenizer", _TOKENS)
-        | because("settings of sampling, which `generate` has arguments for", _SAMPLING),
+        | because("settings of sampling, which `generate` has arguments for", _SAMPLING)
+        | because("a note of another program, which transformers does not read", _OTHERS),
         refuses={
             "is_encoder_decoder": (False, None),
             "cross_attention_hidden_size": (None,),
+            "encoder_width": (None,),
             "add_cross_attention": (False, None),
             "pruned_heads": ({}, None),
+            "quantization": (None,),
             "quantization_config": (None,),
             "compression_config": (None,),
             "per_layer_config": ({}, None),
@@ -54,6 +66,7 @@ TRANSFORMERS = Library(
             "attention_chunk_size": (None,),
             "layer_types": (None,),
             "adapter_config": (None,),
+            "adapters": (None, {}, {"adapters": {}, "config_map": {}}),
         },
     ),
     dtype="dtype",

@@ -1,9 +1,10 @@
 """EfficientNet (`model_type` "efficientnet")."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from arch_jax import registry
 from arch_jax.errors import UsageError
 from arch_jax.interop.checkpoint_type import CheckpointType, image_inputs
 from arch_jax.interop.configuration_fields import (
@@ -14,10 +15,12 @@ from arch_jax.interop.configuration_fields import (
     counts,
     number,
     positive,
+    unchanged,
     whole,
     wholes,
 )
 from arch_jax.interop.row import BATCH_COUNTS, Naming, blocks_of, linear_rows, normed_convolution_rows, pointwise_rows
+from arch_jax.interop.strict_json import shown
 from arch_jax.interop.transformers.library import CLASSES, TRANSFORMERS, class_fields, label_count
 from arch_jax.layers.norms import BatchNorm
 from arch_jax.layers.vision.inverted_residual import divisible
@@ -39,12 +42,14 @@ EFFICIENTNET_FIELDS = Fields(
         "hidden_act": Field(choice({"swish": "silu", "silu": "silu"}), "swish"),
         "hidden_dim": Field(whole, 2560),
         "batch_norm_eps": Field(number, 1e-3),
+        "image_size": Field(whole, 600),
+        "depthwise_padding": Field(unchanged, []),
     },
     no_effect=because("dropout and stochastic depth are not taken over", "dropout_rate drop_connect_rate")
     | because("concerns training alone", "batch_norm_momentum initializer_range")
-    | because("images may have any size", "image_size")
-    | because("follows from num_block_repeats", "num_hidden_layers"),
-    refuses={"num_channels": (3,), "pooling_type": ("mean",), "depthwise_padding": ([],)},
+    | because("follows from num_block_repeats", "num_hidden_layers")
+    | because("selects what a backbone returns", "out_features out_indices stage_names"),
+    refuses={"num_channels": (3,), "pooling_type": ("mean",)},
 )
 #: Channels of the first and the last convolution, before the factor: transformers has no fields for them.
 _STEM, _HEAD = 32, 1280
@@ -63,6 +68,13 @@ def _read(c: Mapping[str, Any]) -> EfficientNet:
         raise UsageError(f"hidden_dim is {c['hidden_dim']}; expected {head}, {_HEAD} times width_coefficient, rounded")
     deeper = [math.ceil(c["depth_coefficient"] * count) for count in c["num_block_repeats"]]
     counts("num_block_repeats * depth_coefficient", deeper)
+    # TensorFlow pads by the size of what comes in. transformers has the same padding everywhere, but for these blocks.
+    odd = _odd_blocks(deeper, c["strides"], c["image_size"])
+    if c["depthwise_padding"] not in ([], odd):
+        raise UsageError(
+            f"depthwise_padding is {shown(c['depthwise_padding'])}; expected {odd}, the blocks with a stride that get "
+            f"images of odd size where image_size is {c['image_size']}"
+        )
     return EfficientNet(
         classes=label_count(c),
         depth_factor=c["depth_coefficient"],
@@ -78,6 +90,25 @@ def _read(c: Mapping[str, Any]) -> EfficientNet:
     )
 
 
+def _odd_blocks(counts: Sequence[int], strides: Sequence[int], pixels: int) -> list[int]:
+    """The blocks with a stride whose input has an odd size."""
+    found, at, size = [], 0, math.ceil(pixels / 2)
+    for count, stride in zip(counts, strides):
+        if stride == 2 and size % 2:
+            found.append(at)
+        size, at = math.ceil(size / stride), at + count
+    return found
+
+
+def _pixels(module: EfficientNet) -> int:
+    """The resolution of the released network with these factors; B0's where there is none."""
+    factors = lambda network: (network.depth_factor, network.width_factor)
+    for entry in registry.models().values():
+        if entry.architecture == "efficientnet" and factors(entry.build()) == factors(module):
+            return entry.inputs.size
+    return 224
+
+
 def _write(m: Mapping[str, Any], module: EfficientNet) -> dict[str, Any]:
     stages = {name: list(values) for name, values in zip(_STAGES, zip(*module.stages))}
     return {
@@ -89,7 +120,8 @@ def _write(m: Mapping[str, Any], module: EfficientNet) -> dict[str, Any]:
         "depth_divisor": module.divisor,
         **stages,
         "in_channels": [module.stem, *stages["out_channels"][:-1]],
-        "depthwise_padding": [],
+        "image_size": _pixels(module),
+        "depthwise_padding": _odd_blocks(module.counts, stages["strides"], _pixels(module)),
         "squeeze_expansion_ratio": module.squeeze or 0.25,
         "hidden_act": "swish",
         "hidden_dim": divisible(module.head * module.width_factor, module.divisor),

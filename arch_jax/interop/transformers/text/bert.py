@@ -45,6 +45,7 @@ BERT_FIELDS = Fields(
         "tie_word_embeddings": (True,),
         "position_embedding_type": ("absolute", None),
         "is_decoder": (False,),
+        "alibi_starting_size": (None,),  # biases of attention, by code beside the checkpoint
     },
 )
 _PREFIX = "bert."
@@ -143,7 +144,7 @@ def _adjusted(module: BERT, tensors: Tensors) -> BERT:
     classifier = tensors.get("classifier.weight")
     return module.clone(
         pooler=has("bert.pooler.dense.weight"),
-        masked=has("cls.predictions.bias"),
+        masked=has("cls.predictions.bias") or has("cls.predictions.decoder.bias"),
         following=has("cls.seq_relationship.weight"),
         classes=None if classifier is None else int(classifier.shape[0]),
     )

@@ -37,7 +37,7 @@ _SHARED = {
     "tie_word_embeddings": Field(flag, False),
     **ROPE_FIELDS,
 }
-_NO_EFFECT = because(DROPOUT, "attention_dropout")
+_NO_EFFECT = because(DROPOUT, "attention_dropout resid_pdrop")
 LLAMA_FIELDS = Fields(
     reads=_SHARED
     | {

@@ -75,8 +75,15 @@ MAMBA_FIELDS = Fields(
         "time_step_init_scheme": Field(choice({"random": "random", "constant": "constant"}), "random"),
         "tie_word_embeddings": Field(flag, True),
     },
+    no_effect=because("read nowhere in transformers' Mamba", "activation_function n_positions type_vocab_size"),
     refuses={"ssm_cfg": ({}, None)},
-    aliases={"d_model": "hidden_size", "n_layer": "num_hidden_layers", "d_inner": "intermediate_size"},
+    # The authors' names. Some published files have them beside transformers' with the values of another size.
+    fallbacks={
+        "d_model": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "d_inner": "intermediate_size",
+        "dt_rank": "time_step_rank",
+    },
 ).beside(MAMBA_COMMON_FIELDS)
 
 

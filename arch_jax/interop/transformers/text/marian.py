@@ -52,7 +52,8 @@ MARIAN_FIELDS = Fields(
         "activation_dropout attention_dropout classif_dropout classifier_dropout decoder_layerdrop dropout "
         "encoder_layerdrop",
     )
-    | because("there always is a bias; it may be 0", "add_bias_logits"),
+    | because("there always is a bias; it may be 0", "add_bias_logits")
+    | because("concerns learned positions, and these are sines", "extra_pos_embeddings"),
     refuses={
         "is_encoder_decoder": (True,),
         "is_decoder": (False,),
@@ -61,13 +62,11 @@ MARIAN_FIELDS = Fields(
         "normalize_embedding": (False, None),
         "add_final_layer_norm": (False, None),
         "static_position_embeddings": (True, None),
-        "extra_pos_embeddings": (0, None),
+        "do_blenderbot_90_layernorm": (False, None),
     },
-    aliases={
-        "hidden_size": "d_model",
-        "num_attention_heads": "encoder_attention_heads",
-        "num_hidden_layers": "encoder_layers",
-    },
+    aliases={"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"},
+    # Early files have the default of another model type here.
+    fallbacks={"num_hidden_layers": "encoder_layers"},
 )
 #: Sines and cosines, which transformers computes anew.
 _POSITIONS = re.compile(r"(model\.)?(encoder|decoder)\.embed_positions\.weight")

@@ -143,6 +143,10 @@ def _stack(side: str, module: EncoderDecoder) -> LayerRows:
     return LayerRows(side, depth, tuple(rows))
 
 
+#: Each side's embedding, which is the shared one.
+_TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+
+
 def _naming(module: EncoderDecoder) -> Naming:
     table = "{}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     sides = ("encoder", "decoder")
@@ -157,15 +161,16 @@ def _naming(module: EncoderDecoder) -> Naming:
         stacks=tuple(_stack(side, module) for side in sides),
         # Written by early versions, and never read.
         buffers=re.compile(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"),
-        copies=dict.fromkeys(("lm_head.weight", *(f"{side}.embed_tokens.weight" for side in sides)), "shared.weight"),
+        copies=dict.fromkeys(("lm_head.weight", *_TABLES), "shared.weight"),
     )
 
 
 def _adjusted(module: EncoderDecoder, tensors: Tensors) -> EncoderDecoder:
     """transformers 5 writes tie_word_embeddings true whatever the weights are: what they are decides."""
-    if "lm_head.weight" not in tensors or "shared.weight" not in tensors:
+    tables = [name for name in ("shared.weight", *_TABLES) if name in tensors]
+    if "lm_head.weight" not in tensors or not tables:
         return module.clone(tied=True)
-    own, shared = tensors["lm_head.weight"], tensors["shared.weight"]
+    own, shared = tensors["lm_head.weight"], tensors[tables[0]]
     same = tuple(own.shape) == tuple(shared.shape) and np.array_equal(np.asarray(own), np.asarray(shared))
     return module.clone(tied=module.tied and same)
 
