@@ -97,7 +97,10 @@ class Embedding(nn.Module):
         self.embedding = self.param("embedding", initial, (self.entries, self.features), self.parameter_dtype)
 
     def __call__(self, index: Int[Array, "*batch"]) -> Float[Array, "*batch features"]:
-        # An index outside the table gives NaN: a wrong token shows at once, where clipping would hide it.
+        # An index outside the table gives NaN: a wrong token shows at once, where clipping would hide it and a negative
+        # one would count from the end.
+        index = index.astype(jnp.promote_types(index.dtype, jnp.int32))
+        index = jnp.where(index < 0, self.entries, index)
         found = jnp.take(self.embedding, index, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
         return by_rows(found) if index.ndim > 1 else found
 

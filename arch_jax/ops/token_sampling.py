@@ -34,7 +34,8 @@ def filter_logits(
         equally likely at the edge of the set, those with the higher index stay.
 
     Returns:
-      The filtered logits, in at least float32.
+      The filtered logits, in at least float32. A row that dividing would take beyond the largest number is shifted
+      first, so that its largest logit is 0.
 
     Raises:
       UsageError: `temperature` is negative or not finite, `top_k` below 1, or `top_p` outside (0, 1].
@@ -45,7 +46,7 @@ def filter_logits(
     if temperature == 0:
         largest = jnp.argmax(logits, axis=-1, keepdims=True)
         return jnp.where(jnp.arange(vocabulary) == largest, logits, -jnp.inf)
-    logits = logits / temperature
+    logits = _divided(logits, temperature)
     if top_k is not None and top_k < vocabulary:
         kth = lax.top_k(logits, top_k)[0][..., -1:]
         logits = jnp.where(logits < kth, -jnp.inf, logits)
@@ -58,6 +59,14 @@ def filter_logits(
         rank = jnp.argsort(order, axis=-1)
         logits = jnp.where(jnp.take_along_axis(dropped, rank, axis=-1), -jnp.inf, logits)
     return logits
+
+
+def _divided(logits: jax.Array, temperature: float | int) -> jax.Array:
+    """Logits by temperature, each row up to a constant: however low the temperature is, order and ties stay."""
+    temperature = max(temperature, float(jnp.finfo(logits.dtype).tiny))  # below it, processors may take it for 0
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    shift = jnp.where(jnp.isfinite(largest), largest, 0)
+    return jnp.where(jnp.isfinite(largest / temperature), logits / temperature, (logits - shift) / temperature)
 
 
 def sample(

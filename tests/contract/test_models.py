@@ -6,6 +6,7 @@ Published sizes are checked abstractly, by name; each architecture is run once f
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import pickle
@@ -278,6 +279,21 @@ def test_batch_permutation(name):
     permuted, _ = on_host(it.forward(it.variables, it.permuted))
     expected = jax.tree.map(lambda x: x[it.order], it.outputs[0])
     chex.assert_trees_all_close(permuted, expected, atol=2e-6, rtol=2e-5)
+
+
+@every_architecture
+def test_a_token_outside_the_vocabulary_shows(name):
+    """NaN in its row, where a table read from its end or clipped would give numbers; and nowhere else."""
+    it = tiny(name)
+    read = [key for key in ("tokens", "source") if key in it.batch]
+    if not read or it.entry.couples_examples:
+        pytest.skip("reads no tokens, or couples examples")
+    for key, wrong in itertools.product(read, (-1, 2**30)):
+        tokens = it.batch[key].copy()
+        tokens[0, 0] = wrong
+        outputs, _ = on_host(it.forward(it.variables, it.batch | {key: tokens}))
+        assert any(np.isnan(leaf[0]).any() for leaf in jax.tree.leaves(outputs))
+        assert not any(np.isnan(leaf[1:]).any() for leaf in jax.tree.leaves(outputs))
 
 
 @every_architecture

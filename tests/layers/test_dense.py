@@ -41,7 +41,11 @@ def test_a_table_looks_up_and_attends():
     layer = Embedding(6, 3, initial_std=1.0)
     variables = jax.jit(layer.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
     table = np.asarray(variables["params"]["embedding"])
-    found = layer.apply(variables, jnp.array([[4, 0], [1, 6]]))
-    np.testing.assert_array_equal(found[0], table[[4, 0]])
-    assert np.isnan(found[1, 1]).all(), "an index outside"
+    for dtype in (jnp.int32, jnp.int8):
+        found = layer.apply(variables, jnp.array([[4, 0], [1, 6]], dtype))
+        np.testing.assert_array_equal(found[0], table[[4, 0]])
+        assert np.isnan(found[1, 1]).all(), "an index outside"
+    outside = layer.apply(variables, jnp.array([-1, -6, -7, 6, 2**31 - 1, 5]))
+    assert np.isnan(outside[:5]).all()
+    np.testing.assert_array_equal(outside[5], table[5])
     np.testing.assert_allclose(layer.apply(variables, found[:1], method="attend"), found[:1] @ table.T, atol=1e-6)

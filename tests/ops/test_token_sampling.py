@@ -68,6 +68,23 @@ def test_filter_equals_transformers(settings):
         np.testing.assert_allclose(filter_logits(jnp.asarray(logits), **settings), expected.numpy(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("temperature", [1e-2, 1e-20, 1e-37, 1e-38, 1e-45, 1e-300])
+def test_the_lower_the_temperature_the_nearer_to_the_likeliest(temperature, dtype):
+    """Not token 0, which is what is drawn where all are infinite."""
+    rows = [[1.0, 3.0, 2.0], [-9.0, -5.0, -3.0], [0.0, -1.0, 88.0], [-np.inf, 400.0, -400.0], [-np.inf, -np.inf, -5.0]]
+    logits = jnp.asarray(rows, dtype)
+    for settings in ({}, {"top_k": 2}, {"top_p": 0.9}):
+        filtered = filter_logits(logits, temperature=temperature, **settings)
+        assert not jnp.isnan(filtered).any()
+        drawn = jax.vmap(lambda key, s=settings: sample(key, logits, temperature=temperature, **s))(
+            jax.random.split(jax.random.key(0), 20)
+        )
+        np.testing.assert_array_equal(drawn, np.broadcast_to([1, 2, 2, 1, 2], (20, 5)))
+    tied = sample(jax.random.key(0), jnp.zeros((400, 2), dtype), temperature=temperature)
+    assert 120 < int(tied.sum()) < 280  # no order where there is none
+
+
 def test_ties():
     logits = jnp.asarray([[1.0, 2.0, 1.0, 1.0]])
     kept = lambda **kw: np.isfinite(filter_logits(logits, **kw))[0].tolist()
