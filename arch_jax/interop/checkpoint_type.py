@@ -22,6 +22,7 @@ class Library(NamedTuple):
       files: names of the files with tensors.
       fields: what becomes of the fields that its models share.
       dtype: the field that names the dtype of the tensors; None where there is none.
+      named: the type's name from a config.json that has the key, where it is not the key's value itself.
     """
 
     name: str
@@ -29,6 +30,11 @@ class Library(NamedTuple):
     files: Files
     fields: Fields
     dtype: str | None = None
+    named: Callable[[Mapping[str, Any]], Any] | None = None
+
+    def type_of(self, data: Mapping[str, Any]) -> Any:
+        """The type that a config.json names; None where it names none."""
+        return data.get(self.key) if self.named is None else self.named(data)
 
 
 def text_inputs(module: nn.Module) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -85,7 +91,7 @@ class CheckpointType:
         return self.names[0]
 
     def has_all(self, names: Collection[str]) -> bool:
-        """Whether all fields are known to the type, and some of them determine the module."""
+        """True if all fields are known to the type and some of them determine the module."""
         account = self.fields.beside(self.library.fields)
         said = [account.account(name) for name in names]
         return None not in said and "used" in said

@@ -140,6 +140,7 @@ class Fields(NamedTuple):
         these.
       aliases: other names of fields -> the name. A file that has both says the same twice.
       fallbacks: other names that count where the name itself is absent, whatever they say where it is there.
+      nested: fields that hold objects, whose fields are accounted for one by one, as `outer.inner`.
     """
 
     reads: Mapping[str, Field] = {}
@@ -147,12 +148,13 @@ class Fields(NamedTuple):
     refuses: Mapping[str, tuple] = {}
     aliases: Mapping[str, str] = {}
     fallbacks: Mapping[str, str] = {}
+    nested: tuple[str, ...] = ()
 
     def beside(self, shared: "Fields") -> "Fields":
         """These fields and those that all models of a library share; what is said here has precedence."""
         own = {*self.reads, *self.no_effect, *self.refuses}
-        rest = (({name: of[name] for name in of if name not in own}) for of in shared)
-        return Fields(*({**other, **mine} for other, mine in zip(rest, self)))
+        rest = (({name: of[name] for name in of if name not in own}) for of in shared[:-1])
+        return Fields(*({**other, **mine} for other, mine in zip(rest, self)), nested=(*self.nested, *shared.nested))
 
     def account(self, name: str) -> str | None:
         """Use of a field: "used", "supported only as ...", or the reason why it changes nothing; None if unknown.
@@ -163,6 +165,8 @@ class Fields(NamedTuple):
         name = (self.aliases | self.fallbacks).get(name, name)
         if name in self.reads:
             return "used"
+        if name in self.nested:
+            return "looked at field by field"
         if name in self.refuses:
             return f"supported only as {_listed(self.refuses[name])}"
         return self.no_effect.get(name, "a note of the library" if name.startswith("_") else None)
@@ -182,7 +186,8 @@ class Fields(NamedTuple):
             said = self.account(name)
             if said is not None and said.startswith(("used", "supported only")):
                 raise UsageError(f"ignore names {name[:80]!r}, which is {said}; expected fields that are unknown here")
-        data = self._renamed({name: value for name, value in data.items() if name not in ignore})
+        flat = self._flat(data)
+        data = self._renamed({name: value for name, value in flat.items() if name not in ignore})
         if others := [name for name in data if self.account(name) is None]:
             raise self._unknown(others)
         for name, supported in self.refuses.items():
@@ -199,6 +204,18 @@ class Fields(NamedTuple):
             f"{problem}; if what is unknown changes nothing in the outputs, load_pretrained(..., ignore=({way})) "
             "leaves it out"
         )
+
+    def _flat(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of nested objects beside the others."""
+        flat: dict[str, Any] = {}
+        for name, value in data.items():
+            if name not in self.nested:
+                flat[name] = value
+            elif isinstance(value, Mapping):
+                flat |= {f"{name}.{inner}": held for inner, held in value.items()}
+            elif value is not None:
+                raise UsageError(f"{name} is {shown(value)}; expected an object, or null")
+        return flat
 
     def _renamed(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The same fields under one name each."""

@@ -63,7 +63,7 @@ def module_of(
     keys = dict.fromkeys(kind.library.key for kind in checkpoint_types())
     key = next((key for key in keys if key in data and "model_type" not in data), "model_type")
     types = [kind for kind in checkpoint_types() if kind.library.key == key]
-    name = data.get(key)
+    name = types[0].library.type_of(data)
     meant = [kind for kind in types if isinstance(name, str) and name in kind.names]
     if name is None and key == "model_type":
         meant = [kind for kind in types if kind.has_all(data.keys() - {*ignore})]

@@ -27,9 +27,11 @@ class Files(NamedTuple):
 
     Attributes:
       stem: the beginning of the names.
+      plain: whether its own pickles are state dicts and nothing else, which no `save_pretrained` writes anew.
     """
 
     stem: str
+    plain: bool = False
 
     @property
     def single(self) -> str:
@@ -51,8 +53,14 @@ class Files(NamedTuple):
         return name in (self.single, self.index) or shard is not None
 
 
-FILES = {"transformers": Files("model"), "diffusers": Files("diffusion_pytorch_model")}
+FILES = {
+    "transformers": Files("model"),
+    "diffusers": Files("diffusion_pytorch_model"),
+    "mamba_ssm": Files("model", plain=True),
+}
 SINGLE, INDEX = FILES["transformers"].single, FILES["transformers"].index
+#: Begins the code that a message gives for a PyTorch pickle.
+CONVERTING = "this, run in that folder, converts it: "
 #: Formats of weights that are not read, by the end of the file's name: PyTorch's pickles, and others.
 _PICKLES, _OTHERS = (".bin", ".pt", ".pth", ".ckpt"), (".h5", ".msgpack", ".gguf")
 #: Bytes of a number, by dtype. Packed dtypes (several numbers in a byte) are not among them.
@@ -254,10 +262,15 @@ def _no_weights(directory: Path, files: Files) -> UsageError:
     name = others[0]
     if name.startswith(FILES["diffusers"].stem):
         how = "load them in diffusers with use_safetensors=False and write them with model.save_pretrained(folder)"
-    elif name.endswith(_PICKLES) and not name.startswith("pytorch_model"):
-        loaded = f"torch.load({name!r}, weights_only=True)"
-        kept = f"{{name: tensor.contiguous() for name, tensor in {loaded}.items()}}"  # save_file takes no others
-        how = f"safetensors.torch.save_file({kept}, {files.single!r}) converts a state dict"
+    elif name.endswith(_PICKLES) and (files.plain or not name.startswith("pytorch_model")):
+        # Copies: save_file takes no tensors that share memory, as tied ones do, nor any with gaps.
+        how = (
+            f"{CONVERTING}import torch, safetensors.torch; "
+            f"found = torch.load({name!r}, map_location='cpu', weights_only=True); "
+            "found = found.get('model', found.get('state_dict', found)); "
+            "found = {name: x.clone().contiguous() for name, x in found.items() if torch.is_tensor(x)}; "
+            f"safetensors.torch.save_file(found, {files.single!r})"
+        )
     else:
         how = "load them in transformers and write them with model.save_pretrained(folder), as safetensors"
     return UsageError(

@@ -22,6 +22,8 @@ def load_tokenizer(directory: str | PathLike) -> "tokenizers.Tokenizer":
         text = tokenizer.decode(tokens.ids)
 
     Byte-pair encoding, WordPiece and unigram models alike, with the special tokens that their post-processor adds.
+    Texts are neither cut nor padded, whatever the file says of the run that wrote it; for that there is
+    `tokenizer.enable_truncation(512)`.
 
     Args:
       directory: holds tokenizer.json; nothing is downloaded.
@@ -43,6 +45,10 @@ def load_tokenizer(directory: str | PathLike) -> "tokenizers.Tokenizer":
     path = plain_file(folder, TOKENIZER_FILE)
     read_object(path)  # bounded, and told apart from what the library would call anything
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise RunError(f"{TOKENIZER_FILE} in {str(folder)!r} is not a tokenizer ({error})") from error
+    # The file also holds what its last run cut and padded to, which says nothing of the tokenizer.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

@@ -47,7 +47,7 @@ def fitted_to_checkpoint(kind: CheckpointType, tensors: Tensors, module: nn.Modu
 
 
 def _wrapper(namings: list[Naming], names: Collection[str]) -> str:
-    """What stands before all names and hides that they are a naming's; "" where they need no help."""
+    """The prefix of all names without which more of them are known; "" where there is none."""
     shared = lambda names: max(naming.shared({*names}) for naming in namings)
     before = ["".join(part) for part in _beginnings(min(names, default=""))]
     common = [start for start in before if all(name.startswith(start) for name in names)]

@@ -45,6 +45,7 @@ def test_they_are_of_every_type_and_many_hands():
     assert len({row["repository"] for row in ROWS}) > 50
     assert all(re.fullmatch("[0-9a-f]{40}", row["commit"]) and row["path"] for row in ROWS)
     types = collections.Counter(module_of(row["config"])[0].name for row in LOADED)
+    assert types["Mamba2"] > 1  # in their authors' form
     few = {"vit_mae", "mamba2", "xlstm"}  # of which no more were found in public repositories
     written = {kind.name for kind in checkpoint_types() if kind.write is not None}
     assert {name for name in written if types[name] < 2} == few
@@ -70,6 +71,8 @@ SAME = {
     "DialoGPT 345M (2019 form)": "gpt2-medium",
     "state-spaces/mamba-370m-hf": "mamba-370m",
     "state-spaces/mamba-790m-hf": "mamba-790m",
+    "state-spaces/mamba2-130m": "mamba2-130m",
+    "state-spaces/mamba2-1.3b": "mamba2-1.3b",
     "google/efficientnet-b0": "efficientnet-b0",
     "google/efficientnet-b3": "efficientnet-b3",
     "google/efficientnet-b7": "efficientnet-b7",

@@ -42,6 +42,21 @@ def test_it_reads_what_the_library_wrote(made, tmp_path):
         assert pair.type_ids == [0, 0, 0, 0, 1, 1]
 
 
+def test_what_a_run_cut_and_padded_to_is_not_the_tokenizer(tmp_path):
+    original = word_piece()
+    expected = [one.ids for one in original.encode_batch([TEXT, "the cat"])]
+    original.enable_truncation(4)
+    original.enable_padding(length=16)
+    original.save(str(tmp_path / "tokenizer.json"))
+    stored = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert stored["truncation"]["max_length"] == 4
+    assert stored["padding"]["strategy"] == {"Fixed": 16}
+    found = arch_jax.load_tokenizer(tmp_path)
+    assert [one.ids for one in found.encode_batch([TEXT, "the cat"])] == expected
+    found.enable_truncation(4)
+    assert len(found.encode(TEXT).ids) == 4
+
+
 @pytest.mark.parametrize(
     ("files", "error", "message"),
     [

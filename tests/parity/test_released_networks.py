@@ -37,6 +37,35 @@ NETWORKS = {
 }
 
 
+EXPORTED = {
+    "resnet18": ({"num_classes": 5}, 64, None),
+    "resnet18, another pooling": ({"num_classes": 5, "global_pool": "max"}, 64, "global_pool is 'max'"),
+    "resnet18, grey": ({"num_classes": 5, "in_chans": 1}, 64, "in_chans is 1"),
+    "vit_tiny_patch16_224": ({"num_classes": 5, "img_size": 64}, 64, None),
+    "vit_tiny_patch16_224, dropout": ({"num_classes": 5, "drop_path_rate": 0.3}, 224, None),
+}
+
+
+@pytest.mark.parametrize("case", EXPORTED)
+def test_a_folder_that_timm_exports(case, tmp_path):
+    """What timm makes of its own folder is what is loaded here, or refused by name."""
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    settings, side, refused = EXPORTED[case]
+    torch.manual_seed(0)
+    model = timm.create_model(case.split(",")[0], **settings).eval()
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    if refused:
+        with pytest.raises(arch_jax.UsageError, match=refused):
+            arch_jax.load_pretrained(tmp_path)
+        return
+    x = np.random.default_rng(0).normal(size=(2, side, side, 3)).astype(np.float32)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    with torch.no_grad():
+        expected = again(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+    module, variables = arch_jax.load_pretrained(tmp_path)
+    np.testing.assert_allclose(jax.jit(module.apply)(variables, x), expected, atol=1e-5 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize(("library", "name"), [(lib, name) for lib, names in NETWORKS.items() for name in names])
 def test_logits(library, name, tmp_path):
     from safetensors.torch import save_file

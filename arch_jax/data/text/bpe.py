@@ -33,6 +33,8 @@ class BytePairTokenizer(Tokenizer):
         self._size, self._content = size, content
         try:
             self._library = tokenizers.Tokenizer.from_str(json.dumps(content))
+            self._library.no_truncation()  # settings of the run that wrote the file
+            self._library.no_padding()
             self._token_bytes = _token_bytes(self._library.get_vocab())
         except Exception as error:  # the library raises bare Exception
             raise UsageError(

@@ -41,6 +41,16 @@ def test_text_comes_back_and_byte_lengths_add_up(by_name, name):
     assert [ids.tolist() for ids in many] == [tokenizer.encode(text).tolist() for text in CORPUS]
 
 
+def test_what_a_run_cut_and_padded_to_is_not_the_tokenizer(by_name):
+    plain = by_name["bpe:300"]
+    content = plain.to_json()["tokenizer"]
+    cut = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    padded = {"strategy": {"Fixed": 99}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
+    padded |= {"pad_type_id": 0, "pad_token": "!"}
+    again = bpe.BytePairTokenizer(300, content | {"truncation": cut, "padding": padded})
+    assert [ids.tolist() for ids in again.encode_all(CORPUS)] == [ids.tolist() for ids in plain.encode_all(CORPUS)]
+
+
 @pytest.mark.parametrize("name", ["bytes", "bpe:300"])
 @settings(max_examples=60, deadline=None)
 @given(text=st.text())
