@@ -19,6 +19,7 @@ from arch_jax.figures.reconstructions import Reconstructions
 from arch_jax.inputs import calls
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.latents import bernoulli_log_likelihood, bernoulli_sparsity
+from arch_jax.ops.losses import weighted
 from arch_jax.protocols import check_example, point_features
 from arch_jax.sampling.reconstruct import Reconstruct
 
@@ -118,7 +119,7 @@ class Autoencode(ObjectiveBase):
             total = total + self.sparsity_weight * price * weight
             metrics["sparsity"] = (price * weight, weight)
         if self.activity_weight:
-            price = jnp.sum(jnp.abs(code).reshape(len(code), -1).sum(-1) * _weights(batch))
+            price, _ = weighted(jnp.abs(code).reshape(len(code), -1).sum(-1), _weights(batch))
             total = total + self.activity_weight * price
             metrics["activity"] = (price, weight)
         return (total, weight), ({"loss": (total, weight), **metrics}, {})
@@ -139,10 +140,10 @@ class Autoencode(ObjectiveBase):
     def _error(self, reconstruction: jax.Array, batch: Batch) -> Pair:
         wide = jnp.promote_types(reconstruction.dtype, jnp.float32)
         flat = lambda x: x.reshape(len(x), -1).astype(wide)
-        x, y, weights = flat(self.examples(batch)), flat(reconstruction), _weights(batch).astype(wide)
+        x, y = flat(self.examples(batch)), flat(reconstruction)
         bernoulli = self.likelihood == "bernoulli"
         each = -bernoulli_log_likelihood(x, y) if bernoulli else jnp.sum(jnp.square(x - y), axis=-1)
-        return jnp.sum(jnp.where(weights > 0, each * weights, 0)), jnp.sum(weights)
+        return weighted(each, _weights(batch))
 
     def check(self, data: Any) -> None:
         """The examples must be of the shape that the model takes; and in [0, 1], where they are probabilities."""

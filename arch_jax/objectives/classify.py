@@ -13,7 +13,7 @@ from arch_jax.figures.predictions import Predictions
 from arch_jax.inputs import calls
 from arch_jax.layers.sowing import outputs_of
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
-from arch_jax.ops.losses import cross_entropy, perceptron
+from arch_jax.ops.losses import cross_entropy, perceptron, weighted
 from arch_jax.protocols import check_example
 
 
@@ -95,14 +95,8 @@ class Classify(ObjectiveBase):
         return self._metrics(criterion(logits, batch["labels"]), logits, batch)
 
     def _metrics(self, nats: jax.Array, logits: jax.Array, batch: Batch) -> dict[str, Pair]:
-        weights = batch["weights"].astype(nats.dtype)
-        right = (jnp.argmax(logits, axis=-1) == batch["labels"]) * weights
-        total = jnp.sum(weights)
-        # A image without weight may have anything in it, and 0 * NaN is NaN.
-        return {
-            "loss": (jnp.sum(jnp.where(weights > 0, nats * weights, 0)), total),
-            "accuracy": (jnp.sum(right), total),
-        }
+        right = (jnp.argmax(logits, axis=-1) == batch["labels"]).astype(nats.dtype)
+        return {"loss": weighted(nats, batch["weights"]), "accuracy": weighted(right, batch["weights"])}
 
     def check(self, data: Any) -> None:
         """The labels must be among the model's classes, and the images of the size that it takes."""

@@ -16,6 +16,7 @@ from arch_jax.inputs import calls
 from arch_jax.objectives.autoencode import check_images
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.convolution.patches import normalised, patch_statistics, patches, unpatchify
+from arch_jax.ops.losses import weighted
 from arch_jax.sampling.reconstruct import Reconstruct
 
 
@@ -87,8 +88,7 @@ class MaskedPatches(ObjectiveBase):
         of_patch = jnp.mean(jnp.square(predicted.astype(wide) - target.astype(wide)), axis=-1)
         # As many are masked in each image, so the mean over images is the one over all masked patches.
         each = jnp.sum(of_patch * masking.mask, axis=1) / jnp.sum(masking.mask, axis=1)
-        weights = batch["weights"].astype(wide)
-        return jnp.sum(jnp.where(weights > 0, each * weights, 0)), jnp.sum(weights)
+        return weighted(each, batch["weights"])
 
     def noise(self, images: jax.Array, key: jax.Array) -> jax.Array:
         """A uniform number for each patch of the images, "batch patches"."""

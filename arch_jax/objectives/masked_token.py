@@ -16,7 +16,7 @@ from arch_jax.figures.base import Figure
 from arch_jax.figures.samples import Samples
 from arch_jax.inputs import calls
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
-from arch_jax.ops.losses import cross_entropy
+from arch_jax.ops.losses import cross_entropy, weighted
 from arch_jax.protocols import check_length
 from arch_jax.sampling.fill_mask import FillMask
 
@@ -192,24 +192,22 @@ class MaskedToken(ObjectiveBase):
         weights = jnp.asarray(batch["weights"]).astype(nats.dtype)
         rows = weights if weights.ndim == 1 else weights[:, 0]
         counted = chosen * (weights if weights.ndim == 2 else weights[:, None])
-        weight = jnp.sum(counted)
-        total = jnp.sum(jnp.where(counted > 0, nats * counted, 0))
-        right = (jnp.argmax(out["logits"], axis=-1) == tokens) * counted
-        metrics = {"loss": (total, weight), "accuracy": (jnp.sum(right), weight)}
+        right = (jnp.argmax(out["logits"], axis=-1) == tokens).astype(nats.dtype)
+        total, weight = weighted(nats, counted)
+        metrics = {"loss": (total, weight), "accuracy": weighted(right, counted)}
         if "next" not in batch or "next" not in out:
             return metrics
         labels = jnp.asarray(batch["next"])
-        next_nats = cross_entropy(out["next"], labels)
-        next_total = jnp.sum(jnp.where(rows > 0, next_nats * rows, 0))
-        follows = (jnp.argmax(out["next"], axis=-1) == labels) * rows
+        next_total, pairs = weighted(cross_entropy(out["next"], labels), rows)
+        follows = (jnp.argmax(out["next"], axis=-1) == labels).astype(nats.dtype)
         length = tokens.shape[1]
         full = max(1, round(self.share * length)) if self.selection == "count" else self.share * length
         return {
             "loss": (total + full * next_total, weight),
             "accuracy": metrics["accuracy"],
             "masked_loss": (total, weight),
-            "next_loss": (next_total, jnp.sum(rows)),
-            "next_accuracy": (jnp.sum(follows), jnp.sum(rows)),
+            "next_loss": (next_total, pairs),
+            "next_accuracy": weighted(follows, rows),
         }
 
     def check(self, data: Any) -> None:

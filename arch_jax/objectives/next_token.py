@@ -16,7 +16,7 @@ from arch_jax.figures.gradient_reach import GradientReach
 from arch_jax.figures.samples import Samples
 from arch_jax.inputs import calls
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
-from arch_jax.ops.losses import cross_entropy
+from arch_jax.ops.losses import cross_entropy, weighted
 from arch_jax.protocols import check_length, sequence_limit
 from arch_jax.sampling.autoregressive import Autoregressive
 
@@ -66,20 +66,18 @@ class NextToken(ObjectiveBase):
     ) -> tuple[Pair, tuple[dict, dict]]:
         logits, updates = self.apply(variables, batch["tokens"], segment_ids=batch.get("segment_ids"), key=key)
         nats = cross_entropy(logits, batch["targets"], label_smoothing=self.label_smoothing, z_loss=self.z_loss)
-        weights = batch["weights"].astype(nats.dtype)
-        loss = (jnp.sum(nats * weights), jnp.sum(weights))
+        loss = weighted(nats, batch["weights"])
         return loss, ({"loss": loss}, updates)
 
     def evaluate(self, variables: Any, batch: Batch) -> dict[str, Pair]:
         """Nats a token ("loss"), bits a byte of the text predicted, and the share of tokens predicted right."""
         logits = self.model.apply(variables, batch["tokens"], segment_ids=batch.get("segment_ids"))
         nats = cross_entropy(logits, batch["targets"])
-        weights = batch["weights"].astype(nats.dtype)
-        total, weight = jnp.sum(nats * weights), jnp.sum(weights)
-        right = (jnp.argmax(logits, axis=-1) == batch["targets"]) * weights
-        metrics = {"loss": (total, weight), "accuracy": (jnp.sum(right), weight)}
+        right = (jnp.argmax(logits, axis=-1) == batch["targets"]).astype(nats.dtype)
+        metrics = {"loss": weighted(nats, batch["weights"]), "accuracy": weighted(right, batch["weights"])}
         if "bytes" in batch:
-            metrics["bits_per_byte"] = (total / math.log(2), jnp.sum(batch["bytes"] * weights))
+            of_text, _ = weighted(batch["bytes"].astype(nats.dtype), batch["weights"])
+            metrics["bits_per_byte"] = (metrics["loss"][0] / math.log(2), of_text)
         return metrics
 
     def check(self, data: Any) -> None:

@@ -13,7 +13,7 @@ from arch_jax.figures.base import Figure
 from arch_jax.figures.graph_embedding import NodeEmbedding
 from arch_jax.inputs import calls
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
-from arch_jax.ops.losses import cross_entropy
+from arch_jax.ops.losses import cross_entropy, weighted
 
 
 @component("nodes", kind="objective")
@@ -76,10 +76,8 @@ class NodeClasses(ObjectiveBase):
 
     def _metrics(self, logits: jax.Array, batch: Batch, weights: Any) -> dict[str, Pair]:
         nats = cross_entropy(logits, batch["labels"])
-        weights = weights.astype(nats.dtype)
-        right = (jnp.argmax(logits, axis=-1) == batch["labels"]) * weights
-        total = jnp.sum(weights)
-        return {"loss": (jnp.sum(nats * weights), total), "accuracy": (jnp.sum(right), total)}
+        right = (jnp.argmax(logits, axis=-1) == batch["labels"]).astype(nats.dtype)
+        return {"loss": weighted(nats, weights), "accuracy": weighted(right, weights)}
 
     def check(self, data: Any) -> None:
         """The labels must be among the model's classes."""

@@ -14,6 +14,7 @@ from arch_jax.figures.gradient_reach import GradientReach
 from arch_jax.figures.regression import Regression
 from arch_jax.inputs import calls
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
+from arch_jax.ops.losses import weighted
 from arch_jax.protocols import check_example
 
 
@@ -62,16 +63,12 @@ class Regress(ObjectiveBase):
     def _metrics(self, answers: jax.Array, batch: Batch) -> dict[str, Pair]:
         answers = answers.astype(jnp.promote_types(answers.dtype, jnp.float32))
         off = jnp.abs(answers - batch["targets"].reshape(answers.shape))
-        weights = batch["weights"].astype(off.dtype)
         each = {
             "loss": jnp.mean(jnp.square(off), axis=1),
             "absolute_error": jnp.mean(off, axis=1),
             "accuracy": jnp.all(off <= self.tolerance, axis=1).astype(off.dtype),
         }
-        # A row without weight may have anything in it, and 0 * NaN is NaN.
-        return {
-            name: (jnp.sum(jnp.where(weights > 0, row * weights, 0)), jnp.sum(weights)) for name, row in each.items()
-        }
+        return {name: weighted(row, batch["weights"]) for name, row in each.items()}
 
     def check(self, data: Any) -> None:
         """The data must have targets, as many in a row as the model gives answers."""

@@ -18,7 +18,7 @@ from arch_jax.layers import collections
 from arch_jax.layers.seq2seq.encoder_decoder import RecurrentEncoderDecoder
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.objectives.scheduled_sampling import DECAYS, truth_share, written_with_own_words
-from arch_jax.ops.losses import coverage_loss, cross_entropy
+from arch_jax.ops.losses import coverage_loss, cross_entropy, weighted
 from arch_jax.protocols import attends, check_length, source_vocabulary
 from arch_jax.sampling.beam_search import BeamSearch
 
@@ -122,8 +122,8 @@ class SequenceToSequence(ObjectiveBase):
         if self.coverage:
             lost = coverage_loss(weights)
             nats = nats + self.coverage * lost.astype(nats.dtype)
-            metrics = metrics | {"coverage": _weighted(lost, batch)}
-        loss = _weighted(nats, batch)
+            metrics = metrics | {"coverage": weighted(lost, batch["weights"])}
+        loss = weighted(nats, batch["weights"])
         return loss, (metrics | {"loss": loss}, updates)
 
     def _written(self, variables: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any, dict, dict]:
@@ -156,8 +156,8 @@ class SequenceToSequence(ObjectiveBase):
         rows = jnp.any(weights > 0, axis=1)  # what fills up the last batch has no real token
         exact = jnp.all(right | (weights == 0), axis=1) & rows
         return {
-            "loss": _weighted(nats, batch),
-            "accuracy": _weighted(right.astype(nats.dtype), batch),
+            "loss": weighted(nats, batch["weights"]),
+            "accuracy": weighted(right.astype(nats.dtype), batch["weights"]),
             "exact": (jnp.sum(exact.astype(nats.dtype)), jnp.sum(rows.astype(nats.dtype))),
         }
 
@@ -202,9 +202,3 @@ class SequenceToSequence(ObjectiveBase):
 
 def _array(value: Any) -> Any:
     return None if value is None else jnp.asarray(value)
-
-
-def _weighted(each: jax.Array, batch: Batch) -> Pair:
-    weights = jnp.asarray(batch["weights"]).astype(each.dtype)
-    # A place without weight may have anything in it, and 0 * NaN is NaN.
-    return jnp.sum(jnp.where(weights > 0, each * weights, 0)), jnp.sum(weights)

@@ -16,6 +16,7 @@ from arch_jax.inputs import calls
 from arch_jax.objectives.autoencode import check_images
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.latents import gaussian_kl, gaussian_log_density, importance_bound
+from arch_jax.ops.losses import weighted
 from arch_jax.protocols import class_count
 from arch_jax.sampling.latent_prior import LatentPrior
 
@@ -111,9 +112,7 @@ class Variational(ObjectiveBase):
             zero = jnp.zeros((), z.dtype)
             prior, posterior = gaussian_log_density(z, zero, zero), gaussian_log_density(z, mean, log_variance)
             each = -importance_bound(likely + prior - posterior)
-        weights = batch["weights"].astype(each.dtype)
-        total = jnp.sum(weights)
-        pair = lambda x: (jnp.sum(jnp.where(weights > 0, x * weights, 0)), total)
+        pair = lambda x: weighted(x, batch["weights"])
         return {"loss": pair(each), "kl": pair(kl), "reconstruction": pair(reconstruction)}
 
     def check(self, data: Any) -> None:

@@ -14,6 +14,7 @@ from arch_jax.figures.reconstructions import Reconstructions
 from arch_jax.inputs import calls
 from arch_jax.objectives.autoencode import check_images
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
+from arch_jax.ops.losses import weighted
 from arch_jax.ops.vector_quantisation import perplexity
 from arch_jax.sampling.reconstruct import Reconstruct
 
@@ -80,9 +81,8 @@ class VectorQuantised(ObjectiveBase):
         each = error + self.commitment * mean(jnp.square(encoded - stop(nearest)))
         if self.model.average is None:
             each = each + mean(jnp.square(stop(encoded) - nearest))
-        weights = batch["weights"].astype(wide)
-        total = jnp.sum(weights)
-        pair = lambda x: (jnp.sum(jnp.where(weights > 0, x * weights, 0)), total)
+        total = jnp.sum(batch["weights"].astype(wide))
+        pair = lambda x: weighted(x, batch["weights"])
         return {
             "loss": pair(each),
             "reconstruction": pair(error),

@@ -6,10 +6,23 @@ from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError
 
-__all__ = ["Pair", "coverage_loss", "cross_entropy", "cross_entropy_reference", "perceptron"]
+__all__ = ["Pair", "coverage_loss", "cross_entropy", "cross_entropy_reference", "perceptron", "weighted"]
 
 #: A sum and the weight it is to be divided by.
 Pair = tuple[Float[Array, ""], Float[Array, ""]]
+
+
+def weighted(each: Float[Array, "*batch"], weights: jax.Array) -> Pair:
+    """(sum of each times its weight, sum of the weights), the form of every loss and metric.
+
+    What has no weight enters neither the sum nor its gradient, whatever it is: 0 * NaN would be NaN.
+
+    Args:
+      each: a number for each element.
+      weights: at least 0, of the same shape.
+    """
+    weights = jnp.asarray(weights).astype(each.dtype)
+    return jnp.sum(jnp.where(weights > 0, each * weights, 0)), jnp.sum(weights)
 
 
 def cross_entropy(

@@ -11,9 +11,21 @@ from jaxtyping import Array, Int
 
 from arch_jax.errors import UsageError
 
-__all__ = ["runs_and_positions", "runs_and_positions_reference"]
+__all__ = ["read_where_real", "runs_and_positions", "runs_and_positions_reference"]
 
 State = tuple[Int[Array, "batch"], Int[Array, "batch"], Int[Array, "batch"]]
+
+
+def read_where_real(x: Array, real: Array | None) -> Array:
+    """The array with 0 at padding, so that what stands there enters nothing: 0 * NaN would be NaN.
+
+    Args:
+      x: tokens "batch time", or numbers "batch time *features".
+      real: True, or a segment id above 0, at what is no padding; "batch time". None is all.
+    """
+    if real is None:
+        return x
+    return jnp.where((real > 0).reshape(*real.shape, *(1,) * (x.ndim - 2)), x, 0)
 
 
 def runs_and_positions(

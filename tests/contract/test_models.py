@@ -28,6 +28,7 @@ from arch_jax.experiment import Experiment, import_asked_for, import_components
 from arch_jax.flops import count_flops
 from arch_jax.objectives import objective
 from arch_jax.optimizer import Optimizer
+from arch_jax.protocols import takes_state
 from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.state import initial_state
 from arch_jax.train.step import make_program
@@ -110,9 +111,10 @@ class Tiny:
     def _batches(self):
         return jax.tree.map(lambda x: np.stack([x] * STEPS), self.batch)
 
-    def steps(self, state, count: int):
-        """The state after some steps on the one batch, and their metrics, one a step."""
-        state, metrics = self.compiled(with_key(state), self._batches, np.int32(count))
+    def steps(self, state, count: int, batch=None):
+        """The state after some steps on the one batch, or on another of its shapes, and their metrics, one a step."""
+        batches = self._batches if batch is None else jax.tree.map(lambda x: np.stack([x] * STEPS), batch)
+        state, metrics = self.compiled(with_key(state), batches, np.int32(count))
         return on_host(with_key_data(state)), jax.tree.map(lambda x: np.asarray(x)[:count], metrics)
 
     @functools.cached_property
@@ -294,6 +296,52 @@ def test_a_token_outside_the_vocabulary_shows(name):
         outputs, _ = on_host(it.forward(it.variables, it.batch | {key: tokens}))
         assert any(np.isnan(leaf[0]).any() for leaf in jax.tree.leaves(outputs))
         assert not any(np.isnan(leaf[1:]).any() for leaf in jax.tree.leaves(outputs))
+
+
+@every_architecture
+def test_what_has_no_weight_enters_no_sum(name):
+    """A target of -100 with weight 0, as other libraries mark places: the same loss and gradients as with any other."""
+    it = tiny(name)
+    key = next((key for key in ("targets", "labels") if key in it.batch), None)
+    if key is None or "weights" not in it.batch or it.batch[key].shape != it.batch["weights"].shape:
+        pytest.skip("has no targets with weights")
+    place = (0, -1) if it.batch[key].ndim == 2 else 0
+    found = []
+    for target in (0, -100):
+        batch = it.batch | {name: it.batch[name].copy() for name in (key, "weights")}
+        batch["weights"][place], batch[key][place] = 0, target
+        _, metrics = on_host(it.forward(it.variables, batch))
+        found.append((metrics, gradients(it.steps(it.state(0), 1, batch)[0])))
+    assert_finite(found)
+    chex.assert_trees_all_equal(*found)
+
+
+@every_architecture
+@pytest.mark.thorough  # for a decoder a program of its own
+def test_what_stands_at_padding_enters_nothing(name):
+    """Tokens beyond the vocabulary, or numbers that are none, where a mask or a segment id says that nothing is."""
+    it = tiny(name)
+    key = next((key for key in ("tokens", "source", "x") if key in it.batch), None)
+    mask = next((key for key in ("mask", "source_mask", "segment_ids") if key in it.batch), None)
+    if key is None or (mask is None and not takes_state(it.module)):
+        pytest.skip("has no padding")
+    real = np.ones(it.batch[key].shape[:2], bool) if mask is None else it.batch[mask] > 0
+    if mask is None:
+        real[0, -3:] = real[1, :2] = False
+    apply = jax.jit(it.module.apply)
+    found = []
+    for rubbish in (1, 2**30 if it.batch[key].dtype == np.int32 else np.nan):
+        given = it.batch[key].copy()
+        given[~real] = rubbish
+        if mask is None:
+            outputs = on_host(apply(it.variables, given, real.astype(np.int32)))
+        else:
+            outputs = on_host(apply(it.variables, *it.entry.arguments(it.batch | {key: given})))
+        at_real = lambda leaf: leaf[real] if leaf.shape[:2] == real.shape and key != "source" else leaf
+        found.append(jax.tree.map(at_real, outputs))
+    assert not real.all()
+    assert_finite(found)
+    chex.assert_trees_all_equal(*found)
 
 
 @every_architecture

@@ -15,6 +15,7 @@ from arch_jax.layers.mixers.contract import FeedForward, Mixer, Norm, Position, 
 from arch_jax.layers.mixers.rnn.lstm import LSTM
 from arch_jax.layers.transformer.block import Block, Placement, Stack
 from arch_jax.layers.transformer.decoder import SHARDINGS
+from arch_jax.ops.segments import read_where_real
 
 
 class Unnormed(nn.Module):
@@ -144,7 +145,7 @@ class SequenceReader(nn.Module):
         if x.ndim < 3:
             raise UsageError(f"the sequences have the shape {x.shape}; expected batch, time and features")
         x = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
-        x = self.input(x)
+        x = self.input(read_where_real(x, segment_ids))
         if self.position is not None:
             x = x + self.position_embedding(jnp.arange(x.shape[1]), self.width)
         x = self.input_dropout(x, deterministic=not train)

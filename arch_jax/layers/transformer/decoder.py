@@ -17,7 +17,7 @@ from arch_jax.layers.norms import RMSNorm
 from arch_jax.layers.sequence_position import advanced, at_start
 from arch_jax.layers.transformer.block import Block, Placement, Stack, unrolled_variables
 from arch_jax.layers.transformer.feed_forward import SwiGLU
-from arch_jax.ops.segments import runs_and_positions
+from arch_jax.ops.segments import read_where_real, runs_and_positions
 
 #: Where the parameters go on a mesh: (regular expression on the path, axis for each dimension from the right). As in
 #: Megatron-LM (1909.08053, section 3): heads and hidden units are sharded over "tensor" by columns of what goes into a
@@ -179,7 +179,7 @@ class Decoder(nn.Module):
         Raises:
           UsageError: the sequence is longer than a table of learned positions.
         """
-        x = self.embedding(tokens)
+        x = self.embedding(read_where_real(tokens, segment_ids))
         if self.scale_embedding:
             x = x * jnp.asarray(self.width**0.5, x.dtype)
         at = None

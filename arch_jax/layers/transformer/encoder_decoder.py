@@ -19,6 +19,7 @@ from arch_jax.layers.transformer.cross_attention import CrossAttention
 from arch_jax.layers.transformer.decoder import SHARDINGS
 from arch_jax.layers.transformer.feed_forward import MLP
 from arch_jax.layers.transformer.positions import RelativeBuckets
+from arch_jax.ops.segments import read_where_real
 
 
 @flax.struct.dataclass
@@ -171,7 +172,7 @@ class EncoderDecoder(nn.Module):
         train: bool = False,
     ) -> Float[Array, "batch source width"]:
         """The memory: the encoder's output."""
-        positions = jnp.arange(source.shape[1])
+        positions, source = jnp.arange(source.shape[1]), read_where_real(source, source_mask)
         x = self._embed(self.embedding if self.shared else self.source_embedding, source, positions)
         x = self.drop(x, deterministic=not train)
         bias = self._bias("encoder_relative", positions[:, None] - positions)

@@ -23,6 +23,7 @@ from arch_jax.layers.mixers.rwkv7 import RWKV7, RWKV7Channel
 from arch_jax.layers.norms import LayerNorm
 from arch_jax.layers.sequence_position import advanced, at_start
 from arch_jax.layers.transformer.decoder import SHARDINGS, DecoderState
+from arch_jax.ops.segments import read_where_real
 from arch_jax.registry import Paper, register
 
 
@@ -128,7 +129,7 @@ class RWKV7Model(nn.Module):
           state: from `initial_state` or an earlier call.
           train: whether dropout is active (needs `rngs={"dropout": key}`).
         """
-        x, first, after = self.first_norm(self.embedding(tokens)), None, []
+        x, first, after = self.first_norm(self.embedding(read_where_real(tokens, segment_ids))), None, []
         for i, layer in enumerate(self.layer):
             before = None if state is None else state.layers[i]
             x, new, first = layer(x, segment_ids, before, train, (i, self.depth), first)

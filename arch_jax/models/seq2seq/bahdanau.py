@@ -36,6 +36,7 @@ from arch_jax.layers.mixers.contract import adapted
 from arch_jax.layers.seq2seq.cells import GRUCells
 from arch_jax.layers.seq2seq.encoder_decoder import Memory, RecurrentEncoderDecoder, along, maxout
 from arch_jax.layers.seq2seq.scores import AdditiveAttention, Score
+from arch_jax.ops.segments import read_where_real
 from arch_jax.registry import Paper, register
 
 
@@ -93,7 +94,7 @@ class Bahdanau(RecurrentEncoderDecoder):
         train: bool = False,
     ) -> Memory:
         """The annotations, and the backward network's state at the first word."""
-        x = self.heard(source, train)
+        x = self.heard(read_where_real(source, source_mask), train)
         forward, _ = self.forward(x, None, source_mask)
         backward, (first,) = self.backward(x, None, source_mask, reverse=True)
         h = jnp.concatenate([forward, backward], axis=-1)

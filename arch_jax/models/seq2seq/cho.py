@@ -25,6 +25,7 @@ from arch_jax.layers.dense import Dense
 from arch_jax.layers.seq2seq.cells import GRUCells, over_time
 from arch_jax.layers.seq2seq.encoder_decoder import Memory, RecurrentEncoderDecoder, maxout
 from arch_jax.ops.recurrence.cells import reset_after
+from arch_jax.ops.segments import read_where_real
 from arch_jax.registry import Paper, register
 
 
@@ -83,7 +84,7 @@ class Cho(RecurrentEncoderDecoder):
         train: bool = False,
     ) -> Memory:
         """The summary c of the source."""
-        _, (h,) = self.encoder(self.heard(source, train), None, source_mask)
+        _, (h,) = self.encoder(self.heard(read_where_real(source, source_mask), train), None, source_mask)
         return Memory(context=jnp.tanh(self.summary(h)))
 
     def begin(self, memory, source_mask):

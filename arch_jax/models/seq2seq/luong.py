@@ -25,6 +25,7 @@ from arch_jax.layers.mixers.contract import adapted
 from arch_jax.layers.seq2seq.cells import LSTMStack, lstm_step, uniform
 from arch_jax.layers.seq2seq.encoder_decoder import Memory, RecurrentEncoderDecoder, along, reversed_tokens
 from arch_jax.layers.seq2seq.scores import LuongAttention, Score
+from arch_jax.ops.segments import read_where_real
 from arch_jax.registry import Paper, register
 
 
@@ -79,6 +80,7 @@ class Luong(RecurrentEncoderDecoder):
         train: bool = False,
     ) -> Memory:
         """The highest layer's states, in the order of the words, and the state of every layer after the last one."""
+        source = read_where_real(source, source_mask)
         turned = reversed_tokens(source, source_mask) if self.reverse else source
         h, last = self.encoder(self.heard(turned, train), None, source_mask, train)
         h = reversed_tokens(h, source_mask) if self.reverse else h

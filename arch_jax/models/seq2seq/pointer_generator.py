@@ -30,6 +30,7 @@ from arch_jax.layers.dense import Dense
 from arch_jax.layers.seq2seq.cells import LSTMCells, lstm_step, uniform
 from arch_jax.layers.seq2seq.encoder_decoder import Memory, RecurrentEncoderDecoder, along
 from arch_jax.ops.attention.scores import attend, tanh_scores
+from arch_jax.ops.segments import read_where_real
 from arch_jax.registry import Paper, register
 
 #: Probabilities below this one count as this one: a word that can be neither generated nor copied has a finite loss.
@@ -121,6 +122,7 @@ class PointerGenerator(RecurrentEncoderDecoder):
         train: bool = False,
     ) -> Memory:
         """The annotations, the last states of both directions, and the words themselves."""
+        source = read_where_real(source, source_mask)
         x = self.heard(source, train)
         forward, (h, c) = self.forward(x, None, source_mask)
         backward, (h_backward, c_backward) = self.backward(x, None, source_mask, reverse=True)

@@ -18,6 +18,7 @@ from arch_jax.inputs import pairs
 from arch_jax.layers.dense import Dense
 from arch_jax.layers.seq2seq.cells import LSTMStack, uniform
 from arch_jax.layers.seq2seq.encoder_decoder import Memory, RecurrentEncoderDecoder, reversed_tokens
+from arch_jax.ops.segments import read_where_real
 from arch_jax.registry import Paper, register
 
 
@@ -65,6 +66,7 @@ class Sutskever(RecurrentEncoderDecoder):
         train: bool = False,
     ) -> Memory:
         """v: the state of every layer after the source."""
+        source = read_where_real(source, source_mask)
         source = reversed_tokens(source, source_mask) if self.reverse else source
         _, v = self.encoder(self.heard(source, train), None, source_mask, train)
         return Memory(last=v)

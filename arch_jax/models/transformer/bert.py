@@ -30,6 +30,7 @@ from arch_jax.layers.transformer.block import Block, Stack, unrolled_variables
 from arch_jax.layers.transformer.decoder import SHARDINGS
 from arch_jax.layers.transformer.feed_forward import MLP, activation
 from arch_jax.layers.transformer.positions import LearnedPosition
+from arch_jax.ops.segments import read_where_real
 from arch_jax.registry import Paper, register
 
 
@@ -123,10 +124,10 @@ class BERT(nn.Module):
         dropout = nn.Dropout(self.dropout, deterministic=not train)
 
         table = Embedding(self.vocabulary, self.width, self.initial_std, **dtypes, parent=self, name="token_embedding")
-        x = table(tokens)
+        x = table(read_where_real(tokens, mask))
         if self.types:
             kinds = Embedding(self.types, self.width, self.initial_std, **dtypes, parent=self, name="type_embedding")
-            x = x + kinds(jnp.zeros_like(tokens) if types is None else types)
+            x = x + kinds(jnp.zeros_like(tokens) if types is None else read_where_real(types, mask))
         if self.position is not None:
             position = part(self.position).clone(parent=self, name="position_embedding")
             x = x + position(jnp.arange(tokens.shape[1]), self.width)
