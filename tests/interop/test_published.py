@@ -1,7 +1,8 @@
 """config.json of published checkpoints: what loads, and what is refused because it changes the outputs.
 
 published_configurations.jsonl holds them as public repositories have them, one a line, with repository, commit and
-path; of long tables of labels only how many there are. "refused" is a pattern of the message.
+path; of long tables of labels only how many there are, and people's own folders are "elsewhere". "refused" is a
+pattern of the message.
 """
 
 import ast
