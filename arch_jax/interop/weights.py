@@ -5,6 +5,7 @@ used, known to repeat another one or to be no parameter, missing, left over, or 
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -23,6 +24,8 @@ from arch_jax.interop.tensors import check_finite, read_tensor, wrong_shape
 
 #: What PyTorch's wrappers put into names: compiled modules, sharded ones, ones whose activations are recomputed.
 _INNER_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+#: The most parts, between dots, of a prefix that wrappers put before all names.
+_MOST_PARTS = 4
 #: How far a stored table may be from the one computed here: sines of angles up to some tens, in float32 or less.
 _ROUNDING = {"bfloat16": 2e-2, "float16": 2e-3}
 
@@ -49,16 +52,10 @@ def fitted_to_checkpoint(kind: CheckpointType, tensors: Tensors, module: nn.Modu
 def _wrapper(namings: list[Naming], names: Collection[str]) -> str:
     """The prefix of all names without which more of them are known; "" where there is none."""
     shared = lambda names: max(naming.shared({*names}) for naming in namings)
-    before = ["".join(part) for part in _beginnings(min(names, default=""))]
+    parts = min(names, default="").split(".")[:_MOST_PARTS]
+    before = itertools.accumulate(f"{part}." for part in parts)
     common = [start for start in before if all(name.startswith(start) for name in names)]
     return max(["", *common], key=lambda start: shared(name.removeprefix(start) for name in names))
-
-
-def _beginnings(name: str, most: int = 4) -> Iterator[list[str]]:
-    """The first parts of a name, each with its dot: of "a.b.c" they are "a." and "a.b."."""
-    parts = [f"{part}." for part in name.split(".")[:-1]]
-    for count in range(1, min(len(parts), most) + 1):
-        yield parts[:count]
 
 
 def naming_of(kind: CheckpointType, module: nn.Module, tensors: Tensors) -> str:

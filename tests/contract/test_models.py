@@ -308,7 +308,7 @@ def test_what_has_no_weight_enters_no_sum(name):
     place = (0, -1) if it.batch[key].ndim == 2 else 0
     found = []
     for target in (0, -100):
-        batch = it.batch | {name: it.batch[name].copy() for name in (key, "weights")}
+        batch = it.batch | {array: it.batch[array].copy() for array in (key, "weights")}
         batch["weights"][place], batch[key][place] = 0, target
         _, metrics = on_host(it.forward(it.variables, batch))
         found.append((metrics, gradients(it.steps(it.state(0), 1, batch)[0])))
