@@ -150,7 +150,10 @@ class Experiment:
       log_every: steps between lines in `metrics.jsonl`.
       steps_per_dispatch: steps that the device takes in one go.
       accumulate: micro-batches that a batch is cut into, one after another, with one update at the end.
-      ema: decay of an exponential moving average of the parameters, which is then evaluated; None disables it.
+      ema: decay of an exponential moving average of the parameters, and of batch statistics with them, which is then
+        evaluated; None disables it.
+      ema_warmup: whether the decay of step n is at most (1 + n) / (10 + n), so that a short run is no average of its
+        initial draw; False keeps it fixed.
       keep: how many of the newest checkpoints are kept, beside the best.
       parallel: "jit" places arrays on a mesh of all devices; "pmap" replicates the parameters.
       mesh: how many devices each axis of that mesh has.
@@ -174,6 +177,7 @@ class Experiment:
     steps_per_dispatch: int = 10
     accumulate: int = 1
     ema: float | None = None
+    ema_warmup: bool = True
     keep: int = 2
     parallel: Literal["jit", "pmap"] = "jit"
     mesh: Mesh = Mesh()

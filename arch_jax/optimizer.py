@@ -5,7 +5,7 @@ They are turned into Optax transformations late: those are closures, which can't
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import optax
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
+from arch_jax.ops.precision import at_least_float32
 
 #: Leaves that are matrices in the sense of weight decay. Told by name, not by rank: scanned layers add an axis to all.
 MATRICES = ("kernel", "embedding")
@@ -37,6 +38,8 @@ class Optimizer:
       b2: decay of the second moment.
       epsilon: added to the denominator.
       clip: the global norm that gradients are clipped to; None disables it.
+      master: whether parameters of fewer than 32 bits are followed by float32 copies that take the steps (1710.03740,
+        section 3.1): a bfloat16 weight of 1 does not notice steps below 1/512. Moments are float32 in any case.
     """
 
     name: Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"] = "adamw"
@@ -51,6 +54,7 @@ class Optimizer:
     b2: float = 0.999
     epsilon: float = 1e-8
     clip: float | None = 1.0
+    master: bool = False
 
     def __post_init__(self) -> None:
         if not self.learning_rate >= 0:
@@ -133,7 +137,8 @@ class Optimizer:
                     consistent_rms=0.2,  # updates as large as Adam's, so that one rate serves both (2502.16982)
                 )
                 core = optax.chain(muon, self._decay(rates, strength))
-        return core if self.clip is None else optax.chain(optax.clip_by_global_norm(settled["clip"]), core)
+        core = core if self.clip is None else optax.chain(optax.clip_by_global_norm(settled["clip"]), core)
+        return with_masters(in_float32(core)) if self.master else in_float32(core)
 
     def _decay(self, rates: optax.Schedule, strength: Any) -> optax.GradientTransformation:
         """Decoupled decay for those optimizers whose own, in Optax, is coupled, unmasked, or without the rate."""
@@ -154,6 +159,44 @@ class Optimizer:
         """A tree of booleans: the parameters that decay."""
         names = {"matrices": MATRICES, "kernels": ("kernel",), "all": None}[self.decay]
         return jax.tree_util.tree_map_with_path(lambda path, _: names is None or leaf_name(path) in names, parameters)
+
+
+def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """A transformation that sees gradients and parameters in at least float32, so that its moments are that, too.
+
+    With float32 parameters it is `inner`, bit for bit and in its state. Changes come back in at least float32.
+    """
+
+    def update(gradients: Any, state: Any, parameters: Any) -> tuple[Any, Any]:
+        return inner.update(at_least_float32(gradients), state, at_least_float32(parameters))
+
+    return optax.GradientTransformation(lambda parameters: inner.init(at_least_float32(parameters)), update)
+
+
+class MasterState(NamedTuple):
+    """The float32 copy of each parameter of fewer bits, `optax.MaskedNode()` for the others; and the inner state."""
+
+    masters: Any
+    inner: Any
+
+
+def with_masters(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """A transformation whose steps are taken by float32 copies, which the parameters follow, rounded."""
+
+    def init(parameters: Any) -> MasterState:
+        copy = lambda wide, p: optax.MaskedNode() if wide.dtype == p.dtype else wide
+        return MasterState(jax.tree.map(copy, at_least_float32(parameters), parameters), inner.init(parameters))
+
+    def update(gradients: Any, state: MasterState, parameters: Any) -> tuple[Any, MasterState]:
+        none = lambda master: isinstance(master, optax.MaskedNode)
+        exact = jax.tree.map(lambda p, m: p if none(m) else m, parameters, state.masters)
+        changes, after = inner.update(gradients, state.inner, exact)
+        moved = jax.tree.map(lambda m, c: m if none(m) else m + c, state.masters, changes, is_leaf=none)
+        # The change that takes a parameter from where it is to its rounded copy.
+        follow = lambda p, m, c: c if none(m) else m.astype(p.dtype).astype(m.dtype) - p.astype(m.dtype)
+        return jax.tree.map(follow, parameters, moved, changes), MasterState(moved, after)
+
+    return optax.GradientTransformation(init, update)
 
 
 def leaf_name(path: tuple) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from arch_jax.errors import UsageError, unknown
+from arch_jax.ops.precision import like
 
 _AVERAGES = ("copy", "average")
 _DEVICES = ("mean", "sum", "replicate", "shard")
@@ -63,7 +64,7 @@ def averaged(others: dict[str, Any]) -> dict[str, Any]:
 
 def evaluated(others: dict[str, Any], average: dict[str, Any]) -> dict[str, Any]:
     """The collections that are evaluated with averaged parameters."""
-    return {kind: average[kind] if rule(kind).average == "average" else tree for kind, tree in others.items()}
+    return {kind: like(average[kind], tree) if kind in average else tree for kind, tree in others.items()}
 
 
 def over_devices(before: dict[str, Any], after: dict[str, Any], axis: str) -> dict[str, Any]:

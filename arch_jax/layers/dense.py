@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from arch_jax.fields import DType
 from arch_jax.ops.batch_sharding import by_rows
+from arch_jax.ops.precision import look_up
 
 
 class Dense(nn.Module):
@@ -74,7 +75,7 @@ def joint(x: Float[Array, "*batch width"], layers: Sequence[Dense]) -> list[Floa
 
 
 class Embedding(nn.Module):
-    """A table of vectors, looked up by index.
+    """A table of vectors, looked up by index; an index outside the table gives NaN.
 
     `attend` uses the same table as output layer (Press & Wolf 2017, 1608.05859).
 
@@ -97,11 +98,7 @@ class Embedding(nn.Module):
         self.embedding = self.param("embedding", initial, (self.entries, self.features), self.parameter_dtype)
 
     def __call__(self, index: Int[Array, "*batch"]) -> Float[Array, "*batch features"]:
-        # An index outside the table gives NaN: a wrong token shows at once, where clipping would hide it and a negative
-        # one would count from the end.
-        index = index.astype(jnp.promote_types(index.dtype, jnp.int32))
-        index = jnp.where(index < 0, self.entries, index)
-        found = jnp.take(self.embedding, index, axis=0, mode="fill", fill_value=jnp.nan).astype(self.dtype)
+        found = look_up(self.embedding, index).astype(self.dtype)
         return by_rows(found) if index.ndim > 1 else found
 
     def attend(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch entries"]:

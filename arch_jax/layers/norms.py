@@ -12,7 +12,7 @@ from arch_jax.fields import DType, component
 from arch_jax.layers import collections
 from arch_jax.ops.norms import batch_norm, batch_statistics, group_norm, layer_norm, rms_norm
 
-collections.declare("batch_stats", average="copy", devices="mean")
+collections.declare("batch_stats", average="average", devices="mean")
 
 
 @component("layer_norm", kind="norm")
@@ -99,7 +99,7 @@ class BatchNorm(nn.Module):
       axis_name: of a mapped axis over devices, whose batches then count as one (`pmap` sets it); None otherwise.
       initial_scale: initial value of scale.
       dtype: of the computation; the statistics are at least float32.
-      parameter_dtype: of scale, bias and the moving averages.
+      parameter_dtype: of scale and bias; the moving averages are at least float32.
     """
 
     epsilon: float = 1e-5
@@ -114,8 +114,9 @@ class BatchNorm(nn.Module):
         shape = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.constant(self.initial_scale), shape, self.parameter_dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, self.parameter_dtype)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.parameter_dtype)
-        variance = self.variable("batch_stats", "variance", jnp.ones, shape, self.parameter_dtype)
+        precise = jnp.promote_types(self.parameter_dtype, jnp.float32)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, precise)
+        variance = self.variable("batch_stats", "variance", jnp.ones, shape, precise)
         if not train:
             return batch_norm(x.astype(self.dtype), mean.value, variance.value, scale, bias, self.epsilon)
         now, spread, count = batch_statistics(x, self.axis_name)

@@ -12,6 +12,7 @@ from arch_jax.fields import component
 from arch_jax.figures.base import Figure
 from arch_jax.figures.points import GeneratedPoints
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair, Player
+from arch_jax.ops.precision import at_least_float32
 from arch_jax.protocols import point_features
 from arch_jax.sampling.generator import GeneratorSampler
 
@@ -71,13 +72,13 @@ class Adversarial(ObjectiveBase):
         noise, key = jax.random.split(key)
         latent = jax.random.normal(noise, (len(real), self.model.generator.latent), real.dtype)
         made, updates = self.apply(variables, latent, key=key, method="generate")
-        of_made, _ = self.apply(variables, made, key=key, method="score")
+        of_made = at_least_float32(self.apply(variables, made, key=key, method="score")[0])
         # -log D = softplus(-score), -log(1 - D) = softplus(score): no sigmoid whose logarithm could overflow.
         if player == "generator":
             each = -jax.nn.softplus(of_made) if self.saturating else jax.nn.softplus(-of_made)
             metrics = {}
         else:
-            of_real, _ = self.apply(variables, real, key=key, method="score")
+            of_real = at_least_float32(self.apply(variables, real, key=key, method="score")[0])
             each = jax.nn.softplus(-of_real) + jax.nn.softplus(of_made)
             right = (of_real > 0) * 0.5 + (of_made < 0) * 0.5
             metrics = {"accuracy": _pair(right)}
@@ -92,8 +93,7 @@ class Adversarial(ObjectiveBase):
         """
         real = self.real(batch)
         made = self._make(variables, len(real), jax.random.key(0))
-        of_real = self.model.apply(variables, real, method="score")
-        of_made = self.model.apply(variables, made, method="score")
+        of_real, of_made = at_least_float32([self.model.apply(variables, x, method="score") for x in (real, made)])
         metrics = {"loss": _pair(-jax.nn.softplus(-of_real) - jax.nn.softplus(of_made))}
         if "centres" in batch:
             found, near = modes(made, batch["centres"], batch["std"])

@@ -86,5 +86,5 @@ def written_with_own_words(
         return (chosen.astype(own.dtype), state), (logits, token, None if weights is None else weights[:, 0])
 
     count = jnp.arange(target.shape[1])
-    _, out = jax.lax.scan(step, (target[:, 0], state), (count, target.T))
+    _, out = precision.scan(step, (target[:, 0], state), (count, target.T))
     return jax.tree.map(lambda a: a.swapaxes(0, 1), out)

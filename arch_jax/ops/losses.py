@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError
+from arch_jax.ops.precision import at_least_float32
 
 __all__ = ["Pair", "coverage_loss", "cross_entropy", "cross_entropy_reference", "perceptron", "weighted"]
 
@@ -20,7 +21,11 @@ def weighted(each: Float[Array, "*batch"], weights: jax.Array) -> Pair:
     Args:
       each: a number for each element.
       weights: at least 0, of the same shape.
+
+    Returns:
+      Sums in at least float32.
     """
+    each = at_least_float32(each)
     weights = jnp.asarray(weights).astype(each.dtype)
     return jnp.sum(jnp.where(weights > 0, each * weights, 0)), jnp.sum(weights)
 

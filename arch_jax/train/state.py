@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from arch_jax.experiment import Experiment
 from arch_jax.layers import collections
+from arch_jax.ops.precision import at_least_float32, like
 
 
 @flax.struct.dataclass
@@ -20,7 +21,7 @@ class TrainState:
       optimizer: player -> its Optax state.
       others: the model's collections other than parameters, such as batch statistics.
       average: exponential moving average of the parameters, by player, and of the collections that are averaged with
-        them; empty without one.
+        them, in at least float32; empty without one.
       key: the run's random key; the key for step n is fold_in(key, n), so nothing random depends on stops.
       frozen: hash -> variables of each frozen part of the objective; no step changes them, no checkpoint holds them.
     """
@@ -48,7 +49,8 @@ class TrainState:
         if not self.average:
             return self.variables
         parameters = {name: part for name, part in self.average.items() if name in self.parameters}
-        return {"params": merged(parameters), **collections.evaluated(self.others, self.average), **self._held}
+        followed = like(parameters, self.parameters)
+        return {"params": merged(followed), **collections.evaluated(self.others, self.average), **self._held}
 
 
 def merged(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def initial_state(experiment: Experiment, batch: Any, seed: Any = None, given: G
         parameters=parameters,
         optimizer={name: transformations[name].init(part) for name, part in parameters.items()},
         others=variables,
-        average=jax.tree.map(jnp.copy, followed) if experiment.ema is not None else {},
+        average=jax.tree.map(jnp.copy, at_least_float32(followed)) if experiment.ema is not None else {},
         key=key,
         frozen=given.frozen,
     )

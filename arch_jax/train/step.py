@@ -13,6 +13,7 @@ from arch_jax import fields
 from arch_jax.experiment import Experiment
 from arch_jax.layers import collections
 from arch_jax.objectives.base import Player
+from arch_jax.ops.precision import at_least_float32
 from arch_jax.train.checks import check_collections, check_pairs
 from arch_jax.train.state import TrainState
 
@@ -52,7 +53,7 @@ def make_step(experiment: Experiment, axis: str | None = None) -> Step:
 
         part = state.parameters[player.name]
         (_, (weight, metrics, updates)), slope = jax.value_and_grad(objective, has_aux=True)(part)
-        return slope, weight, metrics, state.others | updates
+        return *at_least_float32((slope, weight, metrics)), state.others | updates
 
     def accumulated(player: Player, phase: str, state: TrainState, batch: Any, key: jax.Array):
         """The same over all micro-batches, one after another: sums are added, collections handed on."""
@@ -111,7 +112,10 @@ def make_step(experiment: Experiment, axis: str | None = None) -> Step:
                     state, new = jax.lax.cond(state.step % period == 0, own, lambda s, idle=idle: (s, idle), state)
                 metrics |= new
         if experiment.ema is not None:
-            blend = lambda a, p: experiment.ema * a + (1 - experiment.ema) * p
+            share = 1 - experiment.ema
+            if experiment.ema_warmup:
+                share = jnp.maximum(share, 9 / (10 + state.step))
+            blend = lambda a, p: a + (share * (p.astype(a.dtype) - a)).astype(a.dtype)
             followed = state.parameters | collections.averaged(state.others)
             state = state.replace(average=jax.tree.map(blend, state.average, followed))
         return state.replace(step=state.step + 1), metrics

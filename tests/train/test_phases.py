@@ -111,7 +111,7 @@ def test_one_program_takes_them_too():
 
 
 def test_a_moving_average_of_what_is_declared_so():
-    experiment = run(ema=0.5)
+    experiment = run(ema=0.5, ema_warmup=False)
     state, _ = trained(experiment, 3)
     a, average, followed = 1.0, 1.0, 0.0
     for n in range(3):

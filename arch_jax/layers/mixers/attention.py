@@ -189,7 +189,7 @@ class Attention(nn.Module):
             tables = relative(q.shape[-1])
             return relative_attention(q, k, v, *tables, distance, visible, **options)
         if relative is not None:
-            term = relative(distance, heads).astype(q.dtype)
+            term = relative(distance, heads)
             bias = term if bias is None else bias + term
         if seen is not None:
             options |= {"mask": visible[:, None], "bias": bias}

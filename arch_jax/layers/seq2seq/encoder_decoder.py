@@ -13,7 +13,6 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from arch_jax.errors import UsageError
@@ -21,6 +20,7 @@ from arch_jax.fields import DType
 from arch_jax.layers.dense import Embedding
 from arch_jax.layers.mixers.contract import check_sizes
 from arch_jax.layers.sowing import sow_output
+from arch_jax.ops import precision
 from arch_jax.ops.maximum import largest
 
 
@@ -255,7 +255,7 @@ class RecurrentEncoderDecoder(nn.Module):
 def along(step: Callable, carry: Any, given: Any) -> tuple[Any, Any]:
     """`step(carry, given_t) -> (carry, out_t)` over the second axis of all arrays, whose first is the batch."""
     turned = lambda tree: jax.tree.map(lambda a: a.swapaxes(0, 1), tree)
-    carry, out = lax.scan(step, carry, turned(given))
+    carry, out = precision.scan(step, carry, turned(given))
     return carry, turned(out)
 
 
@@ -272,4 +272,4 @@ def reversed_tokens(x: Array, mask: Bool[Array, "batch source"] | None) -> Array
     place = jnp.arange(x.shape[1])
     length = jnp.sum(mask, axis=1, keepdims=True)
     place = jnp.where(place < length, length - 1 - place, place)
-    return jnp.take_along_axis(x, place.reshape(*place.shape, *(1,) * (x.ndim - 2)), axis=1)
+    return precision.picked(x, place)

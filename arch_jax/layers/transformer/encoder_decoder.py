@@ -241,7 +241,7 @@ class EncoderDecoder(nn.Module):
         if self.relative is None:
             return None
         distance = distance if distance.ndim == 3 else distance[None]
-        return getattr(self, name)(distance, self.mixer.heads).astype(self.dtype)
+        return getattr(self, name)(distance, self.mixer.heads)
 
     def _read(self, x, train):
         """Logits from the decoder's last hidden states."""

@@ -16,6 +16,7 @@ from arch_jax.fields import DType, Kind, component
 from arch_jax.layers.dense import Embedding
 from arch_jax.ops.attention import positions as ops
 from arch_jax.ops.attention.rope_scaling import LinearScaling, Llama3Scaling, NTKScaling, YaRNScaling
+from arch_jax.ops.precision import at_least_float32, look_up
 
 component("linear_scaling", kind="rope_scaling")(LinearScaling)
 component("ntk_scaling", kind="rope_scaling")(NTKScaling)
@@ -68,7 +69,7 @@ class ALiBi(nn.Module):
     def __call__(
         self, distance: Int[Array, "*batch time source"], heads: int
     ) -> Float[Array, "*batch heads time source"]:
-        """The term of the scores; `distance` is the query's position less the key's."""
+        """The term of the scores, in at least float32; `distance` is the query's position less the key's."""
         return -self.slopes(heads)[:, None, None] * jnp.abs(distance)[..., None, :, :]
 
 
@@ -102,7 +103,8 @@ class RelativeBuckets(nn.Module):
         initial = nn.initializers.normal(self.initial_std)
         table = self.param("embedding", initial, (self.buckets, heads), self.parameter_dtype)
         bucket = ops.relative_buckets(distance, self.buckets, self.longest, self.bidirectional)
-        return jnp.moveaxis(table[bucket], -1, -3)
+        # Wide, since layers may share it: so is the sum of their gradients.
+        return jnp.moveaxis(at_least_float32(look_up(table, bucket)), -1, -3)
 
 
 @component("shaw", kind="relative")

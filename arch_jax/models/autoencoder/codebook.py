@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from arch_jax.fields import DType
 from arch_jax.layers import collections
+from arch_jax.ops.precision import look_up
 from arch_jax.ops.vector_quantisation import moved_codes, nearest_code, revived, straight_through
 
 collections.declare("codebook", average="copy", devices="mean")
@@ -22,7 +23,7 @@ class Codebook(nn.Module):
       width: numbers in each.
       average: fraction of the moving averages kept at each step; None for codes that are parameters.
       least: codes whose average count falls below it are moved to a vector of the batch; 0 disables it.
-      parameter_dtype: of the codes.
+      parameter_dtype: of codes that are parameters; moving averages are at least float32.
       initial: initializer of the codes, called with (key, shape, dtype).
     """
 
@@ -38,9 +39,10 @@ class Codebook(nn.Module):
         if self.average is None:
             self.table = self.param("codes", self.initial, shape, self.parameter_dtype)
             return
-        draw = lambda: self.initial(self.make_rng("params"), shape, self.parameter_dtype)
+        precise = jnp.promote_types(self.parameter_dtype, jnp.float32)
+        draw = lambda: self.initial(self.make_rng("params"), shape, precise)
         self.moving = self.variable("codebook", "codes", draw)
-        self.counts = self.variable("codebook", "counts", jnp.ones, (self.codes,), self.parameter_dtype)
+        self.counts = self.variable("codebook", "counts", jnp.ones, (self.codes,), precise)
         self.sums = self.variable("codebook", "sums", lambda: self.moving.value)
 
     def __call__(
@@ -60,7 +62,7 @@ class Codebook(nn.Module):
 
     def look_up(self, chosen: Int[Array, "*batch"]) -> Float[Array, "*batch width"]:
         """The codes of these numbers."""
-        return self._codes[chosen]
+        return look_up(self._codes, chosen)
 
     @property
     def _codes(self) -> Array:

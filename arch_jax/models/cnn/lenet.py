@@ -139,7 +139,11 @@ class TableConvolution(nn.Module):
             return jax.random.uniform(key, shape, dtype, -1, 1) * limit.astype(dtype)
 
         kernels = self.param("kernel", initial, (5, 5, len(source)), self.parameter_dtype)
-        kernel = jnp.zeros((5, 5, 6, 16), self.dtype).at[:, :, source, target].set(kernels.astype(self.dtype))
+        kernel = (
+            jnp.zeros((5, 5, 6, 16), self.dtype)
+            .at[:, :, source, target]
+            .set(kernels.astype(self.dtype), unique_indices=True)
+        )
         bias = self.param("bias", nn.initializers.zeros, (16,), self.parameter_dtype).astype(self.dtype)
         return convolve(x.astype(self.dtype), kernel, padding=0) + bias
 

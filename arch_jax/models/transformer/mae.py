@@ -33,6 +33,7 @@ from arch_jax.layers.transformer.feed_forward import MLP
 from arch_jax.models.transformer.vit import ViT, encoder_stack
 from arch_jax.ops.attention.positions import sinusoidal_grid
 from arch_jax.ops.convolution.patches import Masking, patches, random_masking, unpatchify, visible_count
+from arch_jax.ops.precision import picked
 from arch_jax.registry import Paper, register
 
 #: The paper's initializer (appendix A.1); blocks have normal weights of about that size.
@@ -142,7 +143,7 @@ class MAE(nn.Module):
         x = self.patch_embedding(patches(images, self.patch))
         x = x + sinusoidal_grid(*self.grid(*images.shape[1:3]), self.width).astype(self.dtype)
         if masking is not None:
-            x = jnp.take_along_axis(x, masking.kept[:, :, None], axis=1)
+            x = picked(x, masking.kept)
         first = jnp.broadcast_to(self.class_token.astype(self.dtype), (len(x), 1, self.width))
         x, _ = self.stack(jnp.concatenate([first, x], axis=1))
         return self.final_norm(x)
@@ -166,7 +167,7 @@ class MAE(nn.Module):
             batch, count = masking.restore.shape
             shape = (batch, count - y.shape[1], self.decoder_width)
             y = jnp.concatenate([y, jnp.broadcast_to(self.mask_token.astype(y.dtype), shape)], axis=1)
-            y = jnp.take_along_axis(y, masking.restore[:, :, None], axis=1)
+            y = picked(y, masking.restore)
         grid = self.grid(self.resolution, self.resolution) if grid is None else grid
         y = y + sinusoidal_grid(*grid, self.decoder_width).astype(self.dtype)
         y, _ = self.decoder_stack(jnp.concatenate([first, y], axis=1))

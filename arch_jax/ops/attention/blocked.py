@@ -36,6 +36,7 @@ import numpy as np
 from jax import lax
 
 from arch_jax.ops.platform import platform
+from arch_jax.ops.precision import at_least_float32
 
 # The score of an invisible pair: far below any score, and yet finite, so that a row without any visible key
 # gives numbers (which are then multiplied by 0) and not NaN. Less in magnitude than float32's largest by 1e8, so sums
@@ -83,8 +84,10 @@ def _blocked(q, k, v, mask, bias, alibi, query_ids, key_ids, *, causal, window, 
     group = heads // kv_heads
     out_dtype = q.dtype
     precision = jnp.promote_types(q.dtype, jnp.float32)
+    # Of k, v and the bias every block of rows has a gradient, and their sum is made in this precision.
+    k, v, bias = at_least_float32((k, v, bias))
     if platform() == "cpu":
-        q, k, v = (x.astype(precision) for x in (q, k, v))  # CPUs multiply float32 faster than bfloat16
+        q = q.astype(precision)  # CPUs multiply float32 faster than bfloat16
     # The query heads that share a kv head become rows of one matrix: larger products, and k and v are not repeated.
     q_bkgtd = (q * jnp.asarray(scale, q.dtype)).reshape(batch, time, kv_heads, group, dim).transpose(0, 2, 3, 1, 4)
     k_bksd, v_bksd = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
@@ -109,8 +112,8 @@ def _blocked(q, k, v, mask, bias, alibi, query_ids, key_ids, *, causal, window, 
             softcap,
             (sight, group) if static else None,
             part(q_bkgtd, axis=3).reshape(batch, kv_heads, group * n, dim),
-            key_part(k_bksd, axis=2),
-            key_part(v_bksd, axis=2),
+            key_part(k_bksd, axis=2).astype(q.dtype),
+            key_part(v_bksd, axis=2).astype(q.dtype),
             None if static else _grouped(sight.term(precision) if added is None else added, kv_heads, group, n),
         )
         out, total = out if logsumexp else (out, None)

@@ -18,6 +18,7 @@ from jax import lax
 
 from arch_jax.ops.attention.blocked import _attend, _attend_with_logsumexp, _grouped, _term
 from arch_jax.ops.platform import platform
+from arch_jax.ops.precision import at_least_float32, like
 
 GROUPS = 5  # at most so many loops
 TILE = {"cpu": 64}  # positions in a tile, of queries and of keys
@@ -242,17 +243,17 @@ def _sparse_backward(plan, saved, g):
         g_row = jax.tree.map(lambda x, like: x[row].astype(like.dtype), g, out)
         dq, dk_kept, dv_kept, d_bias_row = pull(g_row)
         if bias is not None:
-            d_bias = d_bias.at[_of_row(bias, row)].add(d_bias_row)
-        return (dk.at[kept].add(dk_kept), dv.at[kept].add(dv_kept), d_bias), dq
+            d_bias = d_bias.at[_of_row(bias, row)].add(d_bias_row.astype(d_bias.dtype))
+        return (dk.at[kept].add(dk_kept.astype(dk.dtype)), dv.at[kept].add(dv_kept.astype(dv.dtype)), d_bias), dq
 
     loops = plan.loops()
-    carry = (jnp.zeros_like(k), jnp.zeros_like(v), None if bias is None else jnp.zeros_like(bias))
+    carry = jax.tree.map(jnp.zeros_like, at_least_float32((k, v, bias)))  # a tile has a gradient from many blocks
     dqs = []
     for loop in loops:
         carry, dq = lax.scan(one, carry, tuple(map(jnp.asarray, loop)))
         dqs.append((dq,))
     (dq,) = _in_order(loops, dqs)
-    return dq, *carry, None
+    return dq, *like(carry, (k, v, bias)), None
 
 
 _sparse.defvjp(_sparse_forward, _sparse_backward)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError
+from arch_jax.ops.precision import picked
 
 __all__ = ["ConvolutionState", "causal_convolution", "causal_convolution_reference", "initial_state"]
 
@@ -76,9 +77,7 @@ def causal_convolution(
         # Real tokens first, in their order: then neighbours are neighbours. `place` is where each went.
         order = jnp.argsort(~real, axis=1, stable=True)
         place = jnp.argsort(order, axis=1)
-    at = lambda array, index: (
-        array if index is None else jnp.take_along_axis(array, index if array.ndim == 2 else index[..., None], axis=1)
-    )
+    at = lambda array, index: array if index is None else picked(array, index)
     padded = jnp.concatenate([state.x.astype(x.dtype), at(x, order)], axis=1)
     runs = jnp.concatenate([state.run, at(numbers, order)], axis=1)
     own = runs[:, size - 1 :]

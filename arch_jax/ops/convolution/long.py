@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError, unknown
+from arch_jax.ops.precision import picked
 
 __all__ = ["FORMS", "ConvolutionCache", "initial_cache", "long_convolution", "long_convolution_reference", "streamed"]
 
@@ -125,7 +126,7 @@ def _alone(x, here, position):
 
 def _at_home(y, here, position):
     """The other way: what stands at the positions of a run's tokens, and 0 at other tokens."""
-    return jnp.where(here[..., None], jnp.take_along_axis(y, position[..., None], axis=1), 0)
+    return jnp.where(here[..., None], picked(y, position), 0)
 
 
 @jax.custom_vjp
@@ -231,7 +232,7 @@ def streamed(
     else:
         older = real & (run == cache.last_run[:, None])
         y = long_convolution(place(held, older), h, form=form)
-        y = jnp.where(older[..., None], jnp.take_along_axis(y, jnp.minimum(position, room - 1)[..., None], axis=1), 0)
+        y = jnp.where(older[..., None], picked(y, jnp.minimum(position, room - 1)), 0)
         y = y + long_convolution(x, h, run=jnp.where(older, 0, run), position=position, form=form)
     y = jnp.where((position < room)[..., None], y, jnp.nan)
     return jnp.where(real[..., None], y, 0).astype(u.dtype), ConvolutionCache(now, last, furthest)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from arch_jax.ops.precision import at_least_float32
+
 __all__ = ["is_real", "propagate", "propagate_reference", "symmetric_weights", "symmetric_weights_reference"]
 
 
@@ -27,7 +29,7 @@ def propagate(
       A row a node, in the dtype of `nodes`; 0 where no edge arrives. Sums are made in at least float32.
     """
     precise = jnp.promote_types(nodes.dtype, jnp.float32)
-    messages = nodes[senders].astype(precise) * weights[:, None].astype(precise)
+    messages = nodes.astype(precise)[senders] * weights[:, None].astype(precise)
     return jax.ops.segment_sum(messages, receivers, nodes.shape[0]).astype(nodes.dtype)
 
 
@@ -54,9 +56,12 @@ def symmetric_weights(
     Returns:
       The weight of each edge, and that of each node's loop; 0 at nodes without any weight.
     """
+    dtypes = weights.dtype, loops.dtype
+    weights, loops = at_least_float32((weights, loops))
     degree = loops + jax.ops.segment_sum(weights, receivers, loops.shape[0])
     inverse = jnp.where(degree > 0, jax.lax.rsqrt(jnp.where(degree > 0, degree, 1)), 0)
-    return inverse[senders] * weights * inverse[receivers], loops * inverse**2
+    of_edges, of_loops = inverse[senders] * weights * inverse[receivers], loops * inverse**2
+    return of_edges.astype(dtypes[0]), of_loops.astype(dtypes[1])
 
 
 def symmetric_weights_reference(senders, receivers, weights, loops):

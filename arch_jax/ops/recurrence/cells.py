@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from arch_jax.ops.precision import at_least_float32, like
+
 
 def lstm_update(peepholes, carry, gates, _):
     """A step for `recurrent_loop`: (h, c) of an LSTM from the sums of i, f, g and o. `peepholes` may be None."""
@@ -62,12 +64,14 @@ def recurrent_loop(step, u, parameters, carry, added, rest, masks):
 
 
 def _scan(step, u, parameters, carry, added, rest, masks):
+    wide = at_least_float32(parameters)  # what every step shares gets a gradient from each
+
     def body(carry, now):
         added, rest, mask = now
         if mask is not None:
             carry = tuple(jnp.where(mask[0], 0, part) for part in carry)
         h = carry[0]
-        new = step(parameters, carry, added + (h.astype(u.dtype) @ u).astype(added.dtype), rest)
+        new = step(like(wide, parameters), carry, added + (h.astype(u.dtype) @ u).astype(added.dtype), rest)
         if mask is None:
             return new, (new[0], None)
         new = tuple(jnp.where(mask[1], now, old) for now, old in zip(new, carry))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from arch_jax.errors import UsageError, unknown
 from arch_jax.ops.platform import platform
+from arch_jax.ops.precision import picked
 from arch_jax.ops.recurrence.linear import FORMS, check_chunk, linear_recurrence, scan_in_chunks
 
 __all__ = ["WKVState", "generalised_delta_rule", "generalised_delta_rule_reference", "token_shift", "wkv"]
@@ -45,8 +46,8 @@ def token_shift(
     else:
         latest = lax.cummax(jnp.where(real, jnp.arange(1, x.shape[1] + 1), 0), axis=1)
         earlier = jnp.concatenate([jnp.zeros_like(latest[:, :1]), latest[:, :-1]], axis=1)
-        shifted = jnp.take_along_axis(padded, earlier[..., None], axis=1)
-        last = jnp.take_along_axis(padded, latest[:, -1:, None], axis=1)[:, 0]
+        shifted = picked(padded, earlier)
+        last = picked(padded, latest[:, -1:])[:, 0]
     return (shifted if starts is None else jnp.where(starts[..., None], 0, shifted)), last
 
 
