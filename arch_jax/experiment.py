@@ -26,6 +26,7 @@ from arch_jax.objectives import objective as named_objective
 from arch_jax.objectives.base import Objective
 from arch_jax.optimizer import Optimizer
 from arch_jax.protocols import batch_size
+from arch_jax.ranges import Count
 from arch_jax.sampling.base import Sampler
 
 Model = Annotated[Any, fields.Kind("model")]
@@ -170,7 +171,7 @@ class Experiment:
     optimizer: Optimizer | tuple[Optimizer, ...] = Optimizer()
     steps: int = 1000
     name: str = ""
-    seed: int = 0
+    seed: Count = 0
     evaluate_every: int = 250
     checkpoint_every: int = 250
     log_every: int = 1

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from arch_jax.errors import UsageError, nearest, unknown
+from arch_jax.ranges import held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,8 @@ def component(
       kind: what it can stand for, e.g. "mixer", "norm", "model", "objective", "data".
       text: the field that text stands for where it names no component of the kind: `teacher=runs/gpt-1`.
       renamed: old name -> new name of fields that were called otherwise: stored runs have the old ones.
+
+    Its numbers are held to their ranges (`arch_jax.ranges`) from then on.
     """
 
     def register(cls: type) -> type:
@@ -59,7 +62,7 @@ def component(
                 f"the component {name!r} has a field called 'module', which in JSON is the component's name; expected "
                 "another, such as 'model'"
             )
-        _COMPONENTS[name] = (cls, kind)
+        _COMPONENTS[name] = (held(cls), kind)
         _RENAMED[cls] = renamed or {}
         if text is not None:
             _TEXT[kind] = (name, text)

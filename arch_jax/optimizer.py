@@ -14,6 +14,7 @@ import optax
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.ops.precision import at_least_float32
+from arch_jax.ranges import Count
 
 #: Leaves that are matrices in the sense of weight decay. Told by name, not by rank: scanned layers add an axis to all.
 MATRICES = ("kernel", "embedding")
@@ -45,7 +46,7 @@ class Optimizer:
     name: Literal["adamw", "adam", "sgd", "lion", "adafactor", "muon"] = "adamw"
     learning_rate: float = 1e-3
     schedule: Literal["constant", "cosine", "linear", "steps", "rsqrt"] = "cosine"
-    warmup: int = 0
+    warmup: Count = 0
     horizon: int | None = None
     final: float = 0.1
     weight_decay: float = 0.0

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from arch_jax.fields import DType, component
 from arch_jax.layers import collections
 from arch_jax.ops.norms import batch_norm, batch_statistics, group_norm, layer_norm, rms_norm
+from arch_jax.ranges import Share
 
 collections.declare("batch_stats", average="average", devices="mean")
 
@@ -103,7 +104,7 @@ class BatchNorm(nn.Module):
     """
 
     epsilon: float = 1e-5
-    momentum: float = 0.9
+    momentum: Share = 0.9
     axis_name: str | None = None
     initial_scale: float = 1.0
     dtype: DType = jnp.float32

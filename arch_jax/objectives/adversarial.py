@@ -14,6 +14,7 @@ from arch_jax.figures.points import GeneratedPoints
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair, Player
 from arch_jax.ops.precision import at_least_float32
 from arch_jax.protocols import point_features
+from arch_jax.ranges import Count
 from arch_jax.sampling.generator import GeneratorSampler
 
 
@@ -37,7 +38,7 @@ class Adversarial(ObjectiveBase):
 
     discriminator_steps: int = 1
     saturating: bool = False
-    show_points: int = 2500
+    show_points: Count = 2500
 
     def __post_init__(self) -> None:
         if self.discriminator_steps < 1:

@@ -21,6 +21,7 @@ from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.latents import bernoulli_log_likelihood, bernoulli_sparsity
 from arch_jax.ops.losses import weighted
 from arch_jax.protocols import check_example, point_features
+from arch_jax.ranges import Count
 from arch_jax.sampling.reconstruct import Reconstruct
 
 
@@ -66,7 +67,7 @@ class Autoencode(ObjectiveBase):
     sparsity: float | None = None
     sparsity_weight: float = 1.0
     activity_weight: float = 0.0
-    show_images: int = 12
+    show_images: Count = 12
 
     unit: ClassVar[str] = "an example"
 

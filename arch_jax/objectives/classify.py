@@ -15,6 +15,7 @@ from arch_jax.layers.sowing import outputs_of
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.losses import cross_entropy, perceptron, weighted
 from arch_jax.protocols import check_example
+from arch_jax.ranges import Count, Share
 
 
 @component("classify", kind="objective", renamed={"show_pictures": "show_images"})
@@ -35,11 +36,11 @@ class Classify(ObjectiveBase):
       show_images: validation images in the default figure.
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     rubbish: float | None = None
     criterion: Literal["cross_entropy", "perceptron"] = "cross_entropy"
     auxiliary_weight: float = 0.3
-    show_images: int = 48
+    show_images: Count = 48
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing <= 1:

@@ -17,6 +17,7 @@ from arch_jax.objectives.autoencode import check_images
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.convolution.patches import normalised, patch_statistics, patches, unpatchify
 from arch_jax.ops.losses import weighted
+from arch_jax.ranges import Count
 from arch_jax.sampling.reconstruct import Reconstruct
 
 
@@ -41,7 +42,7 @@ class MaskedPatches(ObjectiveBase):
 
     probe_images: int | None = 10_000
     probe_features: Literal["token", "mean"] = "token"
-    show_images: int = 12
+    show_images: Count = 12
 
     unit: ClassVar[str] = "squared error a masked pixel"
 

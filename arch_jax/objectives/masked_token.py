@@ -1,7 +1,7 @@
 """Masked-token prediction, and next-sentence prediction where the data has it: BERT's pre-training (1810.04805)."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from arch_jax.inputs import calls
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.losses import cross_entropy, weighted
 from arch_jax.protocols import check_length
+from arch_jax.ranges import Count, Range
 from arch_jax.sampling.fill_mask import FillMask
 
 
@@ -101,9 +102,9 @@ class MaskedToken(ObjectiveBase):
     masked: float = 0.8
     random: float = 0.1
     selection: Literal["count", "independent"] = "count"
-    mask_token: int = -1
+    mask_token: Annotated[int, Range()] = -1
     special: tuple[int, ...] = ()
-    show_rows: int = 4
+    show_rows: Count = 4
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:

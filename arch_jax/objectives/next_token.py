@@ -18,6 +18,7 @@ from arch_jax.inputs import calls
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.losses import cross_entropy, weighted
 from arch_jax.protocols import check_length, sequence_limit
+from arch_jax.ranges import Count, Share
 from arch_jax.sampling.autoregressive import Autoregressive
 
 
@@ -34,10 +35,10 @@ class NextToken(ObjectiveBase):
       show_reach: whether the default figures include how far back the gradient of the last target's nats reaches.
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     z_loss: float = 0.0
     prompt: str = "\n"
-    show_length: int = 400
+    show_length: Count = 400
     temperature: float = 0.8
     show_reach: bool = False
 

@@ -16,6 +16,7 @@ from arch_jax.inputs import calls
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.losses import weighted
 from arch_jax.protocols import check_example
+from arch_jax.ranges import Count
 
 
 @component("regress", kind="objective")
@@ -33,7 +34,7 @@ class Regress(ObjectiveBase):
     unit: ClassVar[str] = "of squared error"
 
     tolerance: float = 0.04
-    show_rows: int = 500
+    show_rows: Count = 500
 
     def __post_init__(self) -> None:
         if not self.tolerance >= 0:

@@ -20,6 +20,7 @@ from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.objectives.scheduled_sampling import DECAYS, truth_share, written_with_own_words
 from arch_jax.ops.losses import coverage_loss, cross_entropy, weighted
 from arch_jax.protocols import attends, check_length, source_vocabulary
+from arch_jax.ranges import Count, Share
 from arch_jax.sampling.beam_search import BeamSearch
 
 #: The collection that counts updates, for a share of true tokens that changes with them.
@@ -51,11 +52,11 @@ class SequenceToSequence(ObjectiveBase):
       UsageError: a field out of range.
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     beams: int = 4
     length_penalty: float = 0.6
     longest: float = 1.25
-    show_pairs: int = 6
+    show_pairs: Count = 6
     teacher_forcing: float = 1.0
     decay: str = "constant"
     decay_rate: float = 0.0

@@ -18,6 +18,7 @@ from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.latents import gaussian_kl, gaussian_log_density, importance_bound
 from arch_jax.ops.losses import weighted
 from arch_jax.protocols import class_count
+from arch_jax.ranges import Count
 from arch_jax.sampling.latent_prior import LatentPrior
 
 
@@ -48,7 +49,7 @@ class Variational(ObjectiveBase):
     beta: float = 1.0
     binarised: bool = False
     evaluation_draws: int = 1
-    show_images: int = 12
+    show_images: Count = 12
 
     def __post_init__(self) -> None:
         for name in ("draws", "evaluation_draws"):

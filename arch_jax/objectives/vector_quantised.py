@@ -16,6 +16,7 @@ from arch_jax.objectives.autoencode import check_images
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.losses import weighted
 from arch_jax.ops.vector_quantisation import perplexity
+from arch_jax.ranges import Count
 from arch_jax.sampling.reconstruct import Reconstruct
 
 
@@ -35,7 +36,7 @@ class VectorQuantised(ObjectiveBase):
 
     commitment: float = 0.25
     variance: float = 1.0
-    show_images: int = 12
+    show_images: Count = 12
 
     unit: ClassVar[str] = "of the pixels' variance"
 

@@ -42,7 +42,9 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tu
 
 
 @jax.custom_jvp
-def look_up(table: Float[Array, "entries features"], index: Integer[Array, "*batch"]) -> Float[Array, "*batch features"]:
+def look_up(
+    table: Float[Array, "entries features"], index: Integer[Array, "*batch"]
+) -> Float[Array, "*batch features"]:
     """Rows of a table by index; the gradient of a row is summed in at least float32.
 
     Args:

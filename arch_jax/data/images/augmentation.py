@@ -11,6 +11,7 @@ import numpy as np
 from arch_jax.data.images.sources import resized
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
+from arch_jax.ranges import Count
 
 # Strengths from 0 to 30, as torchvision has them and Cubuk et al. use them on ImageNet.
 _STRENGTHS = 30
@@ -42,9 +43,9 @@ class Augmentation:
 
     resized_crop: float = 0.0
     flip: float = 0.0
-    operations: int = 0
-    strength: int = 9
-    crop: int = 0
+    operations: Count = 0
+    strength: Count = 9
+    crop: Count = 0
     erase: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0

@@ -14,6 +14,7 @@ from arch_jax.data.images.augmentation import Augmentation
 from arch_jax.data.images.parts import LabelledImages, Subset
 from arch_jax.errors import UsageError
 from arch_jax.fields import Kind, component
+from arch_jax.ranges import Count, Signed
 
 if TYPE_CHECKING:
     import grain
@@ -47,11 +48,11 @@ class Images:
     source: str = "digits"
     batch: int = 64
     resize: int | None = None
-    pad: int = 0
-    low: float = 0.0
-    high: float = 1.0
+    pad: Count = 0
+    low: Signed = 0.0
+    high: Signed = 1.0
     validation: float = 0.2
-    split_seed: int = 0
+    split_seed: Count = 0
     train_share: float = 1.0
     augment: Annotated[Augmentation, Kind("augmentation")] = Augmentation()
 

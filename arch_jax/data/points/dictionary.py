@@ -11,6 +11,7 @@ import numpy as np
 from arch_jax.data.base import Corpus, check_whole, stream
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
+from arch_jax.ranges import Count
 
 if TYPE_CHECKING:
     import grain
@@ -42,7 +43,7 @@ class PlantedDictionary:
     noise: float = 0.0
     batch: int = 256
     validation: int = 2048
-    dictionary_seed: int = 0
+    dictionary_seed: Count = 0
 
     def __post_init__(self):
         for name in ("atoms", "features", "active", "batch", "validation"):

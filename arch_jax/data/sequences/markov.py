@@ -12,6 +12,7 @@ from arch_jax.data.base import Corpus, ValidationBatches, check_whole, stream
 from arch_jax.data.sequences.markov_chain import MASKED, Chain, Corruption
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
+from arch_jax.ranges import Count
 
 if TYPE_CHECKING:
     import grain
@@ -37,7 +38,7 @@ class Markov:
 
     states: int = 8
     concentration: float = 0.3
-    chain_seed: int = 0
+    chain_seed: Count = 0
     length: int = 32
     batch: int = 64
     validation: int = 512

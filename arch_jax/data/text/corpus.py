@@ -13,6 +13,7 @@ from arch_jax.data.text.tokenizer import Tokenizer
 from arch_jax.data.text.windows import Stream, ValidationWindows
 from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import component
+from arch_jax.ranges import Count
 
 if TYPE_CHECKING:
     import grain
@@ -47,7 +48,7 @@ class Text:
     batch: int = 16
     validation: float = 0.1
     sampling: str = "shuffled"
-    split_seed: int = 0
+    split_seed: Count = 0
 
     def __post_init__(self):
         sources.check_text_source(self.source)

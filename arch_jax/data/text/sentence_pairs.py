@@ -15,6 +15,7 @@ from arch_jax.data.text.tokenizer import Tokenizer
 from arch_jax.data.text.windows import Stream
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
+from arch_jax.ranges import Count
 
 if TYPE_CHECKING:
     import grain
@@ -48,7 +49,7 @@ class SentencePairs:
     length: int = 64
     batch: int = 32
     validation: float = 0.1
-    split_seed: int = 0
+    split_seed: Count = 0
 
     def __post_init__(self):
         check_whole("length", self.length, 5)

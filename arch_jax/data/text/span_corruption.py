@@ -15,6 +15,7 @@ from arch_jax.data.text.corpus import Text
 from arch_jax.data.text.tokenizer import Tokenizer
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
+from arch_jax.ranges import Count
 
 
 def noise_counts(length: int, density: float | int, mean_span: float | int) -> tuple[int, int]:
@@ -121,7 +122,7 @@ class Spans:
     mean_span: float = 3.0
     batch: int = 16
     validation: float = 0.1
-    split_seed: int = 0
+    split_seed: Count = 0
 
     def __post_init__(self):
         check_whole("length", self.length, 4)

@@ -18,6 +18,7 @@ from arch_jax.layers.mixers.short_convolution import ShortConvolution
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.norms import rms_norm
 from arch_jax.ops.recurrence import matrix as ops
+from arch_jax.ranges import Count
 
 
 @flax.struct.dataclass
@@ -71,7 +72,7 @@ class DeltaNet(nn.Module):
     heads: int = 4
     head_size: int | None = None
     value_size: int | None = None
-    convolution: int = 4
+    convolution: Count = 4
     negative_eigenvalues: bool = False
     gate: bool = False
     norm_epsilon: float = 1e-5

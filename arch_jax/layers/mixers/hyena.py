@@ -16,6 +16,7 @@ from arch_jax.layers.mixers.contract import check_state, runs
 from arch_jax.layers.mixers.short_convolution import ShortConvolution
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.convolution import long as ops
+from arch_jax.ranges import Count, Signed
 
 
 @flax.struct.dataclass
@@ -136,12 +137,12 @@ class Hyena(nn.Module):
     length: int = 1024
     short: int = 3
     filter_width: int = 64
-    filter_depth: int = 2
+    filter_depth: Count = 2
     features: int = 3
     frequency: float = 1.0
     fast: float = 0.3
     slow: float = 1.5
-    shift: float = 0.0
+    shift: Signed = 0.0
     form: str = "auto"
     initial_std: float | None = 0.02
     residual_scale: float = 1.0

@@ -16,6 +16,7 @@ from arch_jax.layers.mixers.contract import check_state, runs
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.attention import linear as ops
 from arch_jax.ops.attention.random_features import orthogonal_projection, positive_features
+from arch_jax.ranges import Count
 
 FEATURE_MAPS = {"elu": ops.elu_features}
 
@@ -192,7 +193,7 @@ class Performer(_FeatureAttention):
     chunk: int = 128
     random_features: int | None = None
     orthogonal: bool = True
-    seed: int = 0
+    seed: Count = 0
 
     def feature_size(self, head_size: int) -> int:
         """m."""

@@ -17,6 +17,7 @@ from arch_jax.layers.mixers.short_convolution import ShortConvolution
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.norms import layer_norm
 from arch_jax.ops.recurrence import mlstm as ops
+from arch_jax.ranges import Count, Signed
 
 
 @flax.struct.dataclass
@@ -79,12 +80,12 @@ class MLSTM(nn.Module):
     heads: int = 4
     expansion: float | None = 2.0
     multiple: int = 64
-    convolution: int = 4
+    convolution: Count = 4
     block_size: int | None = 4
     key_size: int | None = None
     value_size: int | None = None
     gate_softcap: float | None = None
-    input_bias: float | None = None
+    input_bias: Signed | None = None
     norm_epsilon: float = 1e-5
     epsilon: float = 1e-6
     form: str = "auto"

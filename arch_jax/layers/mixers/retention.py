@@ -17,6 +17,7 @@ from arch_jax.layers.mixers.contract import check_state, runs
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.attention.positions import apply_rope
 from arch_jax.ops.recurrence import matrix as ops
+from arch_jax.ranges import Positive
 
 
 @flax.struct.dataclass
@@ -68,7 +69,7 @@ class Retention(nn.Module):
     head_size: int | None = None
     value_size: int | None = None
     longest: float | None = None
-    theta: float = 10_000.0
+    theta: Positive = 10_000.0
     norm: Literal["group", "rms"] = "group"
     norm_epsilon: float = 1e-6
     form: str = "auto"

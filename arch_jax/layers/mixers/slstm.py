@@ -16,6 +16,7 @@ from arch_jax.layers.mixers.short_convolution import ShortConvolution
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.recurrence import slstm as ops
 from arch_jax.ops.recurrence.linear import resets
+from arch_jax.ranges import Count
 
 GATES = ("input", "forget", "cell", "output")
 
@@ -67,7 +68,7 @@ class SLSTM(nn.Module):
     """
 
     heads: int = 4
-    convolution: int = 4
+    convolution: Count = 4
     depth_share: float = 0.0
     norm_epsilon: float = 1e-5
     initial_std: float | None = None

@@ -16,6 +16,7 @@ from arch_jax.layers.mixers.rnn.lstm import LSTM
 from arch_jax.layers.transformer.block import Block, Placement, Stack
 from arch_jax.layers.transformer.decoder import SHARDINGS
 from arch_jax.ops.segments import read_where_real
+from arch_jax.ranges import PartialShare
 
 
 class Unnormed(nn.Module):
@@ -80,7 +81,7 @@ class SequenceReader(nn.Module):
     residual: bool = False
     position: Position | None = None
     pooling: Literal["last", "mean"] = "last"
-    dropout: float = 0.0
+    dropout: PartialShare = 0.0
     scale_residual: bool = False
     scan: bool = False
     remat: bool = False

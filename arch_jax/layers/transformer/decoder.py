@@ -18,6 +18,7 @@ from arch_jax.layers.sequence_position import advanced, at_start
 from arch_jax.layers.transformer.block import Block, Placement, Stack, unrolled_variables
 from arch_jax.layers.transformer.feed_forward import SwiGLU
 from arch_jax.ops.segments import read_where_real, runs_and_positions
+from arch_jax.ranges import PartialShare
 
 #: Where the parameters go on a mesh: (regular expression on the path, axis for each dimension from the right). As in
 #: Megatron-LM (1909.08053, section 3): heads and hidden units are sharded over "tensor" by columns of what goes into a
@@ -90,7 +91,7 @@ class Decoder(nn.Module):
     norm: Norm = RMSNorm()
     position: Position | None = None
     tied: bool = True
-    dropout: float = 0.0
+    dropout: PartialShare = 0.0
     initial_std: float = 0.02
     scale_residual: bool = True
     scan: bool = True

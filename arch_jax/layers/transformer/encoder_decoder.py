@@ -20,6 +20,7 @@ from arch_jax.layers.transformer.decoder import SHARDINGS
 from arch_jax.layers.transformer.feed_forward import MLP
 from arch_jax.layers.transformer.positions import RelativeBuckets
 from arch_jax.ops.segments import read_where_real
+from arch_jax.ranges import PartialShare
 
 
 @flax.struct.dataclass
@@ -93,7 +94,7 @@ class EncoderDecoder(nn.Module):
     scale_embedding: bool = False
     scale_logits: bool = False
     logits_bias: bool = False
-    dropout: float = 0.0
+    dropout: PartialShare = 0.0
     initial_std: float = 0.02
     scan: bool = True
     remat: bool = False

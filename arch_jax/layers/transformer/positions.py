@@ -17,6 +17,7 @@ from arch_jax.layers.dense import Embedding
 from arch_jax.ops.attention import positions as ops
 from arch_jax.ops.attention.rope_scaling import LinearScaling, Llama3Scaling, NTKScaling, YaRNScaling
 from arch_jax.ops.precision import at_least_float32, look_up
+from arch_jax.ranges import Positive
 
 component("linear_scaling", kind="rope_scaling")(LinearScaling)
 component("ntk_scaling", kind="rope_scaling")(NTKScaling)
@@ -37,7 +38,7 @@ class RoPE:
       scaling: a stretching of the frequencies to longer contexts, or None.
     """
 
-    theta: float = 10_000.0
+    theta: Positive = 10_000.0
     fraction: float = 1.0
     scaling: RoPEScaling | None = None
 

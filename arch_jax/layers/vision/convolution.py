@@ -13,6 +13,7 @@ from arch_jax.layers.transformer.feed_forward import activation
 from arch_jax.ops.convolution.dense import Padding, convolve, convolve_transposed
 from arch_jax.ops.convolution.pooling import average_pool, max_pool
 from arch_jax.ops.maximum import largest
+from arch_jax.ranges import Count
 
 Pool = Annotated[nn.Module, Kind("pool")]
 
@@ -146,7 +147,7 @@ class AveragePool(nn.Module):
 
     size: int = 2
     stride: int | None = None
-    padding: int = 0
+    padding: Count = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch h w channels"]:
@@ -168,7 +169,7 @@ class MaxPool(nn.Module):
 
     size: int = 2
     stride: int | None = None
-    padding: int = 0
+    padding: Count = 0
     ceil: bool = False
 
     @nn.compact

@@ -24,6 +24,7 @@ from arch_jax.inputs import images
 from arch_jax.layers.vision.unet_blocks import convolution
 from arch_jax.models.autoencoder.latent_encoder_decoder import LatentDecoder, LatentEncoder, check_coders, check_sides
 from arch_jax.ops.latents import draw_gaussian, gaussian_log_density
+from arch_jax.ranges import Signed
 from arch_jax.registry import Paper, register
 
 PAPER = Paper("High-Resolution Image Synthesis with Latent Diffusion Models", "Rombach et al.", 2021, "2112.10752")
@@ -67,7 +68,7 @@ class AutoencoderKL(nn.Module):
     moments_convolution: bool = True
     latent_convolution: bool = True
     scale: float = 0.18215
-    shift: float = 0.0
+    shift: Signed = 0.0
     variance: float = 1.0
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32

@@ -23,6 +23,7 @@ from arch_jax.layers.transformer.feed_forward import activation
 from arch_jax.layers.vision.convolution import Convolution
 from arch_jax.layers.vision.stochastic_depth import StochasticDepth, rising
 from arch_jax.ops.convolution.pooling import global_average
+from arch_jax.ranges import PartialShare
 from arch_jax.registry import Paper, register
 
 PAPER = Paper("A ConvNet for the 2020s", "Liu et al.", 2022, "2201.03545")
@@ -93,7 +94,7 @@ class ConvNeXt(nn.Module):
     activation: str = "gelu"
     norm: Norm = LayerNorm(epsilon=1e-6)
     final_norm: Norm = LayerNorm(epsilon=1e-6)
-    stochastic_depth: float = 0.0
+    stochastic_depth: PartialShare = 0.0
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
 

@@ -21,6 +21,7 @@ from arch_jax.layers.mixers.contract import Norm, adapted
 from arch_jax.layers.norms import BatchNorm
 from arch_jax.layers.vision.convolution import AveragePool, Convolution, MaxPool
 from arch_jax.ops.convolution.pooling import global_average
+from arch_jax.ranges import PartialShare
 from arch_jax.registry import Paper, register
 
 PAPER = Paper("Densely Connected Convolutional Networks", "Huang et al.", 2017, "1608.06993")
@@ -77,7 +78,7 @@ class DenseNet(nn.Module):
     form: Literal["imagenet", "cifar"] = "imagenet"
     bottleneck: int | None = 4
     compression: float = 0.5
-    dropout: float = 0.0
+    dropout: PartialShare = 0.0
     norm: Norm = BatchNorm()
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32

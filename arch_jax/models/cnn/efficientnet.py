@@ -26,6 +26,7 @@ from arch_jax.layers.vision.convolution_norm import ConvolutionNorm
 from arch_jax.layers.vision.inverted_residual import InvertedResidual, divisible
 from arch_jax.ops.convolution.dense import Padding
 from arch_jax.ops.convolution.pooling import global_average
+from arch_jax.ranges import PartialShare, Share
 from arch_jax.registry import Paper, register
 
 PAPER = Paper(
@@ -74,11 +75,11 @@ class EfficientNet(nn.Module):
     head: int = 1280
     divisor: int = 8
     padding: Padding = "same"
-    squeeze: float | None = 0.25
+    squeeze: Share | None = 0.25
     activation: str = "silu"
     fixed_ends: bool = False
-    dropout: float = 0.2
-    stochastic_depth: float = 0.2
+    dropout: PartialShare = 0.2
+    stochastic_depth: PartialShare = 0.2
     norm: Norm = BatchNorm(epsilon=1e-3, momentum=0.99)
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32

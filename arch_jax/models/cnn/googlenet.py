@@ -26,6 +26,7 @@ from arch_jax.layers.sowing import sow_output
 from arch_jax.layers.vision.convolution import MaxPool
 from arch_jax.layers.vision.convolution_norm import ConvolutionNorm
 from arch_jax.ops.convolution.pooling import adaptive_average_pool, global_average
+from arch_jax.ranges import PartialShare
 from arch_jax.registry import Paper, register
 
 PAPER = Paper("Going Deeper with Convolutions", "Szegedy et al.", 2015, "1409.4842")
@@ -72,8 +73,8 @@ class GoogLeNet(nn.Module):
     modules: tuple[int, int, int] = (2, 5, 2)
     auxiliary: bool = False
     largest: Literal[3, 5] = 3
-    dropout: float = 0.2
-    auxiliary_dropout: float = 0.7
+    dropout: PartialShare = 0.2
+    auxiliary_dropout: PartialShare = 0.7
     auxiliary_hidden: int = 1024
     normalise: Norm | None = BatchNorm(epsilon=1e-3)
     dtype: DType = jnp.float32

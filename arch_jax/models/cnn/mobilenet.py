@@ -14,6 +14,7 @@ from arch_jax.layers.vision.convolution_norm import ConvolutionNorm
 from arch_jax.layers.vision.inverted_residual import InvertedResidual, divisible
 from arch_jax.ops.convolution.dense import Padding
 from arch_jax.ops.convolution.pooling import global_average
+from arch_jax.ranges import PartialShare
 from arch_jax.registry import Paper, register
 
 PAPER = Paper("MobileNetV2: Inverted Residuals and Linear Bottlenecks", "Sandler et al.", 2018, "1801.04381")
@@ -52,7 +53,7 @@ class MobileNetV2(nn.Module):
     head: int = 1280
     divisor: int = 8
     padding: Padding = None
-    dropout: float = 0.2
+    dropout: PartialShare = 0.2
     norm: Norm = BatchNorm(epsilon=1e-3, momentum=0.997)
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32

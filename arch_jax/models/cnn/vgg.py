@@ -20,6 +20,7 @@ from arch_jax.layers.norms import BatchNorm
 from arch_jax.layers.vision.convolution import MaxPool
 from arch_jax.layers.vision.convolution_norm import ConvolutionNorm
 from arch_jax.ops.convolution.pooling import adaptive_average_pool
+from arch_jax.ranges import PartialShare
 from arch_jax.registry import Paper, register
 
 ALEXNET = Paper("One Weird Trick for Parallelizing Convolutional Neural Networks", "Krizhevsky", 2014, "1404.5997")
@@ -78,7 +79,7 @@ class AlexNet(nn.Module):
     classes: int = 1000
     widths: tuple[int, ...] = (64, 192, 384, 256, 256)
     hidden: int = 4096
-    dropout: float = 0.5
+    dropout: PartialShare = 0.5
     grid: int = 6
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
@@ -145,7 +146,7 @@ class VGG(nn.Module):
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     head: Literal["hidden", "linear"] = "hidden"
     hidden: int = 4096
-    dropout: float = 0.5
+    dropout: PartialShare = 0.5
     grid: int = 7
     norm: Norm | None = None
     dtype: DType = jnp.float32

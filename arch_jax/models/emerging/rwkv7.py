@@ -24,6 +24,7 @@ from arch_jax.layers.norms import LayerNorm
 from arch_jax.layers.sequence_position import advanced, at_start
 from arch_jax.layers.transformer.decoder import SHARDINGS, DecoderState
 from arch_jax.ops.segments import read_where_real
+from arch_jax.ranges import PartialShare
 from arch_jax.registry import Paper, register
 
 
@@ -82,7 +83,7 @@ class RWKV7Model(nn.Module):
     mixer: Mixer = RWKV7()
     channel: Mixer = RWKV7Channel()
     norm: Norm = LayerNorm(epsilon=1e-5)
-    dropout: float = 0.0
+    dropout: PartialShare = 0.0
     embedding_std: float = 1e-4
     remat: bool = False
     dtype: DType = jnp.float32

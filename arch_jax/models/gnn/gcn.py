@@ -16,6 +16,7 @@ from arch_jax.graph import Graph
 from arch_jax.inputs import graphs
 from arch_jax.layers.graph.convolution import GraphConvolution
 from arch_jax.layers.transformer.feed_forward import activation
+from arch_jax.ranges import PartialShare
 from arch_jax.registry import Paper, register
 
 
@@ -35,7 +36,7 @@ class GCN(nn.Module):
 
     classes: int
     hidden: tuple[int, ...] = (16,)
-    dropout: float = 0.5
+    dropout: PartialShare = 0.5
     bias: bool = False
     activation: str = "relu"
     dtype: DType = jnp.float32

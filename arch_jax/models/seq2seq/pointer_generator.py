@@ -31,6 +31,7 @@ from arch_jax.layers.seq2seq.cells import LSTMCells, lstm_step, uniform
 from arch_jax.layers.seq2seq.encoder_decoder import Memory, RecurrentEncoderDecoder, along
 from arch_jax.ops.attention.scores import attend, tanh_scores
 from arch_jax.ops.segments import read_where_real
+from arch_jax.ranges import Count
 from arch_jax.registry import Paper, register
 
 #: Probabilities below this one count as this one: a word that can be neither generated nor copied has a finite loss.
@@ -63,8 +64,8 @@ class PointerGenerator(RecurrentEncoderDecoder):
     shared: bool = True
     embedding: int = 128
     hidden: int = 256
-    extra: int = 0
-    unknown: int = 0
+    extra: Count = 0
+    unknown: Count = 0
     pointer: bool = True
     coverage: bool = True
 

@@ -31,6 +31,7 @@ from arch_jax.layers.transformer.decoder import SHARDINGS
 from arch_jax.layers.transformer.feed_forward import MLP, activation
 from arch_jax.layers.transformer.positions import LearnedPosition
 from arch_jax.ops.segments import read_where_real
+from arch_jax.ranges import Count, PartialShare
 from arch_jax.registry import Paper, register
 
 
@@ -72,14 +73,14 @@ class BERT(nn.Module):
     feed_forward: FeedForward = MLP(activation="gelu")
     norm: Norm = LayerNorm(epsilon=1e-12)
     position: Position | None = LearnedPosition(length=512)
-    types: int = 2
+    types: Count = 2
     pooler: bool = True
     masked: bool = True
     following: bool = True
     classes: int | None = None
     embedding: bool = False
     activation: str = "gelu"
-    dropout: float = 0.1
+    dropout: PartialShare = 0.1
     initial_std: float = 0.02
     scan: bool = True
     remat: bool = False

@@ -29,6 +29,7 @@ from arch_jax.layers.norms import LayerNorm
 from arch_jax.layers.transformer.block import Block, Stack
 from arch_jax.layers.transformer.feed_forward import MLP
 from arch_jax.ops.convolution.patches import patches
+from arch_jax.ranges import PartialShare
 from arch_jax.registry import Paper, register
 
 
@@ -103,7 +104,7 @@ class ViT(nn.Module):
     norm: Norm = LayerNorm(epsilon=1e-6)
     pooling: Literal["token", "mean"] = "token"
     position: bool = True
-    dropout: float = 0.0
+    dropout: PartialShare = 0.0
     scan: bool = True
     remat: bool = False
     initial_std: float = 0.02

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from arch_jax.errors import UsageError, unknown
+from arch_jax.ranges import Count
 
 __all__ = ["BigBird", "Fixed", "Longformer", "Pattern", "SlidingWindow", "Strided"]
 
@@ -202,7 +203,7 @@ class Longformer(_PairByPair):
     """
 
     window: int = 512
-    global_tokens: int = 1
+    global_tokens: Count = 1
 
     def __post_init__(self) -> None:
         if self.window < 2 or self.window % 2:
@@ -244,9 +245,9 @@ class BigBird:
 
     block: int = 64
     window_blocks: int = 3
-    global_blocks: int = 2
-    random_blocks: int = 3
-    seed: int = 0
+    global_blocks: Count = 2
+    random_blocks: Count = 3
+    seed: Count = 0
 
     def __post_init__(self) -> None:
         _positive(self, "block", "window_blocks")

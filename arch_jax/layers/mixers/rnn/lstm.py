@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from arch_jax.fields import component
 from arch_jax.layers.mixers.rnn.recurrent_mixer import LSTMState, RecurrentMixer
 from arch_jax.ops.recurrence.cells import lstm_update
+from arch_jax.ranges import Signed
 
 
 @component("lstm", kind="mixer")
@@ -30,7 +31,7 @@ class LSTM(RecurrentMixer):
       peepholes: whether there are any.
     """
 
-    forget_bias: float = 1.0
+    forget_bias: Signed = 1.0
     peepholes: bool = False
 
     gates: ClassVar[int] = 4

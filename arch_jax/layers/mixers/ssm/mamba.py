@@ -19,6 +19,7 @@ from arch_jax.layers.mixers.ssm.s4 import GLU, S4D, check_fields, check_steps, u
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.recurrence import selective_scan as ops
 from arch_jax.ops.recurrence.linear import check_chunk
+from arch_jax.ranges import Count
 
 
 @flax.struct.dataclass
@@ -233,7 +234,7 @@ class _Block(nn.Module):
     state_class: ClassVar[type] = MambaState
 
     expand: int = 2
-    convolution: int = 4
+    convolution: Count = 4
     bias: bool = False
     convolution_bias: bool = True
     residual_scale: float = 1.0

@@ -19,6 +19,7 @@ from arch_jax.layers.mixers.ssm.s4 import check_fields, check_steps, uniform
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.recurrence import matrix as ops
 from arch_jax.ops.recurrence.linear import check_chunk
+from arch_jax.ranges import Count
 
 
 @flax.struct.dataclass
@@ -101,7 +102,7 @@ class Mamba2(nn.Module):
     head_size: int = 64
     state: int = 128
     groups: int = 1
-    convolution: int = 4
+    convolution: Count = 4
     bias: bool = False
     convolution_bias: bool = True
     epsilon: float = 1e-5

@@ -1,0 +1,117 @@
+"""Ranges of numeric settings, checked wherever a component is made: by hand, from JSON, from the command line.
+
+A field that says nothing is a finite number: an `int` of at least 1 (a width, a depth, a number of classes), a `float`
+of at least 0 (a rate, a weight, a standard deviation). Others say so in their annotation, with one of the names below
+or a `Range` of their own: `warmup: Count = 0`. Of a tuple, every entry is held to it.
+"""
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from arch_jax.errors import ArchJaxError, UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The finite numbers from `at_least` to `at_most`, both included, or to `below`, excluded; None leaves an end open.
+
+    Attributes:
+      at_least: the smallest.
+      at_most: the largest.
+      below: the first that is too large.
+      above: the last that is too small.
+    """
+
+    at_least: float | int | None = None
+    at_most: float | int | None = None
+    below: float | int | None = None
+    above: float | int | None = None
+
+    def __contains__(self, value: float | int) -> bool:
+        return (
+            math.isfinite(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+            and (self.above is None or value > self.above)
+        )
+
+    def __str__(self) -> str:
+        ends = {"at least": self.at_least, "more than": self.above, "at most": self.at_most, "less than": self.below}
+        return " and ".join(f"{word} {end:g}" for word, end in ends.items() if end is not None) or "a finite number"
+
+
+#: None of something is a choice: a warm-up of 0 steps, a random seed.
+Count = Annotated[int, Range(at_least=0)]
+#: Negative, too: a bias, a shift, the lower end of an interval.
+Signed = Annotated[float, Range()]
+#: A part of a whole, which may be all of it.
+Share = Annotated[float, Range(at_least=0, at_most=1)]
+#: A part of a whole, but not all of it, such as a dropout's probability.
+PartialShare = Annotated[float, Range(at_least=0, below=1)]
+#: A divisor, a temperature, a scale.
+Positive = Annotated[float, Range(above=0)]
+
+_DEFAULTS = {int: Range(at_least=1), float: Range(at_least=0)}
+
+
+def range_of(annotation: Any) -> Range | None:
+    """The range that numbers of a field are held to; None for a field that takes none."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        own = next((x for x in annotation.__metadata__ if isinstance(x, Range)), None)
+        return own or range_of(arguments[0])
+    if origin in (typing.Union, types.UnionType) or origin is tuple:
+        found = [x for x in map(range_of, arguments) if x is not None]
+        # An int beside a float is a float that was written without a point.
+        return next((x for x in found if x != _DEFAULTS[int]), found[0]) if found else None
+    return _DEFAULTS.get(annotation) if isinstance(annotation, type) else None
+
+
+def held(cls: type) -> type:
+    """The dataclass or Linen module itself, whose instances from now on are refused where a number is out of its range.
+
+    A class's own check comes first: what it says is more to the point.
+    """
+    ranges = {field.name: found for field in dataclasses.fields(cls) if (found := range_of(field.type)) is not None}
+    if not ranges:
+        return cls
+    name = "__post_init__" if hasattr(cls, "__post_init__") else "__init__"
+    inner = getattr(cls, name)
+
+    @functools.wraps(inner)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            inner(self, *args, **kwargs)
+        except ArchJaxError:
+            raise
+        except Exception:
+            _check(self, ranges)  # a number that its own check stumbled over
+            raise
+        _check(self, ranges)
+
+    setattr(cls, name, checked)
+    return cls
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    """A value, or every entry of a tuple and of the tuples in it."""
+    if isinstance(value, tuple):
+        for entry in value:
+            yield from _numbers(entry)
+    else:
+        yield value
+
+
+def _check(owner: Any, ranges: dict[str, Range]) -> None:
+    for name, allowed in ranges.items():
+        value = getattr(owner, name, None)
+        for number in _numbers(value):
+            if isinstance(number, int | float) and not isinstance(number, bool) and number not in allowed:
+                shown = f"{value}, with {number} in it" if isinstance(value, tuple) else value
+                raise UsageError(f"{name} is {shown}; expected {allowed}")
