@@ -230,6 +230,15 @@ class Experiment:
         """The figures: the experiment's, or the objective's."""
         return self.task.figures if self.figures is None else self.figures
 
+    def check_new(self) -> None:
+        """Refuses what makes no sense in a run that is about to begin; one that began with it can still be read.
+
+        Raises:
+          UsageError: a warm-up that does not end before the run.
+        """
+        for one in self.optimizer if isinstance(self.optimizer, tuple) else (self.optimizer,):
+            one.check_horizon(self.steps)
+
     def check(self, data: Any) -> None:
         """Refuses data that the model, the sampler or a measure can't take.
 

@@ -51,7 +51,7 @@ def component(
       text: the field that text stands for where it names no component of the kind: `teacher=runs/gpt-1`.
       renamed: old name -> new name of fields that were called otherwise: stored runs have the old ones.
 
-    Its numbers are held to their ranges (`arch_jax.ranges`) from then on.
+    Its numbers are held to their ranges (`arch_jax.ranges`) from then on; outside the package, to those it declares.
     """
 
     def register(cls: type) -> type:
@@ -62,7 +62,8 @@ def component(
                 f"the component {name!r} has a field called 'module', which in JSON is the component's name; expected "
                 "another, such as 'model'"
             )
-        _COMPONENTS[name] = (held(cls), kind)
+        own = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+        _COMPONENTS[name] = (held(cls, declared=not own), kind)
         _RENAMED[cls] = renamed or {}
         if text is not None:
             _TEXT[kind] = (name, text)

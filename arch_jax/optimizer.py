@@ -4,6 +4,7 @@ They are turned into Optax transformations late: those are closures, which can't
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -13,11 +14,12 @@ import optax
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
+from arch_jax.layers.parameter_kinds import ParameterKind, parameter_kind
 from arch_jax.ops.precision import at_least_float32
 from arch_jax.ranges import Count
 
-#: Leaves that are matrices in the sense of weight decay. Told by name, not by rank: scanned layers add an axis to all.
-MATRICES = ("kernel", "embedding")
+#: A part of a path that stands for the layers of a stack, scanned or not.
+_LAYER = re.compile(r"stack|layers|layer_\d+")
 
 
 @component("optimizer", kind="optimizer")
@@ -30,11 +32,12 @@ class Optimizer:
       learning_rate: peak of the schedule.
       schedule: after the warm-up: "constant", "cosine", "linear", "steps" (`final`^1/2 of the rate from half
         of the way on, `final` from three quarters on; 1512.03385, section 4.2), or "rsqrt" (1706.03762, section 5.3).
-      warmup: steps of linear warm-up, from learning_rate / (warmup + 1).
+      warmup: steps of linear warm-up, from learning_rate / (warmup + 1); fewer than the schedule has to its horizon.
       horizon: the step at which the schedule ends; None is the experiment's `steps` when the run begins.
       final: the learning rate at the horizon, as a fraction of `learning_rate`.
       weight_decay: strength of decoupled decay, multiplied by the learning rate.
-      decay: parameters that decay: "matrices" (kernels and embeddings), "kernels" or "all".
+      decay: parameters that decay: "matrices" (of products, and tables of embeddings), "kernels" (without those
+        tables) or "all". Biases, scales and numbers that set a rate are no matrices.
       b1: decay of the first moment; the momentum of "sgd" and "muon".
       b2: decay of the second moment.
       epsilon: added to the denominator.
@@ -73,6 +76,20 @@ class Optimizer:
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected at least 0 and less than 1")
+
+    def check_horizon(self, steps: int) -> None:
+        """Refuses a warm-up that doesn't end before the schedule does: the rate would never be reached, and then jump.
+
+        Args:
+          steps: of the run, where `horizon` is open.
+        """
+        end = self.horizon or steps
+        if self.schedule in ("cosine", "linear", "steps") and self.warmup and self.warmup >= end:
+            what = "horizon is" if self.horizon else "steps is"
+            raise UsageError(
+                f"optimizer.warmup is {self.warmup}, and {what} {end}, so learning_rate is never reached; expected a "
+                f"warm-up of at most {end - 1} steps"
+            )
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -158,8 +175,10 @@ class Optimizer:
 
     def decays(self, parameters: Any) -> Any:
         """A tree of booleans: the parameters that decay."""
-        names = {"matrices": MATRICES, "kernels": ("kernel",), "all": None}[self.decay]
-        return jax.tree_util.tree_map_with_path(lambda path, _: names is None or leaf_name(path) in names, parameters)
+        kinds = {"matrices": ("matrix", "table"), "kernels": ("matrix",), "all": ("matrix", "table", "other")}[
+            self.decay
+        ]
+        return jax.tree_util.tree_map_with_path(lambda path, p: kind_of(path, p) in kinds, parameters)
 
 
 def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -200,9 +219,9 @@ def with_masters(inner: optax.GradientTransformation) -> optax.GradientTransform
     return optax.GradientTransformation(init, update)
 
 
-def leaf_name(path: tuple) -> str:
-    """The last name of a parameter's path, such as "kernel"."""
-    return str(getattr(path[-1], "key", path[-1]))
+def kind_of(path: tuple, leaf: Any) -> ParameterKind:
+    """What a leaf of a tree of parameters is."""
+    return parameter_kind([str(getattr(key, "key", key)) for key in path], leaf.ndim)
 
 
 def muon_dimensions(parameters: Any) -> Any:
@@ -213,7 +232,7 @@ def muon_dimensions(parameters: Any) -> Any:
 
     def of(path: tuple, leaf: Any) -> Any:
         names = [str(getattr(key, "key", key)) for key in path]
-        if names[-1] != "kernel" or "stack" not in names or leaf.ndim < 2:
+        if kind_of(path, leaf) != "matrix" or not any(map(_LAYER.fullmatch, names)) or leaf.ndim < 2:
             return None
         return optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
 

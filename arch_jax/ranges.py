@@ -1,8 +1,9 @@
 """Ranges of numeric settings, checked wherever a component is made: by hand, from JSON, from the command line.
 
-A field that says nothing is a finite number: an `int` of at least 1 (a width, a depth, a number of classes), a `float`
-of at least 0 (a rate, a weight, a standard deviation). Others say so in their annotation, with one of the names below
-or a `Range` of their own: `warmup: Count = 0`. Of a tuple, every entry is held to it.
+A field of the package's own components that says nothing is a finite number: an `int` of at least 1 (a width, a depth,
+a number of classes), a `float` of at least 0 (a rate, a weight, a standard deviation). Others say so in their
+annotation, with one of the names below or a `Range` of their own: `warmup: Count = 0`. A component in a file of one's
+own has the ranges that it declares in this way. Of a tuple, every entry is held to it.
 """
 
 import dataclasses
@@ -25,16 +26,18 @@ class Range:
       at_most: the largest.
       below: the first that is too large.
       above: the last that is too small.
+      infinite: whether infinity is among them, as "no limit".
     """
 
     at_least: float | int | None = None
     at_most: float | int | None = None
     below: float | int | None = None
     above: float | int | None = None
+    infinite: bool = False
 
     def __contains__(self, value: float | int) -> bool:
         return (
-            math.isfinite(value)
+            (math.isfinite(value) or (self.infinite and not math.isnan(value)))
             and (self.at_least is None or value >= self.at_least)
             and (self.at_most is None or value <= self.at_most)
             and (self.below is None or value < self.below)
@@ -57,28 +60,41 @@ PartialShare = Annotated[float, Range(at_least=0, below=1)]
 #: A divisor, a temperature, a scale.
 Positive = Annotated[float, Range(above=0)]
 
+#: An end of an interval that may be infinity.
+Unlimited = Annotated[float, Range(at_least=0, infinite=True)]
+
 _DEFAULTS = {int: Range(at_least=1), float: Range(at_least=0)}
 
 
-def range_of(annotation: Any) -> Range | None:
-    """The range that numbers of a field are held to; None for a field that takes none."""
+def range_of(annotation: Any, declared: bool = False) -> Range | None:
+    """The range that numbers of a field are held to; None for a field that takes none.
+
+    Args:
+      annotation: of the field.
+      declared: whether only ranges count that the annotation declares.
+    """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         own = next((x for x in annotation.__metadata__ if isinstance(x, Range)), None)
-        return own or range_of(arguments[0])
+        return own or range_of(arguments[0], declared)
     if origin in (typing.Union, types.UnionType) or origin is tuple:
-        found = [x for x in map(range_of, arguments) if x is not None]
+        found = [x for x in (range_of(argument, declared) for argument in arguments) if x is not None]
         # An int beside a float is a float that was written without a point.
         return next((x for x in found if x != _DEFAULTS[int]), found[0]) if found else None
-    return _DEFAULTS.get(annotation) if isinstance(annotation, type) else None
+    return _DEFAULTS.get(annotation) if isinstance(annotation, type) and not declared else None
 
 
-def held(cls: type) -> type:
+def held(cls: type, declared: bool = False) -> type:
     """The dataclass or Linen module itself, whose instances from now on are refused where a number is out of its range.
 
     A class's own check comes first: what it says is more to the point.
+
+    Args:
+      cls: the class.
+      declared: as for `range_of`.
     """
-    ranges = {field.name: found for field in dataclasses.fields(cls) if (found := range_of(field.type)) is not None}
+    found = {field.name: range_of(field.type, declared) for field in dataclasses.fields(cls)}
+    ranges = {name: allowed for name, allowed in found.items() if allowed is not None}
     if not ranges:
         return cls
     name = "__post_init__" if hasattr(cls, "__post_init__") else "__init__"

@@ -21,6 +21,7 @@ from arch_jax.layers.transformer.decoder import Decoder
 from arch_jax.layers.transformer.feed_forward import MLP, SwiGLU
 from arch_jax.layers.transformer.positions import LearnedPosition, RoPE
 from arch_jax.ops.attention.rope_scaling import Llama3Scaling
+from arch_jax.ranges import Unlimited
 
 import_components()
 
@@ -53,7 +54,7 @@ class Whole:
     """A field of every kind."""
 
     count: int = 1
-    rate: float = 0.5
+    rate: Unlimited = 0.5
     flag: bool = False
     text: str = "a"
     maybe: int | None = None

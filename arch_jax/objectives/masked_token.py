@@ -103,7 +103,7 @@ class MaskedToken(ObjectiveBase):
     random: float = 0.1
     selection: Literal["count", "independent"] = "count"
     mask_token: Annotated[int, Range()] = -1
-    special: tuple[int, ...] = ()
+    special: tuple[Annotated[int, Range()], ...] = ()
     show_rows: Count = 4
 
     def __post_init__(self) -> None:

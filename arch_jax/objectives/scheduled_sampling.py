@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from arch_jax.ops import precision
+
 #: How the share of true tokens falls from update to update (section 2.4).
 DECAYS = ("constant", "linear", "exponential", "inverse_sigmoid")
 

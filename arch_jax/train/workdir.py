@@ -95,6 +95,7 @@ class WorkDirectory:
         """
         stored = read_config(self.path, missing_ok=True)
         if stored is None:
+            experiment.check_new()
             experiment = experiment.settled()
         else:
             experiment = resumed(experiment, stored["experiment"], self.path)

@@ -417,11 +417,15 @@ def flip(file: Path, place: int) -> None:
 
 
 def damage_at(outcome: Outcome, damage: Any) -> None:
-    """Damages the file of the newest checkpoint that holds a kernel, where it holds it."""
-    kernel = np.asarray(outcome.state.parameters["model"]["Dense_0"]["kernel"]).tobytes()
+    """Damages the file of the newest checkpoint that holds a kernel, where it holds it.
+
+    Of the kernels and their moments, the first that lies there as it is: numbers that happen to repeat are compressed.
+    """
     files = [p for p in (outcome.path / "checkpoints" / str(outcome.step) / "state").rglob("*") if p.is_file()]
-    holding = [path for path in files if kernel in path.read_bytes()]
-    assert holding
+    kernels = [np.asarray(x).tobytes() for x in jax.tree.leaves(outcome.state) if getattr(x, "ndim", 0) == 2]
+    kernel, holding = next(
+        (kernel, found) for kernel in kernels if (found := [path for path in files if kernel in path.read_bytes()])
+    )
     for path in holding:
         damage(path, path.read_bytes().index(kernel) + 5)
 

@@ -598,12 +598,31 @@ def test_the_schedule_is_followed():
         ({"warmup": -1}, "warmup is -1; expected at least 0 steps"),
         ({"horizon": 0}, "horizon is 0; expected at least 1 step"),
         ({"clip": 0.0}, "clip is 0.0; expected more than 0, or none"),
+        ({"clip": math.inf}, "clip is inf; expected at least 0"),
+        ({"learning_rate": math.inf}, "learning_rate is inf; expected at least 0"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0; expected at least 0"),
+        ({"epsilon": -1.0}, "epsilon is -1.0; expected at least 0"),
         ({"b2": 1.0}, "b2 is 1.0; expected at least 0 and less than 1"),
     ],
 )
 def test_settings_out_of_range(settings, sentence):
     with pytest.raises(arch_jax.UsageError, match=f"^{sentence}$"):
         Optimizer(**settings)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "steps"])
+def test_a_warm_up_ends_before_its_schedule(schedule):
+    """Else the rate would never be reached, and a run that goes on would jump to its end."""
+    for settings, steps, sentence in [
+        ({"warmup": 7}, 7, "and steps is 7, so learning_rate is never reached; expected a warm-up of at most 6 steps"),
+        ({"warmup": 7, "horizon": 5}, 100, "optimizer.warmup is 7, and horizon is 5"),
+    ]:  # fmt: skip
+        it = experiment(optimizer=Optimizer(schedule=schedule, **settings), steps=steps)
+        with pytest.raises(arch_jax.UsageError, match=sentence):
+            it.check_new()
+    experiment(optimizer=Optimizer(schedule=schedule, warmup=6), steps=7).check_new()
+    for without_end in ("constant", "rsqrt"):  # these go on as they would have
+        experiment(optimizer=Optimizer(schedule=without_end, warmup=7), steps=7).check_new()
 
 
 # -- one program -------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from arch_jax.inputs import images
 from arch_jax.layers.vision.unet_blocks import convolution
 from arch_jax.models.autoencoder.latent_encoder_decoder import LatentDecoder, LatentEncoder, check_coders, check_sides
 from arch_jax.ops.latents import draw_gaussian, gaussian_log_density
-from arch_jax.ranges import Signed
+from arch_jax.ranges import Count, Signed
 from arch_jax.registry import Paper, register
 
 PAPER = Paper("High-Resolution Image Synthesis with Latent Diffusion Models", "Rombach et al.", 2021, "2112.10752")
@@ -63,7 +63,7 @@ class AutoencoderKL(nn.Module):
     widths: tuple[int, ...] = (128, 256, 512, 512)
     units: int = 2
     groups: int = 32
-    attention: tuple[int, ...] = ()
+    attention: tuple[Count, ...] = ()
     mid_attention: bool = True
     moments_convolution: bool = True
     latent_convolution: bool = True

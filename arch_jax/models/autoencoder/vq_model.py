@@ -24,6 +24,7 @@ from arch_jax.layers.vision.unet_blocks import convolution
 from arch_jax.models.autoencoder.autoencoder_kl import PAPER as LATENT_DIFFUSION
 from arch_jax.models.autoencoder.codebook import Codebook, QuantisedAutoencoder
 from arch_jax.models.autoencoder.latent_encoder_decoder import LatentDecoder, LatentEncoder, check_coders, check_sides
+from arch_jax.ranges import Count
 from arch_jax.registry import Paper, register
 
 PAPER = Paper("Taming Transformers for High-Resolution Image Synthesis", "Esser et al.", 2020, "2012.09841")
@@ -61,7 +62,7 @@ class VQModel(QuantisedAutoencoder):
     widths: tuple[int, ...] = (128, 256, 512)
     units: int = 2
     groups: int = 32
-    attention: tuple[int, ...] = ()
+    attention: tuple[Count, ...] = ()
     mid_attention: bool = True
     scale: float = 1.0
     average: float | None = None

@@ -105,6 +105,7 @@ def fitted(one: Contestant, experiment: Experiment, corpus: Any) -> tuple[dict[s
             changes[path] = value
     with blamed_on(one.label):
         run = dataclasses.replace(experiment, model=fields.override(module, changes))
+        run.check_new()
         run.check(corpus)
         parameters(run, shapes(corpus))
     return changes, run

@@ -159,6 +159,7 @@ class Study:
             raise UsageError(
                 f"log_every is {experiment.log_every}; expected at most steps, which is {experiment.steps}"
             )
+        experiment.check_new()
         experiment.check(self.corpus(cell))
         self.facts(cell)
 

@@ -19,7 +19,7 @@ from arch_jax.layers.mixers.ssm.s4 import check_fields, check_steps, uniform
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.recurrence import matrix as ops
 from arch_jax.ops.recurrence.linear import check_chunk
-from arch_jax.ranges import Count
+from arch_jax.ranges import Count, Unlimited
 
 
 @flax.struct.dataclass
@@ -109,7 +109,7 @@ class Mamba2(nn.Module):
     step_min: float = 0.001
     step_max: float = 0.1
     step_floor: float = 1e-4
-    step_limit: tuple[float, float] | None = None
+    step_limit: tuple[Unlimited, Unlimited] | None = None
     A_min: float = 1.0
     A_max: float = 16.0
     form: str = "auto"

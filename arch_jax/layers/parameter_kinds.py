@@ -1,0 +1,43 @@
+"""What a parameter is: a matrix, a table of vectors, or neither, which decides about weight decay and Muon.
+
+A matrix takes one space to another; a table is read row by row. Biases, scales, rates of decay, mixing shares and the
+numbers of a state-space model are neither, whatever their rank. Most parameters say so by their name or their rank; the
+others are declared beside the layer that makes them.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from arch_jax.errors import UsageError
+
+ParameterKind = Literal["matrix", "table", "other"]
+
+_DECLARED: dict[str, ParameterKind] = {}
+_SUFFIXES: dict[str, ParameterKind] = {"kernel": "matrix", "embedding": "table", "bias": "other", "scale": "other"}
+
+
+def declare(kind: ParameterKind, *names: str) -> None:
+    """Says what the parameters of these names are, where their rank would mislead.
+
+    Raises:
+      UsageError: a name that is declared otherwise already.
+    """
+    for name in names:
+        if _DECLARED.setdefault(name, kind) != kind:
+            raise UsageError(f"the parameter {name!r} is declared as {_DECLARED[name]!r} already, and now as {kind!r}")
+
+
+def parameter_kind(path: Sequence[str], rank: int) -> ParameterKind:
+    """What a parameter is.
+
+    Args:
+      path: names from the tree's root to the parameter.
+      rank: number of its axes; layers that are scanned (below "layers") have one more in front, which doesn't count.
+    """
+    name = path[-1]
+    if name in _DECLARED:
+        return _DECLARED[name]
+    for suffix, kind in _SUFFIXES.items():
+        if name == suffix or name.endswith(f"_{suffix}"):
+            return kind
+    return "matrix" if rank - ("layers" in path[:-1]) >= 2 else "other"
