@@ -96,7 +96,7 @@ def train(
         raise UsageError(f"stop_after is {stop_after}; expected at least 1 step")
     if experiment.log_every > experiment.steps:
         raise UsageError(f"log_every is {experiment.log_every}; expected at most steps, which is {experiment.steps}")
-    corpus = load_corpus(experiment.data) if within is None else within.corpus
+    corpus = load_corpus(experiment.data, tell if leader() else None) if within is None else within.corpus
     experiment.check(corpus)
     with WorkDirectory(path) as directory:
         batch = {name: jax.ShapeDtypeStruct(*facts) for name, facts in corpus.shapes.items()}

@@ -11,13 +11,14 @@ from typing import Any
 import jax
 
 from arch_jax import fields
-from arch_jax.data.base import Corpus, Tokenized, load_corpus, with_defaults
+from arch_jax.data.base import Corpus, Tokenized, load_corpus
 from arch_jax.errors import RunError, UsageError, nearest
 from arch_jax.experiment import Experiment, import_file
 from arch_jax.sampling.base import check_count
 from arch_jax.train.checks import checked_evaluation
 from arch_jax.train.given import open_parts, restored
 from arch_jax.train.loop import evaluate
+from arch_jax.train.report import tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +50,11 @@ class Run:
           UsageError: the run's own data is no longer what it was trained on, or the model can't take the other.
         """
         if data is not None:
-            tokenized = isinstance(data, Tokenized) and (carried := self._carried()).tokenizer is not None
-            corpus = with_defaults(data.load_with(carried.tokenizer)) if tokenized else load_corpus(data)
+            tokenizer = self._carried().tokenizer if isinstance(data, Tokenized) else None
+            corpus = load_corpus(data, tell, tokenizer)
             self.experiment.check(corpus)
             return evaluate(self._evaluation, self.variables, corpus)
-        corpus = load_corpus(self.experiment.data)
+        corpus = load_corpus(self.experiment.data, tell)
         if corpus.facts.get("sha256") != self.facts.get("sha256"):
             raise UsageError(
                 f"the data {self.facts.get('source')!r} is not what the run in {self.path} was trained on: its hash is "
@@ -131,7 +132,7 @@ class Run:
         sampler, held = open_parts(fields.override(sampler, settings, "sampler."), "sampler.")
         frozen = {**self.variables.get("frozen", {}), **jax.tree.map(jax.numpy.asarray, held)}
         variables = {**self.variables, **({"frozen": frozen} if frozen else {})}
-        data = load_corpus(self.experiment.data) if sampler.uses_data else self._carried()
+        data = load_corpus(self.experiment.data, tell) if sampler.uses_data else self._carried()
         sampler.check(task, data)
         return sampler(task, variables, data, jax.random.key(seed), count)
 

@@ -6,7 +6,6 @@ Importing this module imports TFDS, so only the functions that use it do.
 import contextlib
 import hashlib
 import io
-import os
 import pathlib
 import platform
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from arch_jax.data.files import directories
+from arch_jax.data.files import directories, walk
 from arch_jax.errors import RunError
 
 _FOLDER = "tensorflow_datasets"
@@ -24,14 +23,13 @@ _EXCLUDED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_te
 
 
 def standard_library_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The standard library's own .py files under `folder`, in the order of their paths."""
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name not in _EXCLUDED_FOLDERS)
-        for name in sorted(files):
-            # _sysconfigdata_*.py describes the machine Python was built on.
-            file = pathlib.Path(root, name)
-            if name.endswith(".py") and not name.startswith("_sysconfigdata") and file.is_file():
-                yield file
+    """The standard library's own .py files under `folder`: those of each folder before those of the folders in it."""
+    found = walk.files(folder, {".py"}, _EXCLUDED_FOLDERS).paths if folder.is_dir() else ()
+    place = lambda file: [*((True, part) for part in file.relative_to(folder).parts[:-1]), (False, file.name)]
+    for file in sorted(found, key=place):
+        # _sysconfigdata_*.py describes the machine Python was built on.
+        if not file.name.startswith("_sysconfigdata"):
+            yield file
 
 
 def _standard_library() -> pathlib.Path:

@@ -39,6 +39,8 @@ class Images:
       train_share: the fraction of the training images used, stratified by class (at least one of each); the
         images of a smaller fraction are among those of a larger one. The validation set does not depend on it.
       augment: random augmentation of the training images; see `Augmentation`.
+      exif: whether the EXIF orientation of the files of "images:DIR" is applied, as cameras mean it and viewers do.
+        (A TIFF's orientation is a part of its format and always applied.)
 
     Raises:
       UsageError: if a field is invalid.
@@ -54,6 +56,7 @@ class Images:
     split_seed: int = 0
     train_share: float = 1.0
     augment: Annotated[Augmentation, Kind("augmentation")] = Augmentation()
+    exif: bool = True
 
     def __post_init__(self):
         sources.check_image_source(self.source)
@@ -86,7 +89,7 @@ class Images:
             labels out of range, or fewer training images than a batch.
           RunError: a download failed, or a library that the source needs is missing.
         """
-        found = sources.read_images(self.source)
+        found = sources.read_images(self.source, self.exif)
         if found.size is None and self.resize is None:
             raise UsageError(
                 f"source {self.source!r} does not say that its images are of one size; expected resize, such as 224"
@@ -121,6 +124,7 @@ class ImagesCorpus(Corpus):
       classes: number of classes.
       class_names: their names; None where the source does not say.
       low, high: values of the darkest and the brightest pixel of the source's range in a batch.
+      notes: sentences on what was left out of the source.
       facts: recorded by a run, as JSON values: source, sha256, train_images, validation_images, classes, height,
         width, channels (of an image as it is in a batch).
     """
@@ -130,7 +134,7 @@ class ImagesCorpus(Corpus):
 
     def __init__(self, images: Images, found: LabelledImages):
         self.images = images
-        self.classes, self.class_names = found.classes, found.class_names
+        self.classes, self.class_names, self.notes = found.classes, found.class_names, found.notes
         self.low, self.high = float(images.low), float(images.high)
         self._found = found
         # Each of the at most 256 values of the source, as the number that it becomes.

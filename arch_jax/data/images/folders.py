@@ -2,18 +2,24 @@
 
 import dataclasses
 import hashlib
+import io
+import os
 from pathlib import Path
 
 import numpy as np
 
+from arch_jax.data.files import walk
 from arch_jax.data.images.parts import LabelledImages
 from arch_jax.errors import RunError, UsageError, nearest
 
 #: Files with other suffixes are ignored.
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
-#: Names of the evaluation part, beside "train".
-_VALIDATION = ("validation", "val", "valid", "test")
+#: EXIF's tag, and its values for images that lie on their side.
+_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+#: Formats whose orientation Pillow itself applies, and gives the size of the turned image.
+_UPRIGHT = ("TIFF",)
 _GREY = ("1", "L")
 # 16 bits or floats: Pillow would silently clip them at 255.
 _WIDE = ("I", "I;16", "I;16B", "I;16L", "F")
@@ -30,12 +36,14 @@ class ImageFiles:
       classes: int32 "images".
       size: (height, width) of every image; None where they differ.
       channels: 1 or 3; what is stored otherwise is converted, transparency left out.
+      exif: whether EXIF's orientation is applied.
     """
 
     paths: tuple[Path, ...]
     classes: np.ndarray
     size: tuple[int, int] | None
     channels: int
+    exif: bool
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -55,9 +63,13 @@ class ImageFiles:
 
     def _decoded(self, path: Path) -> np.ndarray:
         import PIL.Image
+        import PIL.ImageOps
 
         try:
-            with PIL.Image.open(path) as image:
+            # Not by its path: of a TIFF that lies on its side, Pillow 13 then maps the rows with the wrong width.
+            with PIL.Image.open(io.BytesIO(path.read_bytes())) as image:
+                if self.exif:
+                    PIL.ImageOps.exif_transpose(image, in_place=True)
                 pixels = np.asarray(image.convert("L" if self.channels == 1 else "RGB"), np.uint8)
         except Exception as error:  # Pillow's decoders raise anything
             raise RunError(f"image {str(path)!r} is damaged or gone: {_first_line(error)}; remove the file") from error
@@ -67,88 +79,127 @@ class ImageFiles:
         return pixels
 
 
-def read_folders(folder: str) -> LabelledImages:
-    """Opens a folder whose subfolders are classes, or one with the parts "train" and "validation" ("val", "test").
+def read_folders(folder: str, exif: bool = True) -> LabelledImages:
+    """Opens a folder whose subfolders are classes, or one with such folders in the parts that it is split into.
 
-    Only each file's header is read here, for its size and number of channels. Classes are numbered in the
-    order of their names. Images are as they are stored: EXIF orientation is not applied.
+    Parts have their usual names, in any case: train or training; validation, valid or val; test or testing. The
+    validation images are those of "validation", or those of "test" where there is no other part; where there are both,
+    the test images are left alone. What else is left out is counted in `notes`; see `walk.files`.
+
+    Only each file's header is read here, for its size and number of channels. Classes are numbered in the order of
+    their names.
+
+    Args:
+      folder: the folder.
+      exif: whether images are turned as the orientation in their EXIF data says, as viewers do.
 
     Raises:
-      UsageError: the folder is missing or has no classes, a class has no image, the parts have different classes, or
-        a file is not an image of 8 bits a channel; names it.
+      UsageError: the folder is missing or has no classes, a class has no image, there are parts without "train", the
+        parts have different classes, or a file is not an image of 8 bits a channel; names it.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UsageError(f"{folder!r} is not a folder; expected one with a folder for each class of images")
-    inside = _folders(root)
-    if "train" in inside and _folders(inside["train"]):
-        tests = [name for name in _VALIDATION if name in inside]
-        train = _listed(inside["train"])
-        names = tuple(train)
-        test = _listed(inside[tests[0]]) if tests else None
-        for name in test or ():
-            if name not in train:
-                raise UsageError(f"class {name!r} of {str(inside[tests[0]])!r} is not in 'train'{nearest(name, names)}")
-    else:
-        train, test = _listed(root), None
-        names = tuple(train)
+    train, test, skipped = _parts(folder, root)
+    names = tuple(train)
     if len(names) < 2:
         raise UsageError(f"{folder!r} has {len(names)} class folders with images; expected at least 2")
     parts = [train] if test is None else [train, test]
-    sizes, modes = set(), set()
+    sizes, modes, turned = set(), set(), False
     for path in (path for part in parts for paths in part.values() for path in paths):
-        size, mode = _header(path)
+        size, mode, orientation = _header(path, exif)
         sizes.add(size)
         modes.add(mode)
+        turned |= orientation != 1
     size = sizes.pop() if len(sizes) == 1 else None
     channels = 1 if modes <= set(_GREY) else 3
-    train_files, *rest = (_files(part, names, size, channels) for part in parts)
-    digest = _hash(root, [train_files, *rest])
-    return LabelledImages(train_files, rest[0] if rest else None, size, channels, 255, len(names), names, digest)
+    train_files, *rest = (_files(part, names, size, channels, exif) for part in parts)
+    digest = _hash(root, [train_files, *rest], turned)
+    notes = walk.note(f"'images:{walk.readable(folder)}'", skipped)
+    shown = tuple(map(walk.readable, names))
+    return LabelledImages(train_files, rest[0] if rest else None, size, channels, 255, len(names), shown, digest, notes)
 
 
-def _folders(root: Path) -> dict[str, Path]:
-    return {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")}
+#: Class -> its images, in order.
+Classes = dict[str, tuple[Path, ...]]
 
 
-def _listed(root: Path) -> dict[str, list[Path]]:
-    """Class -> its images, in order."""
-    found = {}
-    for name, path in _folders(root).items():
-        found[name] = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
-        if not found[name]:
+def _parts(folder: str, root: Path) -> tuple[Classes, Classes | None, walk.Skipped]:
+    """The classes to train on; those of the part to validate on, if there is one; and what was left out."""
+    inside = walk.folders(root)
+    parts = walk.parts(inside.paths)
+    if "train" not in parts or not walk.folders(parts["train"]).paths:
+        if parts and len(parts) == len(inside.paths):
+            named = ", ".join(repr(path.name) for path in parts.values())
             raise UsageError(
-                f"class folder {str(path)!r} has no images; expected files such as {name}/1.png, or no such folder"
+                f"{folder!r} has no classes, only {named}; expected a folder for each class, or one for each class in "
+                "'train'"
             )
-    return found
+        train, skipped = _listed(inside.paths)
+        return train, None, inside.skipped + skipped
+    skipped = inside.skipped + walk.Skipped(beside=len(inside.paths) - len(parts))
+    train_folders = walk.folders(parts["train"])
+    train, left_out = _listed(train_folders.paths)
+    skipped += train_folders.skipped + left_out
+    held_out = parts.get("validation", parts.get("test"))
+    if held_out is None:
+        return train, None, skipped
+    test_folders = walk.folders(held_out)
+    test, left_out = _listed(test_folders.paths)
+    skipped += test_folders.skipped + left_out
+    if not test:
+        raise UsageError(f"{str(held_out)!r} has no class folders; expected those of {parts['train'].name!r}")
+    for name in test:
+        if name not in train:
+            raise UsageError(
+                f"class {name!r} of {str(held_out)!r} is not in {parts['train'].name!r}{nearest(name, train)}"
+            )
+    if {"validation", "test"} <= parts.keys():
+        skipped["test"] += len(walk.files(parts["test"], ENDINGS).paths)
+    return train, test, skipped
 
 
-def _header(path: Path) -> tuple[tuple[int, int], str]:
-    """(height, width) and Pillow's mode, without decoding."""
+def _listed(folders: tuple[Path, ...]) -> tuple[Classes, walk.Skipped]:
+    found: Classes = {}
+    skipped = walk.Skipped()
+    for path in folders:
+        found[path.name], left_out = walk.files(path, ENDINGS)
+        skipped += left_out
+        if not found[path.name]:
+            raise UsageError(
+                f"class folder {str(path)!r} has no images; expected files such as {path.name}/1.png, or no such folder"
+            )
+    return found, skipped
+
+
+def _header(path: Path, exif: bool) -> tuple[tuple[int, int], str, int]:
+    """(height, width), Pillow's mode, and EXIF's orientation (1 is upright, or not asked for), without decoding."""
     import PIL.Image
 
     try:
         with PIL.Image.open(path) as image:
             (width, height), mode = image.size, image.mode
+            orientation = image.getexif().get(_ORIENTATION, 1) if exif and image.format not in _UPRIGHT else 1
     except Exception as error:
         raise UsageError(f"{str(path)!r} is not an image: {_first_line(error)}; remove the file") from error
     if mode in _WIDE:
         raise UsageError(f"{str(path)!r} has more than 8 bits a channel (mode {mode!r}); expected 8 bits: convert it")
-    return (height, width), mode
+    turned = orientation in _SIDEWAYS
+    return (width, height) if turned else (height, width), mode, orientation
 
 
-def _files(part: dict[str, list[Path]], names: tuple[str, ...], size, channels: int) -> ImageFiles:
+def _files(part: Classes, names: tuple[str, ...], size, channels: int, exif: bool) -> ImageFiles:
     paths = [path for name in names for path in part.get(name, ())]
     labels = [number for number, name in enumerate(names) for _ in part.get(name, ())]
-    return ImageFiles(tuple(paths), np.array(labels, np.int32), size, channels)
+    return ImageFiles(tuple(paths), np.array(labels, np.int32), size, channels, exif)
 
 
-def _hash(root: Path, parts: list[ImageFiles]) -> str:
-    digest = hashlib.sha256()
+def _hash(root: Path, parts: list[ImageFiles], turned: bool) -> str:
+    digest = hashlib.sha256(b"turned\n" if turned else b"")
     paths = [path for part in parts for path in part.paths]
     lengths = [path.stat().st_size for path in paths]
     for path, length in zip(paths, lengths):
-        digest.update(f"{path.relative_to(root).as_posix()}\n{length}\n".encode())
+        digest.update(os.fsencode(path.relative_to(root).as_posix()) + b"\n%d\n" % length)
         if sum(lengths) <= _HASHED_WHOLE:
             digest.update(path.read_bytes())
     return digest.hexdigest()

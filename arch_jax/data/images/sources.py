@@ -15,7 +15,7 @@ SOURCES: dict[str, str] = {
     "digits": "1,797 handwritten digits of 8 x 8; comes with scikit-learn",
     "gate:NAME": "the four rows of a gate's truth table, as images of 1 x 2 pixels: and, or, nand, xor",
     "idx:DIR": "a folder in MNIST's layout: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-...; plain or .gz",
-    "images:DIR": "a folder with a folder for each class, or with such folders in train and validation",
+    "images:DIR": "a folder with a folder for each class, or with such folders in train and validation or test",
     "tfds:NAME": "a data set of TensorFlow Datasets with features image and label; or tfds:NAME/CONFIG",
 }
 
@@ -44,11 +44,12 @@ def check_image_source(source: Any) -> None:
         raise unknown("source", source, SOURCES)
 
 
-def read_images(source: str) -> LabelledImages:
+def read_images(source: str, exif: bool = True) -> LabelledImages:
     """Reads a source, or opens it if it is too large for memory.
 
     Args:
       source: a name from `SOURCES`.
+      exif: whether images of "images:DIR" are turned as their EXIF data says.
 
     Raises:
       UsageError: the named data is missing or damaged, or a library that it needs is missing.
@@ -60,7 +61,7 @@ def read_images(source: str) -> LabelledImages:
 
         return tfds.read_tfds(rest)
     if kind == "images":
-        return folders.read_folders(rest)
+        return folders.read_folders(rest, exif)
     if kind == "gate":
         rows = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.uint8).reshape(4, 1, 2, 1)
         table = ImagePart(rows, np.array(GATES[rest], np.int32))

@@ -10,6 +10,7 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
+from arch_jax.data.files import walk
 from arch_jax.data.files.directories import data_directory
 from arch_jax.errors import UsageError, nearest, unknown
 
@@ -30,11 +31,13 @@ class Documents(Sequence):
     Attributes:
       name: the source's name, as given to `documents`.
       texts: the documents.
+      notes: sentences on what was left out.
       sha256: hexadecimal SHA-256 over all texts, each preceded by its length in UTF-8 bytes.
     """
 
     name: str
     texts: tuple[str, ...] = dataclasses.field(repr=False)
+    notes: tuple[str, ...] = ()
     sha256: str = dataclasses.field(init=False)
 
     def __post_init__(self):
@@ -102,8 +105,8 @@ def documents(source: str) -> Documents:
     """Reads a source.
 
     Args:
-      source: a name from `SOURCES`; `text:PATH` reads a UTF-8 file as one document, or a folder (with its sub-folders,
-        hidden ones left out) with each text file a document, in the order of their paths.
+      source: a name from `SOURCES`; `text:PATH` reads a UTF-8 file as one document, or a folder with its sub-folders
+        (see `walk.files`) with each text file a document, in the order of their paths.
 
     Returns:
       The documents, none of them empty.
@@ -115,19 +118,22 @@ def documents(source: str) -> Documents:
     """
     check_text_source(source)
     if source.startswith("text:"):
-        return Documents(source, tuple(_read_path(source.removeprefix("text:"))))
+        return Documents(source, *_read_path(source.removeprefix("text:")))
     return Documents(source, tuple(_READERS[source]()))
 
 
-def _read_path(given: str) -> list[str]:
+def _read_path(given: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The texts of a file or folder, and a note on what was left out."""
     path = pathlib.Path(os.path.expanduser(given))
+    skipped = walk.Skipped()
     if os.path.isdir(path):
-        files = sorted(file for file in path.rglob("*") if _is_text_file(file, path))
+        files, skipped = walk.files(path, TEXT_SUFFIXES)
         if not files:
             raise UsageError(f"folder {given!r} has no text files; expected files such as *.txt, *.md or *.py")
         texts = [text for text in map(_read_file, files) if text.strip()]
         if not texts:
             raise UsageError(f"folder {given!r} has only empty text files ({len(files)} of them); expected text")
+        skipped["empty"] += len(files) - len(texts)
     elif os.path.isfile(path):
         texts = [_read_file(path)]
         if not texts[0].strip():
@@ -135,21 +141,13 @@ def _read_path(given: str) -> list[str]:
     elif os.path.exists(path):
         raise UsageError(f"{given!r} is a device or pipe; expected a UTF-8 text file or a folder of them")
     else:
-        try:
-            siblings = [str(sibling) for sibling in path.parent.iterdir()]
-        except OSError:  # the folder is missing too
-            siblings = []
+        siblings = [str(path.parent / name) for name in walk.names(path.parent)]
         raise UsageError(f"there is no file or folder {given!r}{nearest(given, siblings)}")
     if len(texts) == 1 and len(texts[0].strip().splitlines()) == 1:
         raise UsageError(
             f"{given!r} has a single line, which cannot be split into train and validation; expected at least two lines"
         )
-    return texts
-
-
-def _is_text_file(file: pathlib.Path, folder: pathlib.Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return not hidden and file.suffix.lower() in TEXT_SUFFIXES and file.is_file()
+    return tuple(texts), walk.note(f"'text:{walk.readable(given)}'", skipped)
 
 
 def _read_file(file: pathlib.Path) -> str:

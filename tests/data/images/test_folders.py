@@ -5,6 +5,7 @@ import PIL.Image
 import pytest
 
 import arch_jax
+from arch_jax.data.images import folders
 
 
 def save(path, mode="RGB", size=(6, 4), seed=0):
@@ -82,6 +83,79 @@ def test_parts_of_its_own(tmp_path):
         images(tmp_path).load()
 
 
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("TRAIN", "Valid"), ("train", "val")])
+def test_parts_by_any_of_their_usual_names(tmp_path, names):
+    for number, kind in enumerate(("a", "b", "c")):
+        save(tmp_path / names[0] / kind / "0.png", seed=number)
+        save(tmp_path / names[1] / kind / "0.png", seed=number + 3)
+    corpus = images(tmp_path).load()
+    assert corpus.class_names == ("a", "b", "c")
+    assert (corpus.facts["train_images"], corpus.facts["validation_images"]) == (3, 3)
+    assert corpus.notes == ()
+
+
+def test_test_images_are_left_alone_where_there_are_validation_images(tmp_path):
+    for part, count in (("train", 3), ("val", 2), ("test", 1), ("extra", 4)):
+        for number in range(count):
+            for kind in ("a", "b"):
+                save(tmp_path / part / kind / f"{number}.png", seed=number)
+    corpus = images(tmp_path).load()
+    assert (corpus.facts["train_images"], corpus.facts["validation_images"]) == (6, 4)
+    assert corpus.notes == (f"'images:{tmp_path}' is read without 1 folder beside the parts, 2 test images",)
+
+
+def test_leftovers_of_notebooks_and_archives_are_no_images(folder):
+    """Validation images in a notebook's checkpoints were trained on; an archive's `__MACOSX` was a class."""
+    clean = images(folder).load()
+    for kind in ("cat", "dog"):
+        for number in range(5):
+            content = (folder / kind / f"{number}.png").read_bytes()
+            for left in (f"{kind}/.ipynb_checkpoints/{number}-checkpoint.png", f"__MACOSX/{kind}/{number}.png"):
+                (folder / left).parent.mkdir(parents=True, exist_ok=True)
+                (folder / left).write_bytes(content)
+        (folder / kind / "._0.png").write_bytes(b"Mac OS X resource fork")
+    (folder / ".DS_Store").write_bytes(b"x")
+    corpus = images(folder).load()
+    assert corpus.facts == clean.facts
+    assert corpus.class_names == ("cat", "dog")
+    assert clean.notes == ()
+    assert corpus.notes == (f"'images:{folder}' is read without 5 hidden files or folders, 1 folder of a tool",)
+
+
+def test_linked_class_folders_are_followed(folder, tmp_path_factory):
+    linked = tmp_path_factory.mktemp("linked")
+    for kind in ("cat", "dog"):
+        (linked / kind).symlink_to(folder / kind, target_is_directory=True)
+    assert images(linked).load().facts["sha256"] == images(folder).load().facts["sha256"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+def test_images_are_turned_as_their_exif_data_says(tmp_path, suffix):
+    """As viewers show them, in each of the eight orientations; and as they are stored, where that is asked for."""
+    smooth = np.add.outer(10 * np.arange(4), 30 * np.arange(6)).astype(np.uint8)
+    for kind in ("a", "b"):
+        for orientation in range(1, 9):
+            exif = PIL.Image.Exif()
+            exif[0x0112] = orientation
+            path = tmp_path / kind / f"{orientation}{suffix}"
+            path.parent.mkdir(exist_ok=True)
+            PIL.Image.fromarray(smooth).save(path, exif=exif, quality=100)
+    part = folders.read_folders(str(tmp_path)).train
+    assert part.size is None
+    turned, _ = part.take(np.arange(8))
+    # The first row of EXIF's image is its top, right side ...; the first column its left, top ...
+    flips = [smooth, smooth[:, ::-1], smooth[::-1, ::-1], smooth[::-1]]
+    expected = [*flips, smooth.T, smooth.T[:, ::-1], smooth.T[::-1, ::-1], smooth.T[::-1]]
+    for image, wanted in zip(turned, expected):
+        assert image.shape[:2] == wanted.shape
+        assert np.abs(image[..., 0].astype(int) - wanted).max() <= 12
+    if suffix != ".tif":  # a part of the format, which Pillow always applies
+        stored, _ = folders.read_folders(str(tmp_path), exif=False).train.take(np.arange(8))
+        assert all(np.abs(image[..., 0].astype(int) - smooth).max() <= 12 for image in stored)
+        hashes = {images(tmp_path, resize=8, exif=exif).load().facts["sha256"] for exif in (True, False)}
+        assert len(hashes) == 2, "what is used differs"
+
+
 def test_what_is_refused(folder, tmp_path):
     with pytest.raises(arch_jax.UsageError, match=r"'.*nowhere' is not a folder"):
         images(folder / "nowhere").load()
@@ -103,6 +177,20 @@ def test_what_is_refused(folder, tmp_path):
 def test_a_damaged_image_is_named(folder):
     path = folder / "cat" / "3.png"
     path.write_bytes(path.read_bytes()[:60])  # the header is whole, the pixels are not
-    corpus = images(folder, batch=8, validation=0.2).load()
-    with pytest.raises(arch_jax.RunError, match=r"image '.*3.png' is damaged or gone"):
-        [*zip(range(2), corpus.train(0)), *corpus.validation()]
+    with pytest.raises(arch_jax.UsageError, match=r"'.*3.png' is not an image"):
+        images(folder).load()
+
+
+def test_parts_without_training_images_are_refused(tmp_path):
+    for part in ("Valid", "test"):
+        save(tmp_path / part / "a" / "1.png")
+    with pytest.raises(arch_jax.UsageError, match=r"has no classes, only 'Valid', 'test'; expected a folder for each"):
+        images(tmp_path).load()
+    save(tmp_path / "train" / "1.png")
+    with pytest.raises(arch_jax.UsageError, match=r"has no classes, only"):
+        images(tmp_path).load()
+    save(tmp_path / "train" / "a" / "1.png")
+    save(tmp_path / "train" / "b" / "1.png")
+    (tmp_path / "Valid" / "a").rename(tmp_path / "a")
+    with pytest.raises(arch_jax.UsageError, match=r"Valid' has no class folders; expected those of 'train'"):
+        images(tmp_path).load()
