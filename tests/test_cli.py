@@ -376,7 +376,9 @@ def test_evaluate_other_data(fails, run, text, tmp_path):
     config.write_text(config.read_text().replace(f"text:{text}", f"text:{other}"))
     told = fails("evaluate", tmp_path / "run")
     assert re.fullmatch(
-        rf"the data 'text:{other}' is not what the run in .* was trained on: its hash is \w+, expected \w+", told
+        rf"the data 'text:{other}' is not what the run in .* was trained on: its hash is \w+, expected \w+; "
+        rf"`arch-jax evaluate .* --on text:{other}` measures the run on it",
+        told,
     )
 
 
