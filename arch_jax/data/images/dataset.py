@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from arch_jax.data.base import Corpus, ValidationBatches, check_whole, stream
-from arch_jax.data.images import sources
+from arch_jax.data.images import folders, sources
 from arch_jax.data.images.augmentation import Augmentation
 from arch_jax.data.images.parts import LabelledImages, Subset
-from arch_jax.errors import UsageError
+from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import Kind, component
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Images:
       augment: random augmentation of the training images; see `Augmentation`.
       exif: whether the EXIF orientation of the files of "images:DIR" is applied, as cameras mean it and viewers do.
         (A TIFF's orientation is a part of its format and always applied.)
+      damaged: what becomes of damaged images in "images:DIR": "refuse", "skip" or "unchecked"; see `folders.DAMAGED`.
 
     Raises:
       UsageError: if a field is invalid.
@@ -57,6 +58,7 @@ class Images:
     train_share: float = 1.0
     augment: Annotated[Augmentation, Kind("augmentation")] = Augmentation()
     exif: bool = True
+    damaged: str = "refuse"
 
     def __post_init__(self):
         sources.check_image_source(self.source)
@@ -75,6 +77,8 @@ class Images:
             raise UsageError(
                 f"validation is {self.validation!r}; expected a fraction between 0 and 1, exclusive, such as 0.2"
             )
+        if not isinstance(self.damaged, str) or self.damaged not in folders.DAMAGED:
+            raise unknown("value of damaged", str(self.damaged), folders.DAMAGED)
         share = self.train_share
         if not isinstance(share, numbers.Real) or isinstance(share, bool) or not 0 < share <= 1:
             raise UsageError(f"train_share is {share!r}; expected a fraction above 0 and up to 1, such as 0.1")
@@ -89,7 +93,7 @@ class Images:
             labels out of range, or fewer training images than a batch.
           RunError: a download failed, or a library that the source needs is missing.
         """
-        found = sources.read_images(self.source, self.exif)
+        found = sources.read_images(self.source, self.exif, self.damaged)
         if found.size is None and self.resize is None:
             raise UsageError(
                 f"source {self.source!r} does not say that its images are of one size; expected resize, such as 224"

@@ -9,17 +9,22 @@ from pathlib import Path
 import numpy as np
 
 from arch_jax.data.files import walk
+from arch_jax.data.images.inspection import Facts, first_line, inspected
 from arch_jax.data.images.parts import LabelledImages
 from arch_jax.errors import RunError, UsageError, nearest
 
 #: Files with other suffixes are ignored.
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
-#: EXIF's tag, and its values for images that lie on their side.
-_ORIENTATION = 0x0112
+#: Values of the field `damaged`.
+DAMAGED: dict[str, str] = {
+    "refuse": "a damaged image is named before the first step, and nothing is trained",
+    "skip": "damaged images are left out, and counted",
+    "unchecked": "nothing is decoded beforehand: a damaged image ends the run when its turn comes",
+}
+
+#: EXIF's orientations of images that lie on their side.
 _SIDEWAYS = (5, 6, 7, 8)
-#: Formats whose orientation Pillow itself applies, and gives the size of the turned image.
-_UPRIGHT = ("TIFF",)
 _GREY = ("1", "L")
 # 16 bits or floats: Pillow would silently clip them at 255.
 _WIDE = ("I", "I;16", "I;16B", "I;16L", "F")
@@ -66,36 +71,41 @@ class ImageFiles:
         import PIL.ImageOps
 
         try:
-            # Not by its path: of a TIFF that lies on its side, Pillow 13 then maps the rows with the wrong width.
+            # Not by its path: see `inspection`.
             with PIL.Image.open(io.BytesIO(path.read_bytes())) as image:
                 if self.exif:
                     PIL.ImageOps.exif_transpose(image, in_place=True)
                 pixels = np.asarray(image.convert("L" if self.channels == 1 else "RGB"), np.uint8)
         except Exception as error:  # Pillow's decoders raise anything
-            raise RunError(f"image {str(path)!r} is damaged or gone: {_first_line(error)}; remove the file") from error
+            raise RunError(
+                f"image {str(path)!r} is damaged or gone: {first_line(error)}; a run goes on with the images that it "
+                "began with: expected the whole file in its place"
+            ) from error
         pixels = pixels.reshape(*pixels.shape[:2], self.channels)
         if self.size is not None and pixels.shape[:2] != self.size:
             raise RunError(f"image {str(path)!r} has changed its size to {pixels.shape[:2]}; expected {self.size}")
         return pixels
 
 
-def read_folders(folder: str, exif: bool = True) -> LabelledImages:
+def read_folders(folder: str, exif: bool = True, damaged: str = "refuse") -> LabelledImages:
     """Opens a folder whose subfolders are classes, or one with such folders in the parts that it is split into.
 
     Parts have their usual names, in any case: train or training; validation, valid or val; test or testing. The
     validation images are those of "validation", or those of "test" where there is no other part; where there are both,
     the test images are left alone. What else is left out is counted in `notes`; see `walk.files`.
 
-    Only each file's header is read here, for its size and number of channels. Classes are numbered in the order of
-    their names.
+    Each image is decoded once here, so that no damaged one ends a run in its middle; see `inspection.inspected`.
+    Classes are numbered in the order of their names.
 
     Args:
       folder: the folder.
       exif: whether images are turned as the orientation in their EXIF data says, as viewers do.
+      damaged: one of `DAMAGED`.
 
     Raises:
       UsageError: the folder is missing or has no classes, a class has no image, there are parts without "train", the
-        parts have different classes, or a file is not an image of 8 bits a channel; names it.
+        parts have different classes, or a file is not an image, is damaged, or has more than 8 bits a channel; names
+        it.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -105,16 +115,31 @@ def read_folders(folder: str, exif: bool = True) -> LabelledImages:
     if len(names) < 2:
         raise UsageError(f"{folder!r} has {len(names)} class folders with images; expected at least 2")
     parts = [train] if test is None else [train, test]
-    sizes, modes, turned = set(), set(), False
-    for path in (path for part in parts for paths in part.values() for path in paths):
-        size, mode, orientation = _header(path, exif)
-        sizes.add(size)
-        modes.add(mode)
-        turned |= orientation != 1
+    facts = _inspected(root, parts, damaged)
+    wide = next((path for path, one in facts.items() if one.mode in _WIDE), None)
+    if wide is not None:
+        raise UsageError(
+            f"{str(wide)!r} has more than 8 bits a channel (mode {facts[wide].mode!r}); expected 8 bits: convert it"
+        )
+    broken = {path for path, one in facts.items() if one.problem is not None}
+    skipped["damaged"] += len(broken)
+    parts = [
+        {name: tuple(path for path in paths if path not in broken) for name, paths in part.items()} for part in parts
+    ]
+    for name, paths in parts[0].items():
+        if not paths:
+            raise UsageError(
+                f"class {name!r} of {folder!r} has only damaged images; expected whole ones, or no such class"
+            )
+    used = [one for one in facts.values() if one.problem is None]
+    turns = [exif and one.orientation != 1 for one in used]
+    sizes = {
+        (one.width, one.height) if exif and one.orientation in _SIDEWAYS else (one.height, one.width) for one in used
+    }
     size = sizes.pop() if len(sizes) == 1 else None
-    channels = 1 if modes <= set(_GREY) else 3
+    channels = 1 if {one.mode for one in used} <= set(_GREY) else 3
     train_files, *rest = (_files(part, names, size, channels, exif) for part in parts)
-    digest = _hash(root, [train_files, *rest], turned)
+    digest = _hash(root, [train_files, *rest], any(turns))
     notes = walk.note(f"'images:{walk.readable(folder)}'", skipped)
     shown = tuple(map(walk.readable, names))
     return LabelledImages(train_files, rest[0] if rest else None, size, channels, 255, len(names), shown, digest, notes)
@@ -172,20 +197,18 @@ def _listed(folders: tuple[Path, ...]) -> tuple[Classes, walk.Skipped]:
     return found, skipped
 
 
-def _header(path: Path, exif: bool) -> tuple[tuple[int, int], str, int]:
-    """(height, width), Pillow's mode, and EXIF's orientation (1 is upright, or not asked for), without decoding."""
-    import PIL.Image
-
-    try:
-        with PIL.Image.open(path) as image:
-            (width, height), mode = image.size, image.mode
-            orientation = image.getexif().get(_ORIENTATION, 1) if exif and image.format not in _UPRIGHT else 1
-    except Exception as error:
-        raise UsageError(f"{str(path)!r} is not an image: {_first_line(error)}; remove the file") from error
-    if mode in _WIDE:
-        raise UsageError(f"{str(path)!r} has more than 8 bits a channel (mode {mode!r}); expected 8 bits: convert it")
-    turned = orientation in _SIDEWAYS
-    return (width, height) if turned else (height, width), mode, orientation
+def _inspected(root: Path, parts: list[Classes], damaged: str) -> dict[Path, Facts]:
+    """The facts of all images; damaged ones are among them only where they are to be skipped."""
+    paths = [path for part in parts for paths in part.values() for path in paths]
+    facts = dict(zip(paths, inspected(root, paths, decode=damaged != "unchecked")))
+    broken = [path for path, one in facts.items() if one.problem is not None]
+    if broken and damaged != "skip":
+        more = f", and {len(broken) - 1:,} more of {len(facts):,} files are damaged" if len(broken) > 1 else ""
+        raise UsageError(
+            f"{str(broken[0])!r} is not an image, or damaged: {facts[broken[0]].problem}{more}; remove what is "
+            "damaged, or leave it out by data.damaged=skip"
+        )
+    return facts
 
 
 def _files(part: Classes, names: tuple[str, ...], size, channels: int, exif: bool) -> ImageFiles:
@@ -203,7 +226,3 @@ def _hash(root: Path, parts: list[ImageFiles], turned: bool) -> str:
         if sum(lengths) <= _HASHED_WHOLE:
             digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

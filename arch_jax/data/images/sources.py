@@ -44,12 +44,13 @@ def check_image_source(source: Any) -> None:
         raise unknown("source", source, SOURCES)
 
 
-def read_images(source: str, exif: bool = True) -> LabelledImages:
+def read_images(source: str, exif: bool = True, damaged: str = "refuse") -> LabelledImages:
     """Reads a source, or opens it if it is too large for memory.
 
     Args:
       source: a name from `SOURCES`.
       exif: whether images of "images:DIR" are turned as their EXIF data says.
+      damaged: what becomes of its damaged images; see `folders.DAMAGED`.
 
     Raises:
       UsageError: the named data is missing or damaged, or a library that it needs is missing.
@@ -61,7 +62,7 @@ def read_images(source: str, exif: bool = True) -> LabelledImages:
 
         return tfds.read_tfds(rest)
     if kind == "images":
-        return folders.read_folders(rest, exif)
+        return folders.read_folders(rest, exif, damaged)
     if kind == "gate":
         rows = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.uint8).reshape(4, 1, 2, 1)
         table = ImagePart(rows, np.array(GATES[rest], np.int32))

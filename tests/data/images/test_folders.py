@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 
 import arch_jax
-from arch_jax.data.images import folders
+from arch_jax.data.images import folders, inspection
 
 
 def save(path, mode="RGB", size=(6, 4), seed=0):
@@ -174,11 +174,69 @@ def test_what_is_refused(folder, tmp_path):
         images(folder).load()
 
 
-def test_a_damaged_image_is_named(folder):
-    path = folder / "cat" / "3.png"
+def damage(path):
     path.write_bytes(path.read_bytes()[:60])  # the header is whole, the pixels are not
-    with pytest.raises(arch_jax.UsageError, match=r"'.*3.png' is not an image"):
+
+
+def test_a_damaged_image_is_named_before_the_first_step(folder):
+    damage(folder / "cat" / "3.png")
+    with pytest.raises(arch_jax.UsageError) as caught:
         images(folder).load()
+    assert str(caught.value).startswith(f"'{folder / 'cat' / '3.png'}' is not an image, or damaged: ")
+    assert str(caught.value).endswith("; remove what is damaged, or leave it out by data.damaged=skip")
+    (folder / "dog" / "0.png").write_bytes(b"")
+    with pytest.raises(arch_jax.UsageError, match=r"3.png' .*, and 1 more of 10 files are damaged; remove"):
+        images(folder).load()
+
+
+def test_damaged_images_are_left_out_where_that_is_asked_for(folder):
+    """What is hashed is what is used: a damaged file that is removed later locks no run out."""
+    damage(folder / "cat" / "3.png")
+    save(folder / "dog" / "9.png", size=(30, 20))
+    damage(folder / "dog" / "9.png")  # its size and mode count nowhere
+    corpus = images(folder, damaged="skip").load()
+    assert corpus.notes == (f"'images:{folder}' is read without 2 damaged images",)
+    (folder / "cat" / "3.png").unlink()
+    (folder / "dog" / "9.png").unlink()
+    for damaged in ("skip", "refuse", "unchecked"):
+        clean = images(folder, damaged=damaged).load()
+        assert (clean.facts, clean.notes) == (corpus.facts, ())
+    for number in range(5):
+        damage(folder / "dog" / f"{number}.png")
+    with pytest.raises(arch_jax.UsageError, match=r"class 'dog' of .* has only damaged images"):
+        images(folder, damaged="skip").load()
+    with pytest.raises(arch_jax.UsageError, match=r"unknown value of damaged 'skipp'; the nearest is 'skip'"):
+        images(folder, damaged="skipp")
+
+
+def test_unchecked_images_are_decoded_when_they_are_needed(folder):
+    damage(folder / "cat" / "3.png")
+    corpus = images(folder, batch=8, damaged="unchecked").load()
+    with pytest.raises(
+        arch_jax.RunError, match=r"image '.*3.png' is damaged or gone: .*; a run goes on with the image"
+    ):
+        [*zip(range(2), corpus.train(0)), *corpus.validation()]
+
+
+def test_large_folders_are_decoded_once(folder, tmp_path_factory, monkeypatch):
+    data = tmp_path_factory.mktemp("data")
+    monkeypatch.setenv("ARCH_JAX_DATA", str(data))
+    monkeypatch.setattr(inspection, "_KEPT", 9)
+    looked = []
+    inspect = inspection._inspect
+    monkeypatch.setattr(inspection, "_inspect", lambda path, decode=True: looked.append(path) or inspect(path, decode))
+    first = images(folder).load()
+    assert len(looked) == 10
+    assert images(folder).load().facts == first.facts
+    assert len(looked) == 10
+    damage(folder / "cat" / "3.png")
+    for _ in range(2):
+        assert images(folder, damaged="skip").load().notes == (f"'images:{folder}' is read without 1 damaged image",)
+        assert looked[10:] == [folder / "cat" / "3.png"]
+    (kept,) = data.glob("inspected/*.json")
+    kept.write_text("{")  # a damaged one is made anew
+    images(folder, damaged="skip").load()
+    assert len(looked) == 21
 
 
 def test_parts_without_training_images_are_refused(tmp_path):
