@@ -15,7 +15,8 @@ from collections.abc import Iterator
 import tensorflow_datasets as tfds
 
 from arch_jax.data.files import directories, walk
-from arch_jax.errors import RunError
+from arch_jax.data.text.reading import text_of
+from arch_jax.errors import RunError, UsageError
 
 _FOLDER = "tensorflow_datasets"
 # Third-party packages, tests (data, not prose: thousands of generated lines), and lib2to3, which left in Python 3.13.
@@ -75,8 +76,8 @@ class PythonSource(tfds.core.GeneratorBasedBuilder):
         for file in standard_library_files(folder):
             path = file.relative_to(folder).as_posix()
             try:
-                text = file.read_bytes().decode("utf-8")
-            except UnicodeDecodeError:  # a handful of files are there to show another encoding
+                text = text_of(file.read_bytes(), path)
+            except UsageError:  # a handful of files are there to show another encoding
                 continue
             if text.strip():
                 yield path, {"path": path, "text": text}
