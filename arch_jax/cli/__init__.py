@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import gc
+import io
 import json
 import os
 import shlex
@@ -36,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be bytes that are no text
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         options = _parser().parse_args([a for a in arguments if a != "--debug"])
         options.debug = debug

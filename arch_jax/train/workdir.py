@@ -40,6 +40,12 @@ class WorkDirectory:
 
         self.path = Path(path)
         self._config: dict[str, Any] = {}
+        try:
+            os.path.abspath(self.path).encode()
+        except UnicodeEncodeError:  # Orbax would say so at the first checkpoint
+            raise UsageError(
+                f"the work directory {str(self.path)!r} has a name that is not UTF-8; expected one that is, all the way"
+            ) from None
         self._writes = leader()
         if not self._writes:
             barrier("open")
@@ -286,7 +292,8 @@ def write(path: Path, content: str | bytes) -> None:
     Raises:
       RunError: it can't be written; the old file is untouched.
     """
-    data = content.encode() if isinstance(content, str) else content
+    # A file name that is not UTF-8 is written as JSON escapes it, and read back as it was.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """A run's data is known by its content: from any folder, by any path to it, for every kind of source with a place."""
 
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -126,6 +127,21 @@ def test_other_data_is_one_sentence_whose_advice_works(begun, told):
     settings = SMALL | {"data.source": f"text:{begun / 'text.txt'}", "data.length": 4, "start": run}
     code, _, err = told("train", "gpt", "--workdir", "new", *sets(settings))
     assert code == 0, err
+
+
+@pytest.mark.thorough
+def test_names_that_are_not_utf_8(begun, told):
+    """As old archives hold them: as a source they are written down and found again, and runs have no such names."""
+    odd = os.fsdecode(b"caf\xe9")
+    Path(odd).mkdir()
+    shutil.copy(begun / "text.txt", Path(odd, "text.txt"))
+    code, _, err = told("train", "--workdir", begun / "run", "--set", "steps=3", "--set", f"data.source=text:{odd}")
+    assert code == 0, err
+    assert json.loads((begun / "run" / "config.json").read_text())["place"] == os.path.abspath(odd)
+    assert told("evaluate", begun / "run")[0] == 0
+    code, _, err = told("train", "gpt", "--workdir", f"{odd}/run", *sets(SMALL | {"data.source": f"text:{odd}"}))
+    assert code == 2
+    assert err.startswith("the work directory 'caf\\udce9/run' has a name that is not UTF-8; expected")
 
 
 @pytest.mark.thorough

@@ -34,6 +34,7 @@ _REASONS = {
     "loose": ("file outside the class folders", "files outside the class folders"),
     "damaged": ("damaged image", "damaged images"),
     "empty": ("empty file", "empty files"),
+    "validation": ("validation image", "validation images"),
     "test": ("test image", "test images"),
 }
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import numbers
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
@@ -42,6 +42,9 @@ class Images:
       exif: whether the EXIF orientation of the files of "images:DIR" is applied, as cameras mean it and viewers do.
         (A TIFF's orientation is a part of its format and always applied.)
       damaged: what becomes of damaged images in "images:DIR": "refuse", "skip" or "unchecked"; see `folders.DAMAGED`.
+      part: the source's own part that validation images are of, "validation" or "test"; None takes "validation" of
+        "images:DIR", or "test" where there is no other, and "test" of "tfds:NAME", or "validation" where it has no
+        labels. `arch-jax evaluate RUN --on SOURCE --set data.part=test` measures a finished run on test images.
 
     Raises:
       UsageError: if a field is invalid.
@@ -59,6 +62,7 @@ class Images:
     augment: Annotated[Augmentation, Kind("augmentation")] = Augmentation()
     exif: bool = True
     damaged: str = "refuse"
+    part: Literal["validation", "test"] | None = None
 
     def __post_init__(self):
         sources.check_image_source(self.source)
@@ -79,6 +83,8 @@ class Images:
             )
         if not isinstance(self.damaged, str) or self.damaged not in folders.DAMAGED:
             raise unknown("value of damaged", str(self.damaged), folders.DAMAGED)
+        if self.part not in (None, "validation", "test"):
+            raise unknown("part", str(self.part), ("validation", "test"))
         share = self.train_share
         if not isinstance(share, numbers.Real) or isinstance(share, bool) or not 0 < share <= 1:
             raise UsageError(f"train_share is {share!r}; expected a fraction above 0 and up to 1, such as 0.1")
@@ -93,7 +99,7 @@ class Images:
             labels out of range, or fewer training images than a batch.
           RunError: a download failed, or a library that the source needs is missing.
         """
-        found = sources.read_images(self.source, self.exif, self.damaged)
+        found = sources.read_images(self.source, self.exif, self.damaged, self.part)
         if found.size is None and self.resize is None:
             raise UsageError(
                 f"source {self.source!r} does not say that its images are of one size; expected resize, such as 224"

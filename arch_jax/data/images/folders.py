@@ -87,12 +87,11 @@ class ImageFiles:
         return pixels
 
 
-def read_folders(folder: str, exif: bool = True, damaged: str = "refuse") -> LabelledImages:
+def read_folders(folder: str, exif: bool = True, damaged: str = "refuse", part: str | None = None) -> LabelledImages:
     """Opens a folder whose subfolders are classes, or one with such folders in the parts that it is split into.
 
-    Parts have their usual names, in any case: train or training; validation, valid or val; test or testing. The
-    validation images are those of "validation", or those of "test" where there is no other part; where there are both,
-    the test images are left alone. What else is left out is counted in `notes`; see `walk.files`.
+    Parts have their usual names, in any case: train or training; validation, valid or val; test or testing. What is
+    left out is counted in `notes`; see `walk.files`.
 
     Each image is decoded once here, so that no damaged one ends a run in its middle; see `inspection.inspected`.
     Classes are numbered in the order of their names.
@@ -101,16 +100,18 @@ def read_folders(folder: str, exif: bool = True, damaged: str = "refuse") -> Lab
       folder: the folder.
       exif: whether images are turned as the orientation in their EXIF data says, as viewers do.
       damaged: one of `DAMAGED`.
+      part: the part that is validated on, "validation" or "test"; None takes "validation", or "test" where there is no
+        other. The images of the third part are left alone.
 
     Raises:
-      UsageError: the folder is missing or has no classes, a class has no image, there are parts without "train", the
-        parts have different classes, or a file is not an image, is damaged, or has more than 8 bits a channel; names
-        it.
+      UsageError: the folder is missing or has no classes, a class has no image, there are parts without "train", or
+        not the one that is asked for, the parts have different classes, or a file is not an image, is damaged, or has
+        more than 8 bits a channel; names it.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UsageError(f"{folder!r} is not a folder; expected one with a folder for each class of images")
-    train, test, skipped = _parts(folder, root)
+    train, test, skipped = _parts(folder, root, part)
     names = tuple(train)
     if len(names) < 2:
         raise UsageError(f"{folder!r} has {len(names)} class folders with images; expected at least 2")
@@ -126,11 +127,9 @@ def read_folders(folder: str, exif: bool = True, damaged: str = "refuse") -> Lab
     parts = [
         {name: tuple(path for path in paths if path not in broken) for name, paths in part.items()} for part in parts
     ]
-    for name, paths in parts[0].items():
+    for name, paths in [*parts[0].items(), *([("validation", sum(parts[1].values(), ()))] if test else [])]:
         if not paths:
-            raise UsageError(
-                f"class {name!r} of {folder!r} has only damaged images; expected whole ones, or no such class"
-            )
+            raise UsageError(f"{name!r} of {folder!r} has only damaged images; expected whole ones, or no such folder")
     used = [one for one in facts.values() if one.problem is None]
     turns = [exif and one.orientation != 1 for one in used]
     sizes = {
@@ -149,7 +148,7 @@ def read_folders(folder: str, exif: bool = True, damaged: str = "refuse") -> Lab
 Classes = dict[str, tuple[Path, ...]]
 
 
-def _parts(folder: str, root: Path) -> tuple[Classes, Classes | None, walk.Skipped]:
+def _parts(folder: str, root: Path, part: str | None) -> tuple[Classes, Classes | None, walk.Skipped]:
     """The classes to train on; those of the part to validate on, if there is one; and what was left out."""
     inside = walk.folders(root)
     parts = walk.parts(inside.paths)
@@ -160,15 +159,21 @@ def _parts(folder: str, root: Path) -> tuple[Classes, Classes | None, walk.Skipp
                 f"{folder!r} has no classes, only {named}; expected a folder for each class, or one for each class in "
                 "'train'"
             )
+        if part is not None:
+            raise UsageError(f"part is {part!r}, and {folder!r} has no parts, only classes; expected none")
         train, skipped = _listed(inside.paths)
         return train, None, inside.skipped + skipped
     skipped = inside.skipped + walk.Skipped(beside=len(inside.paths) - len(parts))
     train_folders = walk.folders(parts["train"])
     train, left_out = _listed(train_folders.paths)
     skipped += train_folders.skipped + left_out
-    held_out = parts.get("validation", parts.get("test"))
-    if held_out is None:
+    others = [name for name in ("validation", "test") if name in parts]
+    if part is not None and part not in others:
+        there = " or ".join(map(repr, others)) or "none, as there is only 'train'"
+        raise UsageError(f"part is {part!r}, which {folder!r} does not have; expected {there}")
+    if not others:
         return train, None, skipped
+    held_out = parts[part or others[0]]
     test_folders = walk.folders(held_out)
     test, left_out = _listed(test_folders.paths)
     skipped += test_folders.skipped + left_out
@@ -179,8 +184,9 @@ def _parts(folder: str, root: Path) -> tuple[Classes, Classes | None, walk.Skipp
             raise UsageError(
                 f"class {name!r} of {str(held_out)!r} is not in {parts['train'].name!r}{nearest(name, train)}"
             )
-    if {"validation", "test"} <= parts.keys():
-        skipped["test"] += len(walk.files(parts["test"], ENDINGS).paths)
+    for name in others:
+        if parts[name] != held_out:
+            skipped[name] += len(walk.files(parts[name], ENDINGS).paths)
     return train, test, skipped
 
 

@@ -102,6 +102,25 @@ def test_test_images_are_left_alone_where_there_are_validation_images(tmp_path):
     corpus = images(tmp_path).load()
     assert (corpus.facts["train_images"], corpus.facts["validation_images"]) == (6, 4)
     assert corpus.notes == (f"'images:{tmp_path}' is read without 1 folder beside the parts, 2 test images",)
+    tested = images(tmp_path, part="test").load()
+    assert (tested.facts["train_images"], tested.facts["validation_images"]) == (6, 2)
+    assert tested.notes == (f"'images:{tmp_path}' is read without 1 folder beside the parts, 4 validation images",)
+    (tmp_path / "val").rename(tmp_path / "more")
+    with pytest.raises(arch_jax.UsageError, match=r"part is 'validation', which '.*' does not have; expected 'test'"):
+        images(tmp_path, part="validation").load()
+    (tmp_path / "test").rename(tmp_path / "rest")
+    with pytest.raises(arch_jax.UsageError, match=r"part is 'test', which .* expected none, as there is only 'train'"):
+        images(tmp_path, part="test").load()
+    with pytest.raises(
+        arch_jax.UsageError, match=r"part is 'test', and '.*' has no parts, only classes; expected none"
+    ):
+        images(tmp_path / "train", part="test").load()
+    with pytest.raises(
+        arch_jax.UsageError, match=r"part is 'test', which source 'digits' does not have; expected none"
+    ):
+        arch_jax.Images(part="test").load()
+    with pytest.raises(arch_jax.UsageError, match=r"part is 'validation', which source 'gate:xor' .* expected 'test'"):
+        arch_jax.Images("gate:xor", part="validation", batch=2).load()
 
 
 def test_leftovers_of_notebooks_and_archives_are_no_images(folder):
@@ -203,7 +222,14 @@ def test_damaged_images_are_left_out_where_that_is_asked_for(folder):
         assert (clean.facts, clean.notes) == (corpus.facts, ())
     for number in range(5):
         damage(folder / "dog" / f"{number}.png")
-    with pytest.raises(arch_jax.UsageError, match=r"class 'dog' of .* has only damaged images"):
+    with pytest.raises(arch_jax.UsageError, match=r"'dog' of .* has only damaged images"):
+        images(folder, damaged="skip").load()
+    (folder / "dog").rename(folder / "mice")
+    for kind in ("cat", "dog"):
+        save(folder / "train" / kind / "1.png")
+    save(folder / "val" / "dog" / "1.png")
+    damage(folder / "val" / "dog" / "1.png")
+    with pytest.raises(arch_jax.UsageError, match=r"'validation' of .* has only damaged images"):
         images(folder, damaged="skip").load()
     with pytest.raises(arch_jax.UsageError, match=r"unknown value of damaged 'skipp'; the nearest is 'skip'"):
         images(folder, damaged="skipp")
