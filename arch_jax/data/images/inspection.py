@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,8 @@ ORIENTATION = 0x0112
 _UPRIGHT = ("TIFF",)
 # Folders of at least so many images are kept in mind: smaller ones are decoded in a second or two.
 _KEPT = 2000
+# Images between two times that what was found is written down; of more than these, a line is printed.
+_BETWEEN = 20_000
 _VERSION = 1
 
 
@@ -56,17 +59,20 @@ def inspected(root: Path, paths: Sequence[Path], decode: bool = True) -> list[Fa
         return [_inspect(path) for path in paths]
     kept = f"inspected/{hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]}.json"
     known = _read(kept)
-    states = [(str(path.relative_to(root)), _state(path)) for path in paths]
-    new = [path for path, (name, state) in zip(paths, states) if known.get(name, [None])[0] != state]
+    states = {path: (str(path.relative_to(root)), _state(path)) for path in paths}
+    new = [path for path, (name, state) in states.items() if known.get(name, [None])[0] != state]
+    if len(new) > _BETWEEN:
+        print(f"decoding {len(new):,} images of {str(root)!r}, once, to find damaged ones", file=sys.stderr, flush=True)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock
-        seen = dict(zip(new, pool.map(_inspect, new, chunksize=64)))
-    found = [seen[path] if path in seen else Facts(*known[name][1]) for path, (name, _) in zip(paths, states)]
-    if new:
-        content = {name: [state, facts] for (name, state), facts in zip(states, found)}
-        with contextlib.suppress(RunError):  # then it is looked at again the next time
-            file = directories.writable_directory() / kept
-            directories.write_atomically(file, json.dumps({"version": _VERSION, "files": content}).encode())
-    return found
+        for first in range(0, len(new), _BETWEEN):
+            part = new[first : first + _BETWEEN]
+            for path, facts in zip(part, pool.map(_inspect, part)):
+                name, state = states[path]
+                known[name] = [state, facts]
+            with contextlib.suppress(RunError):  # if it can't be kept, it is looked at again the next time
+                content = json.dumps({"version": _VERSION, "files": known}).encode()
+                directories.write_atomically(directories.writable_directory() / kept, content)
+    return [Facts(*known[name][1]) for name, _ in states.values()]
 
 
 def first_line(error: BaseException) -> str:

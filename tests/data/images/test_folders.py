@@ -1,5 +1,7 @@
 """Images in a folder a class: every format and mode, what is held out, and what is refused by name."""
 
+import json
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -244,7 +246,7 @@ def test_unchecked_images_are_decoded_when_they_are_needed(folder):
         [*zip(range(2), corpus.train(0)), *corpus.validation()]
 
 
-def test_large_folders_are_decoded_once(folder, tmp_path_factory, monkeypatch):
+def test_large_folders_are_decoded_once(folder, tmp_path_factory, monkeypatch, capsys):
     data = tmp_path_factory.mktemp("data")
     monkeypatch.setenv("ARCH_JAX_DATA", str(data))
     monkeypatch.setattr(inspection, "_KEPT", 9)
@@ -260,9 +262,15 @@ def test_large_folders_are_decoded_once(folder, tmp_path_factory, monkeypatch):
         assert images(folder, damaged="skip").load().notes == (f"'images:{folder}' is read without 1 damaged image",)
         assert looked[10:] == [folder / "cat" / "3.png"]
     (kept,) = data.glob("inspected/*.json")
-    kept.write_text("{")  # a damaged one is made anew
+    kept.write_text("{")  # a damaged one is made anew, in parts, so that little is lost where that is stopped
+    monkeypatch.setattr(inspection, "_BETWEEN", 4)
+    written = []
+    monkeypatch.setattr(inspection.directories, "write_atomically", lambda path, content: written.append(content))
+    capsys.readouterr()
     images(folder, damaged="skip").load()
     assert len(looked) == 21
+    assert [len(json.loads(content)["files"]) for content in written] == [4, 8, 10]
+    assert capsys.readouterr().err == f"decoding 10 images of '{folder}', once, to find damaged ones\n"
 
 
 def test_parts_without_training_images_are_refused(tmp_path):
