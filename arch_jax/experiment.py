@@ -329,7 +329,7 @@ def experiments() -> dict[str, str]:
     found = {}
     for directory in directories():
         for path in sorted(directory.glob("*.py")):
-            if not path.name.startswith("_"):
+            if not path.name.startswith(("_", ".")):  # of archives from macOS: `._gpt.py`
                 text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
                 found[path.stem] = text.strip().split("\n")[0]
     return found

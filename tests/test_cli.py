@@ -202,15 +202,12 @@ def test_a_device_whose_memory_is_full(fails, tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "file '{}' is empty; expected UTF-8 text of at least two lines"),
-        (b"  \n \n", "file '{}' is empty; expected UTF-8 text of at least two lines"),
-        (
-            b"only one line",
-            "'{}' has a single line, which cannot be split into train and validation; expected at least two",
-        ),
+        (b"", "file '{}' is empty; expected UTF-8 text"),
+        (b"  \n \n", "file '{}' is empty; expected UTF-8 text"),
+        (b"only one line", "source 'text:{}' has 11 training tokens, and one batch of 4 x 16 needs 65 "),
         (b"a few\nwords\n" * 4, "source 'text:{}' has "),
-        (b"\x00\x01\x02\n" * 100, "'{}' is not UTF-8 text (byte 0x00 at offset 0)"),
-        (b"caf\xe9\nau lait\n" * 50, "'{}' is not UTF-8 text (byte 0xe9 at offset 3)"),
+        (b"\x00\x01\x02\n" * 100, "'{}' is not UTF-8 text (byte 0x00 at offset 0, in line 1)"),
+        (b"caf\xe9\nau lait\n" * 50, "'{}' is not UTF-8 text (byte 0xe9 at offset 3, in line 1)"),
     ],
     ids=["empty", "blank", "one line", "too short", "binary", "latin-1"],
 )
@@ -381,7 +378,9 @@ def test_evaluate_other_data(fails, run, text, tmp_path):
     config.write_text(config.read_text().replace(f"text:{text}", f"text:{other}"))
     told = fails("evaluate", tmp_path / "run")
     assert re.fullmatch(
-        rf"the data 'text:{other}' is not what the run in .* was trained on: its hash is \w+, expected \w+", told
+        rf"the data 'text:{other}' is not what the run in .* was trained on: its hash is \w+, expected \w+; "
+        rf"`arch-jax evaluate .* --on text:{other}` measures the run on it",
+        told,
     )
 
 

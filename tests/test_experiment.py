@@ -80,6 +80,7 @@ def test_the_convolutional_network_and_the_transformer_of_cnn_vs_vit_cost_the_sa
 def test_names_are_found_without_running_a_file(monkeypatch, tmp_path):
     (tmp_path / "good.py").write_text('"""First line.\n\nMore."""\nraise SystemExit\n')
     (tmp_path / "_hidden.py").write_text("")
+    (tmp_path / "._bare.py").write_bytes(b"\0\5\x16\7\0Mac OS X")
     (tmp_path / "bare.py").write_text("")
     monkeypatch.setattr(experiments, "directories", lambda: [tmp_path])
     assert experiments.experiments() == {"bare": "", "good": "First line."}

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import gc
+import io
 import json
 import os
 import shlex
@@ -36,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be bytes that are no text
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         options = _parser().parse_args([a for a in arguments if a != "--debug"])
         options.debug = debug
@@ -121,7 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--on", metavar="SOURCE", help="other data: a source, such as text:PATH, or a kind of data as JSON"
     )
-    one.add_argument("--set", **changes, help="beside --on, a field of the data, such as data.validation=0.5")
+    one.add_argument(
+        "--set", **changes, help="beside --on, a field of the data; else where it lies now: data.source=text:PATH"
+    )
     one.add_argument("--best", action="store_true", help="the best checkpoint instead of the newest")
     one.add_argument("--import", **imports, help="a Python file that holds parts of the model")
     one.add_argument("--json", action="store_true", help="as JSON")
@@ -130,7 +135,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("workdir", type=Path)
     one.add_argument("--count", type=int, default=1, help="how many samples")
     one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--set", **changes, help="a setting of the sampler, such as sampler.temperature=0.5")
+    one.add_argument(
+        "--set", **changes, help="a setting of the sampler, or where the data lies now: data.source=text:PATH"
+    )
     one.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the run's samples/)")
     for flag, text in _SAMPLER_FLAGS.items():
         one.add_argument(flag, metavar="VALUE", help=f"the same as --set sampler.{_setting(flag)}=VALUE: {text}")
@@ -344,10 +351,13 @@ def _evaluate(options: argparse.Namespace) -> None:
     from arch_jax.fields import to_json
     from arch_jax.train.restore import open_run
 
-    run = open_run(options.workdir, options.imports, best=options.best)
-    if options.set and options.on is None:
-        raise UsageError(f"--set {options.set[0]} changes the data, which needs --on SOURCE; expected both or neither")
-    data = None if options.on is None else run.elsewhere(options.on, changes_of(options))
+    changes = changes_of(options)
+    moved = {} if options.on is not None else {path: changes[path] for path in changes if path.endswith(".source")}
+    run = open_run(options.workdir, options.imports, best=options.best, moved=moved)
+    if options.on is None and (others := [path for path in changes if path not in moved]):
+        given = f"{others[0]}={changes[others[0]]}"
+        raise UsageError(f"--set {given} changes the data, which needs --on SOURCE; expected both or neither")
+    data = None if options.on is None else run.elsewhere(options.on, changes)
     validation = run.evaluate(data)
     if options.json:
         on = {} if data is None else {"on": to_json(data)}
@@ -361,10 +371,12 @@ def _sample(options: argparse.Namespace) -> None:
     prepare()
     from arch_jax.train.restore import open_run
 
-    run = open_run(options.workdir, options.imports, best=options.best)
+    changes = changes_of(options)
+    moved = {path: changes.pop(path) for path in [*changes] if path.endswith(".source") and path[:8] != "sampler."}
+    run = open_run(options.workdir, options.imports, best=options.best, moved=moved)
     settings = {_setting(flag): getattr(options, _setting(flag)) for flag in _SAMPLER_FLAGS}
     settings = {name: value for name, value in settings.items() if value is not None}
-    for path, value in changes_of(options).items():
+    for path, value in changes.items():
         owner, _, name = path.partition(".")
         if owner != "sampler" or not name:
             raise UsageError(f"--set {path} is not a setting of a sampler; expected such as sampler.temperature=0.5")

@@ -26,6 +26,7 @@ class Corpus:
     Attributes:
       shapes: name -> (shape, dtype name) of each array of a training batch, known before there is one.
       facts: what a run records of it, as JSON values; "source" and "sha256" among them.
+      notes: sentences on what was left out of the source, for whoever loads it to be told; not a part of `facts`.
       unit: what a batch is counted in: "examples", "tokens", "images" ...
       full_batch: whether every batch is the same one, of all the data.
       tokenizer: of text, with `encode`, `decode`, `vocabulary`, `name`; None where there is no text.
@@ -46,6 +47,7 @@ class Corpus:
 
     shapes: dict[str, tuple[tuple[int, ...], str]]
     facts: dict[str, Any]
+    notes: tuple[str, ...] = ()
     unit = "examples"
     full_batch = False
     tokenizer: Any = None
@@ -80,9 +82,19 @@ class Corpus:
         return (np.asarray(pixels) - self.low) / (self.high - self.low)
 
 
-def load_corpus(data: Any) -> Any:
-    """The corpus of a data component, with the defaults of `Corpus` where its own class does not inherit them."""
-    return with_defaults(data.load())
+def load_corpus(data: Any, tell: Callable[[str], None] | None = None, tokenizer: Any = None) -> Any:
+    """The corpus of a data component, with the defaults of `Corpus` where its own class does not inherit them.
+
+    Args:
+      data: the component.
+      tell: given each sentence on what was left out.
+      tokenizer: that of a trained model, where the data is text to be read under it.
+    """
+    own = tokenizer is None or not isinstance(data, Tokenized)
+    corpus = with_defaults(data.load() if own else data.load_with(tokenizer))
+    for note in corpus.notes if tell else ():
+        tell(note)
+    return corpus
 
 
 def with_defaults(corpus: Any) -> Any:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -225,14 +226,27 @@ class Restored:
     facts: dict[str, Any]
 
 
-def restored(path: Path, *, best: bool = False, sources: Any = None) -> Restored:
+def restored(
+    path: Path, *, best: bool = False, sources: Any = None, moved: Mapping[str, str] = MappingProxyType({})
+) -> Restored:
     """A run's newest whole checkpoint, or its best.
+
+    Args:
+      path: the run's folder.
+      best: whether it is the best.
+      sources: see `open_given`.
+      moved: sources of the run's data and trained parts that have another name now.
 
     Raises:
       UsageError: there is no run, it uses parts that are not known, or a trained part that is not at hand.
       RunError: there is no whole checkpoint.
     """
     config, experiment = read_config(path), stored_experiment(path)
+    parts = [f"{place}.source" for place, one in fields.walk(experiment) if isinstance(one, Frozen)]
+    for place in moved.keys() - {"data.source", *parts}:
+        which = nearest(place, ["data.source", *parts])
+        raise UsageError(f"{place!r} is no source of the run in {path} that could have moved{which}")
+    experiment = experiment.overridden(moved)
     try:
         batch = {name: jax.ShapeDtypeStruct(tuple(x["shape"]), x["dtype"]) for name, x in config["batch"].items()}
     except (KeyError, TypeError, ValueError) as problem:

@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from arch_jax.data.base import load_corpus
 from arch_jax.errors import Diverged, RunError, UsageError
 from arch_jax.evaluation.base import measured
 from arch_jax.experiment import Experiment
 from arch_jax.experiment import load as load_experiment
 from arch_jax.figures.base import drawn
+from arch_jax.train import own_data
 from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.checks import check_batch
 from arch_jax.train.compiled import Compiled
@@ -96,7 +96,11 @@ def train(
         raise UsageError(f"stop_after is {stop_after}; expected at least 1 step")
     if experiment.log_every > experiment.steps:
         raise UsageError(f"log_every is {experiment.log_every}; expected at most steps, which is {experiment.steps}")
-    corpus = load_corpus(experiment.data) if within is None else within.corpus
+    if within is None:
+        config = read_config(Path(path), missing_ok=True)
+        corpus, place = own_data.find(experiment.data, Path(path), config, tell if leader() else None)
+    else:
+        corpus, place = within.corpus, None
     experiment.check(corpus)
     with WorkDirectory(path) as directory:
         batch = {name: jax.ShapeDtypeStruct(*facts) for name, facts in corpus.shapes.items()}
@@ -106,7 +110,7 @@ def train(
         experiment, given, held = open_given(
             experiment, batch, begun=begun and begun.get("experiment"), sources=sources
         )
-        experiment = directory.claim(experiment, corpus.facts, batch)
+        experiment = directory.claim(experiment, corpus.facts, batch, place)
         if corpus.tokenizer is not None and leader():
             write_tokenizer(directory.path, corpus.tokenizer)
         keeping = {"keep": experiment.keep, "log": tell if leader() else lambda sentence: None}

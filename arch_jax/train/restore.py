@@ -11,13 +11,16 @@ from typing import Any
 import jax
 
 from arch_jax import fields
-from arch_jax.data.base import Corpus, Tokenized, load_corpus, with_defaults
+from arch_jax.data.base import Corpus, Tokenized, load_corpus
 from arch_jax.errors import RunError, UsageError, nearest
 from arch_jax.experiment import Experiment, import_file
 from arch_jax.sampling.base import check_count
+from arch_jax.train import own_data
 from arch_jax.train.checks import checked_evaluation
 from arch_jax.train.given import open_parts, restored
 from arch_jax.train.loop import evaluate
+from arch_jax.train.report import tell
+from arch_jax.train.workdir import other_data, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +52,23 @@ class Run:
           UsageError: the run's own data is no longer what it was trained on, or the model can't take the other.
         """
         if data is not None:
-            tokenized = isinstance(data, Tokenized) and (carried := self._carried()).tokenizer is not None
-            corpus = with_defaults(data.load_with(carried.tokenizer)) if tokenized else load_corpus(data)
+            tokenizer = self._carried().tokenizer if isinstance(data, Tokenized) else None
+            corpus = load_corpus(data, tell, tokenizer)
             self.experiment.check(corpus)
             return evaluate(self._evaluation, self.variables, corpus)
-        corpus = load_corpus(self.experiment.data)
+        return evaluate(self._evaluation, self.variables, self.data)
+
+    @functools.cached_property
+    def data(self) -> Any:
+        """The run's own data.
+
+        Raises:
+          UsageError: it can't be read, or is no longer what the run was trained on.
+        """
+        corpus, _ = own_data.find(self.experiment.data, self.path, read_config(self.path), tell)
         if corpus.facts.get("sha256") != self.facts.get("sha256"):
-            raise UsageError(
-                f"the data {self.facts.get('source')!r} is not what the run in {self.path} was trained on: its hash is "
-                f"{str(corpus.facts.get('sha256'))[:12]}, expected {str(self.facts.get('sha256'))[:12]}"
-            )
-        return evaluate(self._evaluation, self.variables, corpus)
+            raise other_data(self.path, self.experiment.data, self.facts, corpus.facts)
+        return corpus
 
     def elsewhere(self, source: str, changes: Mapping[str, Any] = MappingProxyType({})) -> Any:
         """The run's data from another source, or other data altogether.
@@ -131,7 +140,7 @@ class Run:
         sampler, held = open_parts(fields.override(sampler, settings, "sampler."), "sampler.")
         frozen = {**self.variables.get("frozen", {}), **jax.tree.map(jax.numpy.asarray, held)}
         variables = {**self.variables, **({"frozen": frozen} if frozen else {})}
-        data = load_corpus(self.experiment.data) if sampler.uses_data else self._carried()
+        data = self.data if sampler.uses_data else self._carried()
         sampler.check(task, data)
         return sampler(task, variables, data, jax.random.key(seed), count)
 
@@ -153,22 +162,33 @@ class Run:
         return carried
 
 
-def open_run(path: Path | str, imports: Sequence[str] = (), *, best: bool = False) -> Run:
+def open_run(
+    path: Path | str,
+    imports: Sequence[str] = (),
+    *,
+    best: bool = False,
+    moved: Mapping[str, str] = MappingProxyType({}),
+) -> Run:
     """Opens a run's newest whole checkpoint.
 
     Args:
       path: the run's folder.
       imports: Python files to run first, for parts of the model that are defined in them.
       best: the checkpoint with the lowest validation loss instead.
+      moved: sources of the run's data and trained parts that have another name now, such as
+        {"data.source": "text:PATH"}; their content must be the same.
 
     Raises:
-      UsageError: there is no run, or it uses parts that are not known.
+      UsageError: there is no run, it uses parts that are not known, or the content of a source is another.
       RunError: there is no whole checkpoint.
     """
     for file in imports:
         if not Path(file).is_file():
             raise UsageError(f"--import {file!r} does not exist; expected a Python file")
         import_file(Path(file))
-    found = restored(Path(path), best=best)
+    found = restored(Path(path), best=best, moved=moved)
     variables = found.variables | ({"frozen": jax.tree.map(jax.numpy.asarray, found.held)} if found.held else {})
-    return Run(Path(path), found.experiment, found.step, variables, found.facts)
+    run = Run(Path(path), found.experiment, found.step, variables, found.facts)
+    if "data.source" in moved:
+        run.data  # noqa: B018 -- compares its content, also where nothing else will read it
+    return run

@@ -7,12 +7,14 @@ for. Files are replaced as a whole, so that none is ever half-written.
 import json
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from arch_jax import fields
+from arch_jax.data.files import places
 from arch_jax.errors import RunError, UsageError
 from arch_jax.experiment import Experiment
 from arch_jax.train.checkpointing.storage import barrier
@@ -38,6 +40,12 @@ class WorkDirectory:
 
         self.path = Path(path)
         self._config: dict[str, Any] = {}
+        try:
+            os.path.abspath(self.path).encode()
+        except UnicodeEncodeError:  # Orbax would say so at the first checkpoint
+            raise UsageError(
+                f"the work directory {str(self.path)!r} has a name that is not UTF-8; expected one that is, all the way"
+            ) from None
         self._writes = leader()
         if not self._writes:
             barrier("open")
@@ -79,13 +87,18 @@ class WorkDirectory:
         """One JSON object a line: {"step": ..., metric: value, ...}."""
         return self.path / "metrics.jsonl"
 
-    def claim(self, experiment: Experiment, facts: Mapping[str, Any], batch: Mapping[str, Any]) -> Experiment:
+    def claim(
+        self, experiment: Experiment, facts: Mapping[str, Any], batch: Mapping[str, Any], place: Path | None = None
+    ) -> Experiment:
         """Checks that a run may start here, or resume if it is the one that is here; `settle` then writes it down.
+
+        The data is the run's where its content is, wherever it lies by now: its source is not compared.
 
         Args:
           experiment: the requested experiment.
           facts: of the data, such as its hash.
           batch: one batch; its shapes are written down, so that the run can be opened where the data is not.
+          place: of the data, where it is named by its place; by default, its source's path from here.
 
         Returns:
           The experiment with its schedule's horizon as it was when the run started.
@@ -98,22 +111,30 @@ class WorkDirectory:
             experiment.check_new()
             experiment = experiment.settled()
         else:
-            experiment = resumed(experiment, stored["experiment"], self.path)
-            changed = next(fields.difference(stored["data"], json.loads(json.dumps(facts))), None)
-            if changed is not None:
-                raise UsageError(
-                    f"the data of the run in {self.path} has changed: {changed[0]} was {changed[1]!r} "
-                    f"and is {changed[2]!r}"
-                )
+            by_content = {"sha256"} <= facts.keys() & stored["data"].keys()
+            experiment = resumed(experiment, stored["experiment"], self.path, by_content)
+            self._check_data(experiment.data, stored["data"], facts, by_content)
+        place = places.place(getattr(experiment.data, "source", None)) if place is None else place
         self._config = {
             "format": FORMAT,
             "experiment": experiment.to_json(),
             "data": dict(facts),
+            **({} if place is None else {"place": os.path.abspath(place)}),
             "batch": {name: {"shape": list(x.shape), "dtype": str(x.dtype)} for name, x in batch.items()},
             "versions": versions() if stored is None else stored.get("versions"),
         }
         barrier("claim")  # all have read what is here before the first writes
         return experiment
+
+    def _check_data(self, data: Any, stored: Mapping[str, Any], facts: Mapping[str, Any], by_content: bool) -> None:
+        if by_content and stored["sha256"] != facts["sha256"]:
+            raise other_data(self.path, data, stored, facts, NEW_RUN)
+        changes = fields.difference(stored, json.loads(json.dumps(facts)))
+        changed = next((one for one in changes if not (by_content and one[0] == "source")), None)
+        if changed is not None:
+            raise UsageError(
+                f"the data of the run in {self.path} has changed: {changed[0]} was {changed[1]!r} and is {changed[2]!r}"
+            )
 
     def settle(self) -> None:
         """Writes down whose run this is, as found by `claim`.
@@ -144,11 +165,43 @@ class WorkDirectory:
             raise RunError(f"can't write {self.metrics}: {reason(problem)}") from None
 
 
-def resumed(experiment: Experiment, stored: Mapping[str, Any], path: Path) -> Experiment:
-    """The stored run, with the requested `steps`.
+def other_data(
+    path: Path, data: Any, stored: Mapping[str, Any], facts: Mapping[str, Any], instead: str = ""
+) -> UsageError:
+    """The error for data whose content is not that of a run.
+
+    Args:
+      path: of the run.
+      data: the component.
+      stored: facts of the run's data.
+      facts: of the other data.
+      instead: a further part of the sentence, on what can be done with the data.
+    """
+    source = getattr(data, "source", None)
+    on = "SOURCE" if source is None else shlex.quote(str(source))
+    return UsageError(
+        f"the data {source or facts.get('source')!r} is not what the run in {path} was trained on: its hash is "
+        f"{str(facts.get('sha256'))[:12]}, expected {str(stored.get('sha256'))[:12]}; "
+        f"`arch-jax evaluate {shlex.quote(str(path))} --on {on}` measures the run on it"
+        f"{instead.format(path=shlex.quote(str(path)))}"
+    )
+
+
+#: Continues `other_data` where a run was to be resumed.
+NEW_RUN = ", and --set start={path} with another --workdir begins a new run from its weights"
+
+
+def resumed(experiment: Experiment, stored: Mapping[str, Any], path: Path, by_content: bool = False) -> Experiment:
+    """The stored run, with the requested `steps`, and its data and trained parts by the names that they have now.
+
+    Args:
+      experiment: the requested one.
+      stored: the run's, as JSON data.
+      path: the run's folder.
+      by_content: whether the data's content is compared elsewhere, so that its source says nothing.
 
     Raises:
-      UsageError: the two differ in anything but `steps`.
+      UsageError: the two differ in anything else.
     """
     if stored.get("name") != experiment.name:
         raise UsageError(
@@ -161,12 +214,22 @@ def resumed(experiment: Experiment, stored: Mapping[str, Any], path: Path) -> Ex
     settled = Experiment.from_json(_with_horizons(experiment.to_json(), stored))
     # Not against `stored` itself: one of an earlier version lacks the fields that were added since.
     for place, was, now in fields.difference(old.to_json(), settled.to_json()):
-        if not MAY_CHANGE.fullmatch(place):
+        moved = by_content if place == "data.source" else _same_part(place, old.to_json(), settled.to_json())
+        if not MAY_CHANGE.fullmatch(place) and not moved:
             raise UsageError(
                 f"{path} holds a run with {place}={json.dumps(was)}, and now it is {json.dumps(now)}; "
                 "only steps and the mesh may change on resume"
             )
     return settled
+
+
+def _same_part(place: str, old: Any, new: Any) -> bool:
+    """True if a field is the source of a trained part whose content is the same in both."""
+    *owner, field = place.split(".")
+    for key in owner:
+        old, new = (one[int(key)] if isinstance(one, list) else one[key] for one in (old, new))
+    known = isinstance(old, dict) and old.get("sha256") is not None
+    return field == "source" and known and old["sha256"] == new.get("sha256")
 
 
 def _with_horizons(new: dict[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,7 +293,8 @@ def write(path: Path, content: str | bytes) -> None:
     Raises:
       RunError: it can't be written; the old file is untouched.
     """
-    data = content.encode() if isinstance(content, str) else content
+    # A file name that is not UTF-8 is written as JSON escapes it, and read back as it was.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

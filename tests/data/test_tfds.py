@@ -200,6 +200,11 @@ def test_a_test_part_without_labels_is_passed_over():
     corpus = Images("tfds:arch_hidden_test", batch=4).load()
     assert corpus.facts["validation_images"] == 5
     assert sorted(values(corpus.validation())[:5]) == list(range(12, 17))
+    assert Images("tfds:arch_hidden_test", batch=4, part="validation").load().facts == corpus.facts
+    with pytest.raises(
+        UsageError, match=r"part is 'test', and data set .* 'train', 'validation'.*; expected one of them"
+    ):
+        Images("tfds:arch_hidden_test", batch=4, part="test").load()
 
 
 def test_images_of_many_sizes_need_resize():

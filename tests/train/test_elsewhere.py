@@ -111,3 +111,13 @@ def test_data_without_a_source_says_so(run):
     object.__setattr__(opened.experiment, "data", opened.elsewhere("parity"))
     with pytest.raises(UsageError, match="the run's data 'parity' comes from no source that could be another"):
         opened.elsewhere("text:x")
+
+
+def test_what_is_left_out_is_told_once_a_load(run, texts, capsys):
+    folder = texts / "folder"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    for name in ("1.txt", "2.txt", ".ipynb_checkpoints/1-checkpoint.txt", "image.png"):
+        (folder / name).write_text((texts / "other.txt").read_text())
+    code, _, err = told(capsys, "evaluate", run, "--on", f"text:{folder}")
+    assert code == 0, err
+    assert err == f"'text:{folder}' is read without 1 hidden file or folder, 1 file of another type\n"

@@ -140,6 +140,20 @@ def test_a_source_that_has_changed_is_refused(teacher, student, tmp_path):
         train(distilling(other), folder)
 
 
+def test_a_teacher_may_lie_elsewhere_by_now(teacher, student, tmp_path):
+    """A trained part is known by its content, as data is."""
+    moved = shutil.copytree(teacher, tmp_path / "moved")
+    copy = shutil.copytree(student[0], tmp_path / "copy")
+    run = open_run(copy, moved={"objective.teacher.source": str(moved)})
+    assert run.experiment.objective.teacher.source == str(moved)
+    train(distilling(moved), copy)
+    assert read_config(copy)["experiment"]["objective"]["teacher"]["source"] == str(moved)
+    with pytest.raises(
+        arch_jax.UsageError, match=r"'objective\.techer\.source' is no source of the run .* the nearest"
+    ):
+        open_run(copy, moved={"objective.techer.source": str(moved)})
+
+
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [

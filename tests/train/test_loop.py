@@ -317,7 +317,9 @@ def test_the_folder_of_another_experiment(numbers, begun):
 
 def test_other_data_of_the_same_name(numbers, module, begun, monkeypatch):
     monkeypatch.setitem(module[1].FACTS, "sha256", "1")
-    with pytest.raises(UsageError, match=r"^the data of the run in .* has changed: sha256 was '0' and is '1'$"):
+    with pytest.raises(
+        UsageError, match=r"^the data 'numbers' is not what the run in .* was trained on: .* --on SOURCE"
+    ):
         train(numbers, begun)
 
 

@@ -6,7 +6,6 @@ Importing this module imports TFDS, so only the functions that use it do.
 import contextlib
 import hashlib
 import io
-import os
 import pathlib
 import platform
 import sys
@@ -15,8 +14,9 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from arch_jax.data.files import directories
-from arch_jax.errors import RunError
+from arch_jax.data.files import directories, walk
+from arch_jax.data.text.reading import text_of
+from arch_jax.errors import RunError, UsageError
 
 _FOLDER = "tensorflow_datasets"
 # Third-party packages, tests (data, not prose: thousands of generated lines), and lib2to3, which left in Python 3.13.
@@ -24,14 +24,13 @@ _EXCLUDED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_te
 
 
 def standard_library_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The standard library's own .py files under `folder`, in the order of their paths."""
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name not in _EXCLUDED_FOLDERS)
-        for name in sorted(files):
-            # _sysconfigdata_*.py describes the machine Python was built on.
-            file = pathlib.Path(root, name)
-            if name.endswith(".py") and not name.startswith("_sysconfigdata") and file.is_file():
-                yield file
+    """The standard library's own .py files under `folder`: those of each folder before those of the folders in it."""
+    found = walk.files(folder, {".py"}, _EXCLUDED_FOLDERS).paths if folder.is_dir() else ()
+    place = lambda file: [*((True, part) for part in file.relative_to(folder).parts[:-1]), (False, file.name)]
+    for file in sorted(found, key=place):
+        # _sysconfigdata_*.py describes the machine Python was built on.
+        if not file.name.startswith("_sysconfigdata"):
+            yield file
 
 
 def _standard_library() -> pathlib.Path:
@@ -77,8 +76,8 @@ class PythonSource(tfds.core.GeneratorBasedBuilder):
         for file in standard_library_files(folder):
             path = file.relative_to(folder).as_posix()
             try:
-                text = file.read_bytes().decode("utf-8")
-            except UnicodeDecodeError:  # a handful of files are there to show another encoding
+                text = text_of(file.read_bytes(), path)
+            except UsageError:  # a handful of files are there to show another encoding
                 continue
             if text.strip():
                 yield path, {"path": path, "text": text}

@@ -4,15 +4,15 @@ import dataclasses
 import functools
 import math
 import numbers
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
 from arch_jax.data.base import Corpus, ValidationBatches, check_whole, stream
-from arch_jax.data.images import sources
+from arch_jax.data.images import folders, sources
 from arch_jax.data.images.augmentation import Augmentation
 from arch_jax.data.images.parts import LabelledImages, Subset
-from arch_jax.errors import UsageError
+from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import Kind, component
 from arch_jax.ranges import Count, Signed
 
@@ -40,6 +40,12 @@ class Images:
       train_share: the fraction of the training images used, stratified by class (at least one of each); the
         images of a smaller fraction are among those of a larger one. The validation set does not depend on it.
       augment: random augmentation of the training images; see `Augmentation`.
+      exif: whether the EXIF orientation of the files of "images:DIR" is applied, as cameras mean it and viewers do.
+        (A TIFF's orientation is a part of its format and always applied.)
+      damaged: what becomes of damaged images in "images:DIR": "refuse", "skip" or "unchecked"; see `folders.DAMAGED`.
+      part: the source's own part that validation images are of, "validation" or "test"; None takes "validation" of
+        "images:DIR", or "test" where there is no other, and "test" of "tfds:NAME", or "validation" where it has no
+        labels. `arch-jax evaluate RUN --on SOURCE --set data.part=test` measures a finished run on test images.
 
     Raises:
       UsageError: if a field is invalid.
@@ -55,6 +61,9 @@ class Images:
     split_seed: Count = 0
     train_share: float = 1.0
     augment: Annotated[Augmentation, Kind("augmentation")] = Augmentation()
+    exif: bool = True
+    damaged: str = "refuse"
+    part: Literal["validation", "test"] | None = None
 
     def __post_init__(self):
         sources.check_image_source(self.source)
@@ -73,6 +82,10 @@ class Images:
             raise UsageError(
                 f"validation is {self.validation!r}; expected a fraction between 0 and 1, exclusive, such as 0.2"
             )
+        if not isinstance(self.damaged, str) or self.damaged not in folders.DAMAGED:
+            raise unknown("value of damaged", str(self.damaged), folders.DAMAGED)
+        if self.part not in (None, "validation", "test"):
+            raise unknown("part", str(self.part), ("validation", "test"))
         share = self.train_share
         if not isinstance(share, numbers.Real) or isinstance(share, bool) or not 0 < share <= 1:
             raise UsageError(f"train_share is {share!r}; expected a fraction above 0 and up to 1, such as 0.1")
@@ -87,7 +100,7 @@ class Images:
             labels out of range, or fewer training images than a batch.
           RunError: a download failed, or a library that the source needs is missing.
         """
-        found = sources.read_images(self.source)
+        found = sources.read_images(self.source, self.exif, self.damaged, self.part)
         if found.size is None and self.resize is None:
             raise UsageError(
                 f"source {self.source!r} does not say that its images are of one size; expected resize, such as 224"
@@ -122,6 +135,7 @@ class ImagesCorpus(Corpus):
       classes: number of classes.
       class_names: their names; None where the source does not say.
       low, high: values of the darkest and the brightest pixel of the source's range in a batch.
+      notes: sentences on what was left out of the source.
       facts: recorded by a run, as JSON values: source, sha256, train_images, validation_images, classes, height,
         width, channels (of an image as it is in a batch).
     """
@@ -131,7 +145,7 @@ class ImagesCorpus(Corpus):
 
     def __init__(self, images: Images, found: LabelledImages):
         self.images = images
-        self.classes, self.class_names = found.classes, found.class_names
+        self.classes, self.class_names, self.notes = found.classes, found.class_names, found.notes
         self.low, self.high = float(images.low), float(images.high)
         self._found = found
         # Each of the at most 256 values of the source, as the number that it becomes.

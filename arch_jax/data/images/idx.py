@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from arch_jax.data.files import walk
 from arch_jax.errors import UsageError, nearest
 
 __all__ = ["LARGEST", "read_folder", "read_idx"]
@@ -154,7 +155,7 @@ def read_folder(given: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise UsageError(f"{given!r} {what}; expected a folder with {_names('train')[0]} and {_names('train')[1]}")
-    there = sorted(entry.name for entry in folder.iterdir())
+    there = walk.names(folder)
     parts = {}
     for part in PARTS:
         images, labels = (_find(folder, name, there) for name in _names(part))

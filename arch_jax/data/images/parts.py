@@ -58,6 +58,7 @@ class LabelledImages:
       classes: number of classes.
       class_names: their names; None where the source does not say.
       sha256: of the content.
+      notes: sentences on what was left out.
     """
 
     train: Any
@@ -68,3 +69,4 @@ class LabelledImages:
     classes: int
     class_names: tuple[str, ...] | None
     sha256: str
+    notes: tuple[str, ...] = ()

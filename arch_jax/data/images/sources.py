@@ -15,7 +15,7 @@ SOURCES: dict[str, str] = {
     "digits": "1,797 handwritten digits of 8 x 8; comes with scikit-learn",
     "gate:NAME": "the four rows of a gate's truth table, as images of 1 x 2 pixels: and, or, nand, xor",
     "idx:DIR": "a folder in MNIST's layout: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-...; plain or .gz",
-    "images:DIR": "a folder with a folder for each class, or with such folders in train and validation",
+    "images:DIR": "a folder with a folder for each class, or with such folders in train and validation or test",
     "tfds:NAME": "a data set of TensorFlow Datasets with features image and label; or tfds:NAME/CONFIG",
 }
 
@@ -44,11 +44,14 @@ def check_image_source(source: Any) -> None:
         raise unknown("source", source, SOURCES)
 
 
-def read_images(source: str) -> LabelledImages:
+def read_images(source: str, exif: bool = True, damaged: str = "refuse", part: str | None = None) -> LabelledImages:
     """Reads a source, or opens it if it is too large for memory.
 
     Args:
       source: a name from `SOURCES`.
+      exif: whether images of "images:DIR" are turned as their EXIF data says.
+      damaged: what becomes of its damaged images; see `folders.DAMAGED`.
+      part: the part of a source with several that is validated on; None takes the usual one.
 
     Raises:
       UsageError: the named data is missing or damaged, or a library that it needs is missing.
@@ -58,41 +61,44 @@ def read_images(source: str) -> LabelledImages:
     if kind == "tfds":
         from arch_jax.data.images import tfds  # a heavy library stands behind it
 
-        return tfds.read_tfds(rest)
+        return tfds.read_tfds(rest, part)
     if kind == "images":
-        return folders.read_folders(rest)
+        return folders.read_folders(rest, exif, damaged, part)
     if kind == "gate":
         rows = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.uint8).reshape(4, 1, 2, 1)
         table = ImagePart(rows, np.array(GATES[rest], np.int32))
-        return _in_memory(source, table, table, top=1, names=("0", "1"))
+        return _in_memory(source, table, table, top=1, names=("0", "1"), part=part)
     if kind == "idx":
         parts = {name: ImagePart(images[..., None], labels) for name, (images, labels) in idx.read_folder(rest).items()}
-        return _in_memory(source, parts["train"], parts.get("test"), top=255, names=None)
+        return _in_memory(source, parts["train"], parts.get("test"), top=255, names=None, part=part)
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UsageError("source 'digits' needs scikit-learn, which is missing; pip install scikit-learn") from error
     digits = load_digits()
     train = ImagePart(digits.images.astype(np.uint8)[..., None], digits.target.astype(np.int32))
-    return _in_memory(source, train, None, top=16, names=tuple(map(str, digits.target_names)))
+    return _in_memory(source, train, None, top=16, names=tuple(map(str, digits.target_names)), part=part)
 
 
 def _in_memory(
-    source: str, train: ImagePart, test: ImagePart | None, top: int, names: tuple[str, ...] | None
+    source: str, train: ImagePart, test: ImagePart | None, top: int, names: tuple[str, ...] | None, part: str | None
 ) -> LabelledImages:
+    if part == "validation" or (part == "test" and test is None):
+        there = "none" if test is None else "'test'"
+        raise UsageError(f"part is {part!r}, which source {source!r} does not have; expected {there}")
     classes = int(train.classes.max()) + 1 if names is None else len(names)
     digest = hashlib.sha256()
-    for part in (train, test):
-        if part is None:
+    for images in (train, test):
+        if images is None:
             continue
-        wrong = np.flatnonzero(part.classes >= classes)
+        wrong = np.flatnonzero(images.classes >= classes)
         if len(wrong):
             raise UsageError(
-                f"label {part.classes[wrong[0]]} of test image {wrong[0]} in source {source!r} is out of range; "
+                f"label {images.classes[wrong[0]]} of test image {wrong[0]} in source {source!r} is out of range; "
                 f"expected the training part's labels, 0 to {classes - 1}"
             )
-        digest.update(f"{part.images.shape}\n".encode())
-        for array in (part.images, part.classes):
+        digest.update(f"{images.images.shape}\n".encode())
+        for array in (images.images, images.classes):
             digest.update(np.ascontiguousarray(array))
     _, height, width, channels = train.images.shape
     return LabelledImages(train, test, (height, width), channels, top, classes, names, digest.hexdigest())

@@ -113,7 +113,7 @@ class Records:
         return pixels
 
 
-def read_tfds(name: str) -> LabelledImages:
+def read_tfds(name: str, validated: str | None = None) -> LabelledImages:
     """Opens a data set of TensorFlow Datasets, after downloading and preparing it if necessary.
 
     It is looked for in `$TFDS_DATA_DIR` where that is set, else in "tensorflow_datasets" in the data folder. Training
@@ -122,9 +122,11 @@ def read_tfds(name: str) -> LabelledImages:
 
     Args:
       name: "NAME", "NAME/CONFIG" or "NAME/CONFIG:VERSION".
+      validated: the split that validation images are of, if it is to be another one of these two.
 
     Raises:
-      UsageError: there is no such data set, its images don't have labels, or it needs TensorFlow, which is missing.
+      UsageError: there is no such data set or no such split with labels, its images don't have labels, or it needs
+        TensorFlow, which is missing.
       RunError: it can't be downloaded or prepared.
     """
     parsed = _NAME.fullmatch(name)
@@ -153,8 +155,14 @@ def read_tfds(name: str) -> LabelledImages:
         return Records(source, features, where, size, image.shape[2], label.num_classes)
 
     # The labels of some test splits (ImageNet's) were never published; there they are -1.
-    rest = [part(split) for split in ("test", "validation") if split in splits]
+    wanted = ("test", "validation") if validated is None else (validated,)
+    rest = [part(split) for split in wanted if split in splits]
     rest = [records for records in rest if len(records) and records.labelled()]
+    if validated is not None and not rest:
+        raise UsageError(
+            f"part is {validated!r}, and data set {name!r} has the splits {', '.join(map(repr, splits))}; expected one "
+            "of them with labels"
+        )
     train = part("train")
     files = [pathlib.Path(file) for split in splits.values() for file in split.filepaths]
     return LabelledImages(

@@ -132,6 +132,7 @@ class PairCorpus(Corpus):
       tests: the pairs that a finished model is scored on; None takes the validation pairs.
       references: the test targets as text, in order, where translations are scored as text.
       lowercase: whether that text is compared without regard to case.
+      notes: sentences on what was left out of the source.
     """
 
     data: Any
@@ -148,6 +149,7 @@ class PairCorpus(Corpus):
     references: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
     lowercase: bool = False
     encode: Callable[[str], Any] | None = dataclasses.field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     #: Unit in which batches are counted.
     unit = "pairs"

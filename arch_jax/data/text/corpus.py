@@ -98,7 +98,7 @@ class Text:
             "vocabulary": tokenizer.vocabulary,
             "tokenizer": tokenizer.name,
         }
-        return TextCorpus(self, tokenizer, facts, train, validation)
+        return TextCorpus(self, tokenizer, facts, train, validation, documents.notes)
 
     def _check_sizes(self, train: Stream, validation: Stream) -> None:
         there, needed = len(train), self.length * self.batch + 1
@@ -127,6 +127,7 @@ class TextCorpus(Corpus):
       facts: recorded by a run, as JSON values: source, sha256, documents, groups, bytes, validation_bytes,
         train_tokens, validation_tokens, vocabulary, tokenizer.
       train_stream, validation_stream: the tokens of both sides.
+      notes: sentences on what was left out of the source.
     """
 
     text: Text
@@ -134,6 +135,7 @@ class TextCorpus(Corpus):
     facts: dict[str, Any]
     train_stream: Stream = dataclasses.field(repr=False)
     validation_stream: Stream = dataclasses.field(repr=False)
+    notes: tuple[str, ...] = ()
 
     #: What a batch is counted in, and how many of them it holds.
     unit = "tokens"

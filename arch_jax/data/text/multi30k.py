@@ -18,6 +18,7 @@ from arch_jax.data.base import check_whole
 from arch_jax.data.files import downloads
 from arch_jax.data.sequences.pairs import PairCorpus, Pairs, shuffled
 from arch_jax.data.text import bpe
+from arch_jax.data.text.reading import text_of
 from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import component
 
@@ -153,5 +154,5 @@ def sentences(part: str, language: str) -> list[str]:
     instead = "the data 'random_pairs'"
     content = downloads.content(f"multi30k/{file}", URL + file, HASHES[part][language], instead=instead)
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as unpacked:
-        text = unpacked.read(_LARGEST_FILE).decode()
+        text = text_of(unpacked.read(_LARGEST_FILE), file)
     return [line.strip() for line in text.rstrip("\n").split("\n")]

@@ -94,13 +94,14 @@ class SentenceCorpus(Corpus):
       vocabulary: the tokenizer's tokens and the special ones.
       cls, sep, mask_token: the special tokens.
       facts: those of the text, with that vocabulary.
+      notes: those of the text.
     """
 
     #: Unit in which batches are counted.
     unit = "tokens"
 
     def __init__(self, pairs: SentencePairs, text: TextCorpus):
-        self.pairs, self.text = pairs, text
+        self.pairs, self.text, self.notes = pairs, text, text.notes
         self.cls, self.sep, self.mask_token = (text.tokenizer.vocabulary + i for i in range(3))
         self.vocabulary = self.mask_token + 1
         self.facts: dict[str, Any] = text.facts | {"vocabulary": self.vocabulary}

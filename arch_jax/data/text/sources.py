@@ -10,7 +10,9 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
+from arch_jax.data.files import walk
 from arch_jax.data.files.directories import data_directory
+from arch_jax.data.text.reading import read_text
 from arch_jax.errors import UsageError, nearest, unknown
 
 __all__ = ["SOURCES", "Documents", "check_text_source", "data_directory", "documents"]
@@ -30,11 +32,13 @@ class Documents(Sequence):
     Attributes:
       name: the source's name, as given to `documents`.
       texts: the documents.
+      notes: sentences on what was left out.
       sha256: hexadecimal SHA-256 over all texts, each preceded by its length in UTF-8 bytes.
     """
 
     name: str
     texts: tuple[str, ...] = dataclasses.field(repr=False)
+    notes: tuple[str, ...] = ()
     sha256: str = dataclasses.field(init=False)
 
     def __post_init__(self):
@@ -81,7 +85,7 @@ SOURCES: dict[str, str] = {
     "pydocs": "the topics of Python's own help, English, 0.5 MB; comes with Python",
     "pysource": "the source of Python's standard library, 11 MB; comes with Python, prepared once by TFDS",
     "tinyshakespeare": "40,000 lines of Shakespeare, 1.1 MB; downloaded once (karpathy/char-rnn)",
-    "text:PATH": "your own text: a UTF-8 file, or a folder whose text files are one document each",
+    "text:PATH": "your own text: a file in UTF-8, or a folder whose text files are one document each",
 }
 
 
@@ -102,68 +106,41 @@ def documents(source: str) -> Documents:
     """Reads a source.
 
     Args:
-      source: a name from `SOURCES`; `text:PATH` reads a UTF-8 file as one document, or a folder (with its sub-folders,
-        hidden ones left out) with each text file a document, in the order of their paths.
+      source: a name from `SOURCES`; `text:PATH` reads a file as one document (see `reading.text_of`), or a folder with
+        its sub-folders (see `walk.files`) with each text file a document, in the order of their paths.
 
     Returns:
       The documents, none of them empty.
 
     Raises:
-      UsageError: an unknown name; a file that is missing, unreadable, empty, not UTF-8 text, or of a single line; a
-        folder without text files.
+      UsageError: an unknown name; a file that is missing, unreadable, empty, or not text; a folder without text files.
       RunError: a download failed, or the downloaded file is not the expected one.
     """
     check_text_source(source)
     if source.startswith("text:"):
-        return Documents(source, tuple(_read_path(source.removeprefix("text:"))))
+        return Documents(source, *_read_path(source.removeprefix("text:")))
     return Documents(source, tuple(_READERS[source]()))
 
 
-def _read_path(given: str) -> list[str]:
+def _read_path(given: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The texts of a file or folder, and a note on what was left out."""
     path = pathlib.Path(os.path.expanduser(given))
+    skipped = walk.Skipped()
     if os.path.isdir(path):
-        files = sorted(file for file in path.rglob("*") if _is_text_file(file, path))
+        files, skipped = walk.files(path, TEXT_SUFFIXES)
         if not files:
             raise UsageError(f"folder {given!r} has no text files; expected files such as *.txt, *.md or *.py")
-        texts = [text for text in map(_read_file, files) if text.strip()]
+        texts = [text for text in map(read_text, files) if text.strip()]
         if not texts:
             raise UsageError(f"folder {given!r} has only empty text files ({len(files)} of them); expected text")
+        skipped["empty"] += len(files) - len(texts)
     elif os.path.isfile(path):
-        texts = [_read_file(path)]
+        texts = [read_text(path)]
         if not texts[0].strip():
-            raise UsageError(f"file {given!r} is empty; expected UTF-8 text of at least two lines")
+            raise UsageError(f"file {given!r} is empty; expected UTF-8 text")
     elif os.path.exists(path):
         raise UsageError(f"{given!r} is a device or pipe; expected a UTF-8 text file or a folder of them")
     else:
-        try:
-            siblings = [str(sibling) for sibling in path.parent.iterdir()]
-        except OSError:  # the folder is missing too
-            siblings = []
+        siblings = [str(path.parent / name) for name in walk.names(path.parent)]
         raise UsageError(f"there is no file or folder {given!r}{nearest(given, siblings)}")
-    if len(texts) == 1 and len(texts[0].strip().splitlines()) == 1:
-        raise UsageError(
-            f"{given!r} has a single line, which cannot be split into train and validation; expected at least two lines"
-        )
-    return texts
-
-
-def _is_text_file(file: pathlib.Path, folder: pathlib.Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return not hidden and file.suffix.lower() in TEXT_SUFFIXES and file.is_file()
-
-
-def _read_file(file: pathlib.Path) -> str:
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"cannot read {str(file)!r}: {error.strerror or error}; expected a readable text file"
-        ) from error
-    # Bytes are decoded here, not by open(), so that line ends stay what they are.
-    offset = content.find(b"\0")  # valid UTF-8, but the mark of binary files and of UTF-16
-    if offset < 0:
-        try:
-            return content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            offset = error.start
-    raise UsageError(f"{str(file)!r} is not UTF-8 text (byte 0x{content[offset]:02x} at offset {offset})")
+    return tuple(texts), walk.note(f"'text:{walk.readable(given)}'", skipped)

@@ -198,5 +198,6 @@ class Spans:
             stop=stop,
             vocabulary=vocabulary,
             facts=facts,
+            notes=corpus.notes,
             decode=decode,
         )

@@ -73,7 +73,7 @@ def ledger(folder: Path | None = None) -> list[LedgerEntry]:
     A record that can't be read is an entry with a problem; the others are shown.
     """
     folder = results_folder() if folder is None else folder
-    return [_entry(path) for path in sorted(folder.glob("*.json"))]
+    return [_entry(path) for path in sorted(folder.glob("[!.]*.json"))]
 
 
 def _entry(path: Path) -> LedgerEntry:

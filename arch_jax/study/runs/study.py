@@ -131,7 +131,7 @@ class Study:
         """The cell's data, read once, with the validation batches of its part."""
         name = json.dumps(cell.experiment.to_json()["data"], sort_keys=True)
         if name not in self._corpora:
-            self._corpora[name] = load_corpus(cell.experiment.data)
+            self._corpora[name] = load_corpus(cell.experiment.data, tell)
         corpus = self._corpora[name]
         return corpus if cell.part == "all" else ValidationPart(corpus, cell.part)
 

@@ -2,12 +2,14 @@
 
 import csv
 import dataclasses
+import io
 import math
 from pathlib import Path
 
 import numpy as np
 
 from arch_jax.data.base import check_whole
+from arch_jax.data.text.reading import read_text
 from arch_jax.errors import UsageError, nearest, unknown
 from arch_jax.train.workdir import reason
 
@@ -100,14 +102,13 @@ def read_measurements(
     if tokens is not None and flops is not None:
         raise UsageError(f"tokens are column {tokens!r} and flops column {flops!r}; expected one of the two")
     path = Path(path)
+    if not path.exists():
+        raise UsageError(f"the points file {str(path)!r} does not exist; expected CSV with a header")
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except FileNotFoundError:
-        raise UsageError(f"the points file {str(path)!r} does not exist; expected CSV with a header") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        reader = csv.reader(io.StringIO(read_text(path), newline=""))
+        header = [name.strip() for name in next(reader, [])]
+        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as problem:
         raise UsageError(f"{path} can't be read as CSV: {reason(problem)}") from None
     wanted = {
         "parameters": _column(path, header, "parameters", parameters),

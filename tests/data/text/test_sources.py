@@ -7,6 +7,7 @@ import sys
 import jaxtyping
 import pytest
 
+from arch_jax.data import Text
 from arch_jax.data.files import directories
 from arch_jax.data.text import sources
 from arch_jax.errors import RunError, UsageError
@@ -61,9 +62,19 @@ def test_a_path_without_text_in_front_is_recognised(write):
         sources.documents(str(path))
 
 
-def test_a_file_is_one_document_with_its_line_ends_kept(write):
+def test_a_file_is_one_document(write):
     path = write("corpus.anything", "first\r\nsecond\nÄther\n")
-    assert sources.documents(f"text:{path}").texts == ("first\r\nsecond\nÄther\n",)
+    assert sources.documents(f"text:{path}").texts == ("first\nsecond\nÄther\n",)
+
+
+def test_a_corpus_of_one_line_is_cut_like_any_other(write):
+    """As DNA and text8 come: it was refused, as if only whole lines could be split."""
+    line = "".join("ACGT"[i * i % 97 % 4] for i in range(1000))
+    for content in (line, line + "\n"):
+        assert sources.documents(f"text:{write('dna.txt', content)}").texts == (content,)
+        corpus = Text(f"text:{write('dna.txt', content)}", "characters", length=16, batch=2).load()
+        assert corpus.facts["train_tokens"] + corpus.facts["validation_tokens"] == len(content)
+        assert abs(corpus.facts["validation_tokens"] - 100) <= 1
 
 
 def test_a_folder_is_a_document_for_each_text_file_in_order(write, tmp_path):
@@ -82,10 +93,9 @@ def test_a_folder_is_a_document_for_each_text_file_in_order(write, tmp_path):
     [
         (b"", "is empty"),
         (b" \n\n", "is empty"),
-        (b"one line only\n", "has a single line, which cannot be split into train and validation"),
-        (b"good\nb\xffd\n", "is not UTF-8 text (byte 0xff at offset 6)"),
-        (b"good\nb\0d\n", "is not UTF-8 text (byte 0x00 at offset 6)"),
-        ("zwei\nZeilen".encode("utf-16-le"), "is not UTF-8 text (byte 0x00 at offset 1)"),
+        (b"good\nb\xffd\n", "is not UTF-8 text (byte 0xff at offset 6, in line 2)"),
+        (b"good\nb\0d\n", "is not UTF-8 text (byte 0x00 at offset 6, in line 2)"),
+        ("zwei\nZeilen".encode("utf-16-le"), "is not UTF-8 text (byte 0x00 at offset 1, in line 1)"),
     ],
 )
 def test_a_file_that_is_no_corpus_is_one_sentence(write, content, says):
@@ -111,12 +121,9 @@ def test_folders_that_are_no_corpus_are_one_sentence(write, tmp_path):
     write("blank/a.txt", "\n")
     with pytest.raises(UsageError, match="has only empty text files"):
         sources.documents(f"text:{tmp_path / 'blank'}")
-    write("short/a.txt", "one line")
-    with pytest.raises(UsageError, match="has a single line"):
-        sources.documents(f"text:{tmp_path / 'short'}")
     write("damaged/a.txt", "fine\nfine")
     write("damaged/b.txt", b"\xc3\x28")
-    with pytest.raises(UsageError, match=r"b\.txt' is not UTF-8 text \(byte 0xc3 at offset 0\)"):
+    with pytest.raises(UsageError, match=r"b\.txt' is not UTF-8 text \(byte 0xc3 at offset 0, in line 1\)"):
         sources.documents(f"text:{tmp_path / 'damaged'}")
 
 

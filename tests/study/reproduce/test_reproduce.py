@@ -235,6 +235,7 @@ def test_damaged_record_is_told_and_the_others_are_shown(record, file, damage, s
     path = kept(record, file)
     other = path.with_name("broken.json")
     other.write_text(damage(path))
+    path.with_name("._toy.json").write_bytes(b"\0\5\x16\7\0Mac OS X")  # no record at all
     broken, good = ledger(path.parent)
     assert (broken.name, broken.record) == ("broken", None)
     assert "the record broken.json is damaged" in broken.problem
