@@ -303,6 +303,28 @@ def test_padding_gives_zero_and_leaves_the_state(name, change):
 
 
 @every_mixer
+def test_what_stands_at_padding_enters_nothing(name, change):
+    """NaN and infinity there: outputs, states and gradients are the same, bit for bit."""
+    it = case(name, change)
+    real = PACKED[:, :, None] > 0
+    for other in (np.nan, np.inf):
+        found = jax.device_get(it.program(it.variables, np.where(real, it.x, np.float32(other)), PACKED))
+        jax.tree.map(np.testing.assert_array_equal, found, it.packed)
+
+
+@pytest.mark.thorough
+@every_mixer
+def test_what_stands_at_padding_enters_no_gradient(name, change):
+    """The same for the parameters' gradient."""
+    it = case(name, change)
+    real = PACKED[:, :, None] > 0
+    ids = jnp.array(PACKED)
+    slope = jax.jit(jax.grad(lambda v, x: jnp.sum(jnp.square(it.mixer.apply(v, x, ids)[0]))))
+    found = [slope(it.variables, np.where(real, it.x, np.float32(other))) for other in (0, np.nan)]
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+@every_mixer
 def test_prompts_of_different_lengths(name, change):
     """Rows padded on the right, then decoded together, give what each gives alone."""
     it = case(name, change)

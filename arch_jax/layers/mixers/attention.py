@@ -16,7 +16,7 @@ from arch_jax.layers.transformer.patterns import Pattern
 from arch_jax.layers.transformer.positions import ALiBi, RoPE, ShawPositions
 from arch_jax.ops.attention.dot_product import attention
 from arch_jax.ops.attention.relative import relative_attention
-from arch_jax.ops.segments import runs_and_positions
+from arch_jax.ops.segments import read_where_real, runs_and_positions
 
 Relative = Annotated[nn.Module, Kind("relative")]
 
@@ -120,6 +120,7 @@ class Attention(nn.Module):
         bias: Float[Array, "#batch #heads #time source"] | None = None,
     ) -> tuple[Float[Array, "batch time width"], Cache | None]:
         """As every mixer; `bias` is added to the scores (a term that layers share; "source" is the cache's places)."""
+        x = read_where_real(x, segment_ids)
         batch, time, width = x.shape
         heads, kv_heads, head_size = self.sizes(width)
 

@@ -18,6 +18,7 @@ from arch_jax.layers.mixers.short_convolution import ShortConvolution
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.norms import rms_norm
 from arch_jax.ops.recurrence import matrix as ops
+from arch_jax.ops.segments import read_where_real
 from arch_jax.ranges import Count
 
 
@@ -134,6 +135,7 @@ class DeltaNet(nn.Module):
         state: Any = None,
         train: bool = False,
     ) -> tuple[Float[Array, "batch time width"], Any]:
+        x = read_where_real(x, segment_ids)
         batch, time, width = x.shape
         value_heads, head_size, value_size = self.sizes(width)
         check_state(state, DeltaState, batch, self._name())

@@ -16,6 +16,7 @@ from arch_jax.layers.mixers.contract import check_state, runs
 from arch_jax.layers.mixers.short_convolution import ShortConvolution
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.convolution import long as ops
+from arch_jax.ops.segments import read_where_real
 from arch_jax.ranges import Count, Signed
 
 
@@ -189,6 +190,7 @@ class Hyena(nn.Module):
         state: Any = None,
         train: bool = False,
     ) -> tuple[Float[Array, "batch time width"], HyenaState | None]:
+        x = read_where_real(x, segment_ids)
         batch, time, width = x.shape
         self._check(time)
         check_state(state, HyenaState, batch, "hyena")

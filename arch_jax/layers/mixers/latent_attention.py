@@ -13,7 +13,7 @@ from arch_jax.layers.transformer import cache
 from arch_jax.layers.transformer.cache import Cache
 from arch_jax.layers.transformer.positions import RoPE
 from arch_jax.ops.attention.dot_product import attention
-from arch_jax.ops.segments import runs_and_positions
+from arch_jax.ops.segments import read_where_real, runs_and_positions
 
 
 @component("latent_attention", kind="mixer")
@@ -94,6 +94,7 @@ class LatentAttention(nn.Module):
         state: Cache | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "batch time width"], Cache | None]:
+        x = read_where_real(x, segment_ids)
         batch, time, width = x.shape
         heads, value_size = self.heads, self.value_size or self.head_size
         settings = (self.initial_std, self.dtype, self.parameter_dtype)

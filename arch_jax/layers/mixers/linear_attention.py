@@ -16,6 +16,7 @@ from arch_jax.layers.mixers.contract import check_state, runs
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.attention import linear as ops
 from arch_jax.ops.attention.random_features import orthogonal_projection, positive_features
+from arch_jax.ops.segments import read_where_real
 from arch_jax.ranges import Count
 
 FEATURE_MAPS = {"elu": ops.elu_features}
@@ -76,6 +77,7 @@ class _HeadsMixer(nn.Module):
         state: LinearAttentionState | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "batch time width"], LinearAttentionState | None]:
+        x = read_where_real(x, segment_ids)
         batch, time, width = x.shape
         heads, kv_heads, head_size = self.sizes(width)
         settings = (self.bias, self.initial_std, self.dtype, self.parameter_dtype)

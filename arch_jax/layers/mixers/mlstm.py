@@ -17,6 +17,7 @@ from arch_jax.layers.mixers.short_convolution import ShortConvolution
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.norms import layer_norm
 from arch_jax.ops.recurrence import mlstm as ops
+from arch_jax.ops.segments import read_where_real
 from arch_jax.ranges import Count, Signed
 
 
@@ -147,6 +148,7 @@ class MLSTM(nn.Module):
         state: Any = None,
         train: bool = False,
     ) -> tuple[Float[Array, "batch time width"], Any]:
+        x = read_where_real(x, segment_ids)
         batch, time, width = x.shape
         inner, key_size, value_size = self.sizes(width)
         check_state(state, MLSTMMixerState, batch, "mlstm")

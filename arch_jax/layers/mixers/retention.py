@@ -17,6 +17,7 @@ from arch_jax.layers.mixers.contract import check_state, runs
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.attention.positions import apply_rope
 from arch_jax.ops.recurrence import matrix as ops
+from arch_jax.ops.segments import read_where_real
 from arch_jax.ranges import Positive
 
 
@@ -129,6 +130,7 @@ class Retention(nn.Module):
         state: Any = None,
         train: bool = False,
     ) -> tuple[Float[Array, "batch time width"], Any]:
+        x = read_where_real(x, segment_ids)
         batch, time, width = x.shape
         head_size, value_size = self.sizes(width)
         check_state(state, RetentionState, batch, "retention")

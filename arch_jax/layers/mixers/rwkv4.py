@@ -20,6 +20,7 @@ from arch_jax.layers.mixers.contract import Place, check_state, runs
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.recurrence import wkv as ops
 from arch_jax.ops.recurrence.linear import check_chunk, resets
+from arch_jax.ops.segments import read_where_real
 
 
 @flax.struct.dataclass
@@ -169,6 +170,7 @@ class RWKV4(TokenShiftMixer):
         place: Place | None = None,
     ) -> tuple[Float[Array, "batch time width"], RWKV4State | None]:
         """The mixer's contract; the initial parameters depend on `place`, (layer, layers)."""
+        x = read_where_real(x, segment_ids)
         batch, _, width = x.shape
         check_state(state, RWKV4State, batch, "rwkv4")
         hidden = self.hidden or width
@@ -235,6 +237,7 @@ class ChannelMixer(TokenShiftMixer):
         place: Place | None = None,
     ) -> tuple[Float[Array, "batch time width"], ShiftState | None]:
         """The mixer's contract; the initial parameters depend on `place`, (layer, layers)."""
+        x = read_where_real(x, segment_ids)
         batch, _, width = x.shape
         check_state(state, ShiftState, batch, self.name_of_mixer)
         x = x.astype(self.dtype)

@@ -24,6 +24,7 @@ from arch_jax.layers.mixers.rwkv4 import (
 )
 from arch_jax.ops.recurrence import wkv as ops
 from arch_jax.ops.recurrence.linear import check_chunk
+from arch_jax.ops.segments import read_where_real
 
 parameter_kinds.declare("other", "bonus")  # a weight for each number of each head
 
@@ -124,6 +125,7 @@ class RWKV7(TokenShiftMixer):
         place: Place | None = None,
     ) -> tuple[Float[Array, "batch time width"], RWKV7State | None]:
         """The mixer's contract; the initial parameters depend on `place`, (layer, layers)."""
+        x = read_where_real(x, segment_ids)
         y, state, _ = self.mix(x, segment_ids, state, place)
         return y, state
 

@@ -16,6 +16,7 @@ from arch_jax.layers.mixers.short_convolution import ShortConvolution
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.recurrence import slstm as ops
 from arch_jax.ops.recurrence.linear import resets
+from arch_jax.ops.segments import read_where_real
 from arch_jax.ranges import Count
 
 GATES = ("input", "forget", "cell", "output")
@@ -114,6 +115,7 @@ class SLSTM(nn.Module):
         state: Any = None,
         train: bool = False,
     ) -> tuple[Float[Array, "batch time width"], Any]:
+        x = read_where_real(x, segment_ids)
         batch, time, width = x.shape
         size = self.size(width)
         check_state(state, SLSTMMixerState, batch, "slstm")

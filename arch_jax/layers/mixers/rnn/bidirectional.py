@@ -11,6 +11,7 @@ from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense
 from arch_jax.layers.mixers.contract import Mixer, adapted
 from arch_jax.layers.mixers.rnn.lstm import LSTM
+from arch_jax.ops.segments import read_where_real
 
 
 @component("bidirectional", kind="mixer")
@@ -55,6 +56,7 @@ class Bidirectional(nn.Module):
         state: Any = None,
         train: bool = False,
     ) -> tuple[Float[Array, "batch time width"], None]:
+        x = read_where_real(x, segment_ids)
         if state is not None:
             self.initial_state(*x.shape)
         if self.combine not in ("concatenate", "sum"):

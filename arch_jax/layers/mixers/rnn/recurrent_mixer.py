@@ -16,6 +16,7 @@ from arch_jax.layers.mixers.contract import check_state
 from arch_jax.layers.sequence_position import advanced, at_start
 from arch_jax.ops.recurrence.cells import recurrent_loop
 from arch_jax.ops.recurrence.linear import resets
+from arch_jax.ops.segments import read_where_real
 
 
 @flax.struct.dataclass
@@ -105,6 +106,7 @@ class RecurrentMixer(nn.Module):
         state: Any = None,
         train: bool = False,
     ) -> tuple[Float[Array, "batch time width"], Any]:
+        x = read_where_real(x, segment_ids)
         batch, time, width = x.shape
         check_state(state, self.state_class, batch, type(self).__name__)
         hidden = self.hidden or width

@@ -20,6 +20,7 @@ from arch_jax.layers.mixers.ssm.s4 import GLU, S4D, check_fields, check_steps, u
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.recurrence import selective_scan as ops
 from arch_jax.ops.recurrence.linear import check_chunk
+from arch_jax.ops.segments import read_where_real
 from arch_jax.ranges import Count
 
 parameter_kinds.declare("other", "A_log")  # each channel's rates of decay
@@ -221,6 +222,7 @@ class S6(nn.Module):
         state: Any = None,
         train: bool = False,
     ) -> tuple[Float[Array, "batch time width"], Any]:
+        x = read_where_real(x, segment_ids)
         check_state(state, S6State, x.shape[0], "s6")
         run, _, after = runs(x, segment_ids, state)
         carried = None if state is None else ops.ScanState(state.h, state.at.last_run)
@@ -269,6 +271,7 @@ class _Block(nn.Module):
         state: Any = None,
         train: bool = False,
     ) -> tuple[Float[Array, "batch time width"], Any]:
+        x = read_where_real(x, segment_ids)
         width = x.shape[2]
         inner = self.expand * width
         check_state(state, self.state_class, x.shape[0], self.name_of_mixer)

@@ -19,6 +19,7 @@ from arch_jax.layers.mixers.ssm.s4 import check_fields, check_steps, uniform
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.recurrence import matrix as ops
 from arch_jax.ops.recurrence.linear import check_chunk
+from arch_jax.ops.segments import read_where_real
 from arch_jax.ranges import Count, Unlimited
 
 
@@ -167,6 +168,7 @@ class Mamba2(nn.Module):
         state: Any = None,
         train: bool = False,
     ) -> tuple[Float[Array, "batch time width"], Any]:
+        x = read_where_real(x, segment_ids)
         batch, time, width = x.shape
         check_state(state, Mamba2State, batch, "mamba2")
         inner, heads, shared = self.expand * width, self.heads(width), self.groups * self.state

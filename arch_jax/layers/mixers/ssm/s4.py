@@ -21,6 +21,7 @@ from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.convolution.long import long_convolution
 from arch_jax.ops.recurrence import state_space as ops
 from arch_jax.ops.recurrence.linear import check_chunk, resets
+from arch_jax.ops.segments import read_where_real
 
 FORMS = ("auto", "convolution", "recurrent")
 # Numbers of one channel's state space each, with an axis for the channels.
@@ -174,6 +175,7 @@ class _StateSpace(nn.Module):
         state: Any = None,
         train: bool = False,
     ) -> tuple[Float[Array, "batch time width"], Any]:
+        x = read_where_real(x, segment_ids)
         batch, time, width = x.shape
         check_state(state, S4State, batch, self.name_of_mixer)
         if state is not None and state.x.shape[1:] != (width, self.state // 2):
