@@ -321,11 +321,12 @@ def test_what_has_no_weight_enters_no_sum(name):
 def test_what_stands_at_padding_enters_nothing(name):
     """Tokens beyond the vocabulary, or numbers that are none, where a mask or a segment id says that nothing is."""
     it = tiny(name)
-    key = next((key for key in ("tokens", "source", "x") if key in it.batch), None)
-    mask = next((key for key in ("mask", "source_mask", "segment_ids") if key in it.batch), None)
+    key = next((key for key in ("tokens", "source", "x", "nodes") if key in it.batch), None)
+    masks = ("weights",) if key == "nodes" else ("mask", "source_mask", "segment_ids")
+    mask = next((name for name in masks if name in it.batch), None)
     if key is None or (mask is None and not takes_state(it.module)):
         pytest.skip("has no padding")
-    real = np.ones(it.batch[key].shape[:2], bool) if mask is None else it.batch[mask] > 0
+    real = np.ones(it.batch[key].shape[:2], bool) if mask is None else np.asarray(it.batch[mask]) > 0
     if mask is None:
         real[0, -3:] = real[1, :2] = False
     apply = jax.jit(it.module.apply)
@@ -337,7 +338,7 @@ def test_what_stands_at_padding_enters_nothing(name):
             outputs = on_host(apply(it.variables, given, real.astype(np.int32)))
         else:
             outputs = on_host(apply(it.variables, *it.entry.arguments(it.batch | {key: given})))
-        at_real = lambda leaf: leaf[real] if leaf.shape[:2] == real.shape and key != "source" else leaf
+        at_real = lambda leaf: leaf[real] if leaf.shape[: real.ndim] == real.shape and key != "source" else leaf
         found.append(jax.tree.map(at_real, outputs))
     assert not real.all()
     assert_finite(found)

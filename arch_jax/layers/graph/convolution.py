@@ -32,11 +32,11 @@ class GraphConvolution(nn.Module):
     def __call__(self, x: Float[Array, "nodes width"], graph: Graph) -> Float[Array, "nodes features"]:
         precise = jnp.promote_types(self.dtype, jnp.float32)
         nodes, edges = graph.sizes.sum(0)
-        real = is_real(nodes, len(x)).astype(precise)
-        weights = is_real(edges, len(graph.senders)).astype(precise)
-        if graph.edges is not None:
-            weights = weights * graph.edges.astype(precise)
-        between, loops = symmetric_weights(graph.senders, graph.receivers, weights, real)
+        real = is_real(nodes, len(x))
+        given = jnp.ones(len(graph.senders), precise) if graph.edges is None else graph.edges.astype(precise)
+        weights = jnp.where(is_real(edges, len(graph.senders)), given, 0)
+        between, loops = symmetric_weights(graph.senders, graph.receivers, weights, real.astype(precise))
+        x = jnp.where(real[:, None], x, 0)
         dense = Dense(
             self.features, False, dtype=self.dtype, parameter_dtype=self.parameter_dtype,
             initial=nn.initializers.glorot_uniform(), name="dense",
@@ -45,5 +45,5 @@ class GraphConvolution(nn.Module):
         y = propagate(x, graph.senders, graph.receivers, between) + (x * loops[:, None]).astype(x.dtype)
         if self.bias:
             b = self.param("bias", nn.initializers.zeros, (self.features,), self.parameter_dtype)
-            y = (y + b.astype(self.dtype)) * real[:, None].astype(self.dtype)
+            y = jnp.where(real[:, None], y + b.astype(self.dtype), 0)
         return y
