@@ -309,7 +309,9 @@ class Experiment:
           UsageError: a component or field that this version does not know.
         """
         import_components()
-        return fields.from_json(dict(data), kind="experiment")
+        # Before there was a warm-up of the average, there was none.
+        earlier = {"ema_warmup": False} if data.get("ema") is not None and "ema_warmup" not in data else {}
+        return fields.from_json({**data, **earlier}, kind="experiment")
 
 
 def import_asked_for() -> None:

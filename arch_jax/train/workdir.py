@@ -4,6 +4,7 @@
 for. Files are replaced as a whole, so that none is ever half-written.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -209,6 +210,8 @@ def resumed(experiment: Experiment, stored: Mapping[str, Any], path: Path, by_co
             "choose another work directory"
         )
     old = Experiment.from_json(stored)
+    if "ema_warmup" not in stored:
+        experiment = dataclasses.replace(experiment, ema_warmup=old.ema_warmup)
     if experiment.settled() == old:
         return old
     settled = Experiment.from_json(_with_horizons(experiment.to_json(), stored))

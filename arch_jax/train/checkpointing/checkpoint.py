@@ -37,6 +37,7 @@ from arch_jax.train.checkpointing.checksums import (
     leaf_difference,
     leaf_paths,
     leaf_sharding,
+    of_earlier_versions,
     seal,
     unseal,
 )
@@ -410,12 +411,14 @@ class Checkpoints:
         content: Any = None
         try:
             record = self._record(step)
-            differs = leaf_difference(record["leaves"], {name: as_stored(name, leaf) for name, leaf in leaves.items()})
+            elsewhere = of_earlier_versions(record["leaves"], leaves)
+            own = {name: leaf for name, leaf in leaves.items() if name not in elsewhere}
+            differs = leaf_difference(record["leaves"], {name: as_stored(name, leaf) for name, leaf in own.items()})
             if differs is not None:
                 raise RunError(f"{here} belongs to another model: {differs}")
             if with_iterator:
                 content = self._read_iterator(step, record["iterator"])
-            stored = self._read_arrays(step, leaves, record["leaves"])
+            stored = self._read_arrays(step, own, record["leaves"])
         except (RunError, Damaged) as error:
             problem = error
         except Exception as error:
@@ -434,7 +437,7 @@ class Checkpoints:
         for name, entry in record["leaves"].items():
             if sums[name] != entry["checksum"]:
                 raise Damaged(f"{name} does not match its checksum")
-        return [as_asked(leaf, stored[name]) for name, leaf in leaves.items()], content
+        return [as_asked(leaf, stored[elsewhere.get(name, name)]) for name, leaf in leaves.items()], content
 
     def _read_arrays(self, step: int, leaves: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any]:
         targets = {name: None if entries[name]["host"] else leaf_sharding(leaf) for name, leaf in leaves.items()}

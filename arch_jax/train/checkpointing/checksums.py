@@ -246,6 +246,8 @@ def as_asked(leaf: Any, array: jax.Array | np.ndarray) -> Any:
         sharding = leaf_sharding(leaf)
         with no_mesh():
             array = jax.device_put(array, sharding, may_alias=False)
+    if _is_float(array.dtype) and array.dtype != leaf.dtype:  # an earlier version kept it in fewer bits
+        array = array.astype(leaf.dtype)
     kind = {"i": int, "f": float, "c": complex}.get(array.dtype.kind)
     if kind and getattr(leaf, "weak_type", False) and jnp.asarray(kind(0)).dtype == array.dtype:
         # Without it, the first step after a restart would promote, and so compute, otherwise.
@@ -265,6 +267,23 @@ def describe_leaves(leaf: Leaf, checksum: str) -> dict[str, Any]:
     }
 
 
+def _is_float(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)
+
+
+def _wider(name: str, dtype: str) -> set[str]:
+    """Dtypes in which a leaf may be asked for beside its own: moments and averages are float32 since this version."""
+    if name.partition("/")[0] not in ("optimizer", "average") or dtype not in ("bfloat16", "float16"):
+        return set()
+    return {"float32"}
+
+
+def of_earlier_versions(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, str]:
+    """Asked leaf -> the stored one in its place: collections that were evaluated as they are, and are averaged now."""
+    alike = {name: f"others/{name.removeprefix('average/')}" for name in ours if name.startswith("average/")}
+    return {name: other for name, other in alike.items() if name not in theirs and other in theirs}
+
+
 def leaf_difference(theirs: Mapping[str, Any], ours: Mapping[str, Leaf]) -> str | None:
     """The first difference between a record's leaves and the requested ones; None if they agree."""
     for name in [name for name in ours if name not in theirs][:1]:
@@ -276,7 +295,7 @@ def leaf_difference(theirs: Mapping[str, Any], ours: Mapping[str, Leaf]) -> str 
         if tuple(there["shape"]) != leaf.shape:
             return f"{name} has shape {tuple(there['shape'])} there and {leaf.shape} here"
         # A number of Python or numpy becomes 32 bits wide when it enters a jitted step: then that is what is asked for.
-        widths = {there["dtype"]}
+        widths = {there["dtype"]} | _wider(name, there["dtype"])
         if there["host"] and not leaf.host:
             widths.add(jax.dtypes.canonicalize_dtype(there["dtype"]).name)
         if not there["host"] and jax.dtypes.canonicalize_dtype(there["dtype"]).name != there["dtype"]:

@@ -396,6 +396,35 @@ def test_a_step_is_saved_once_and_later_ones_are_not_overwritten(tmp_path: Path)
         assert checkpoints.restore({"w": jnp.ones(2)})[1]["w"].tolist() == [1, 1]
 
 
+# -- earlier versions -------------------------------------------------------------------------------------------------
+
+
+def test_moments_and_averages_of_fewer_bits_are_widened(tmp_path):
+    """They followed the parameters' dtype once; the numbers are the same. Parameters themselves are as they were."""
+    narrow = {"optimizer": {"mu": jnp.full(3, 0.1, jnp.bfloat16)}, "average": {"w": jnp.full(2, 0.3, jnp.float16)}}
+    parameters = {"parameters": {"w": jnp.ones(2, jnp.bfloat16)}}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, narrow | parameters)
+        asked = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), narrow)
+        _, found = checkpoints.restore(asked | parameters)
+        for kind, name in (("optimizer", "mu"), ("average", "w")):
+            np.testing.assert_array_equal(found[kind][name], narrow[kind][name].astype(jnp.float32), strict=True)
+        assert found["parameters"]["w"].dtype == jnp.bfloat16
+        with pytest.raises(RunError, match="parameters/w is of bfloat16 there and float32 here"):
+            checkpoints.restore(asked | {"parameters": {"w": jnp.ones(2)}})
+
+
+def test_statistics_that_were_not_averaged_are_those_of_the_run(tmp_path):
+    state = {"others": {"batch_stats": {"mean": jnp.arange(3.0)}}, "average": {"model": {"w": jnp.ones(2)}}}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+        asked = state | {"average": state["average"] | {"batch_stats": {"mean": jnp.zeros(3)}}}
+        _, found = checkpoints.restore(asked)
+        np.testing.assert_array_equal(found["average"]["batch_stats"]["mean"], np.arange(3))
+        with pytest.raises(RunError, match="average/batch_stats/variance is here and not there"):
+            checkpoints.restore(state | {"average": {"batch_stats": {"variance": jnp.zeros(3)}}})
+
+
 # -- another model ----------------------------------------------------------------------------------------------------
 
 
