@@ -161,8 +161,8 @@ def _ablate(options: argparse.Namespace) -> None:
         written = [
             study.path / "ablation.json",
             formatting.write_csv(study.path / "ablation.csv", rows),
-            presentation.draw_curves(ablation, study.path / "curves.png"),
-            presentation.draw_bars(ablation, study.path / "bars.png"),
+            *_figure(presentation.draw_curves, ablation, study.path / "curves.png"),
+            *_figure(presentation.draw_bars, ablation, study.path / "bars.png"),
         ]
     if options.json:
         print(json.dumps(data, indent=1))
@@ -193,6 +193,18 @@ def _ablate(options: argparse.Namespace) -> None:
         print(note)
     for path in written:
         print(f"wrote {path}")
+
+
+def _figure(draw: Callable[[Any, Path], Any], of: Any, path: Path) -> list[Path]:
+    """Draws a study's figure; one that fails costs a warning, not the table."""
+    from arch_jax.train.report import tell
+    from arch_jax.train.showing import Warned
+
+    def make() -> list[Path]:
+        draw(of, path)
+        return [path]
+
+    return Warned(tell).made(f"the figure {path.name}", make)
 
 
 def _reproduce(options: argparse.Namespace) -> None:
@@ -300,7 +312,7 @@ def _tell_law(
     ]
     data = {"law": law.to_json(), "kaplan": kaplan.to_json(), "optimal": optima, "notes": list(notes)} | more
     write(folder / "law.json", json.dumps(data, indent=1) + "\n")
-    draw(points, law, folder / "law.png")
+    figures = _figure(lambda law, path: draw(points, law, path), law, folder / "law.png")
     if options.json:
         print(json.dumps(data, indent=1))
         return
@@ -315,7 +327,7 @@ def _tell_law(
     show(grid)
     for note in notes:
         print(note)
-    for path in (*written, folder / "law.json", folder / "law.png"):
+    for path in (*written, folder / "law.json", *figures):
         print(f"wrote {path}")
 
 
@@ -349,7 +361,7 @@ def _compare(options: argparse.Namespace) -> None:
         written = [
             study.path / "comparison.json",
             presentation.write_comparison_csv(comparison, study.path / "comparison.csv"),
-            presentation.draw_comparison(comparison, study.path / "comparison.png"),
+            *_figure(presentation.draw_comparison, comparison, study.path / "comparison.png"),
         ]
     if options.json:
         print(json.dumps(data, indent=1))

@@ -14,17 +14,17 @@ import jax
 import numpy as np
 
 from arch_jax.data.base import load_corpus
-from arch_jax.errors import Diverged, RunError, UsageError
+from arch_jax.errors import ArchJaxError, Diverged, RunError, UsageError
 from arch_jax.evaluation.base import measured
 from arch_jax.experiment import Experiment
 from arch_jax.experiment import load as load_experiment
-from arch_jax.figures.base import drawn
 from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.checks import check_batch
 from arch_jax.train.compiled import Compiled
 from arch_jax.train.distributed import Votes, leader
 from arch_jax.train.given import FINISHED, Sources, demanded, open_given, trained_folder
-from arch_jax.train.report import Events, Pace, Progress, draw_films, draw_losses, save_shown, tell
+from arch_jax.train.report import Events, Pace, Progress, draw_films, draw_losses, tell
+from arch_jax.train.showing import Showing, told
 from arch_jax.train.state import TrainState
 from arch_jax.train.workdir import WorkDirectory, read_config, read_metrics, write
 
@@ -138,6 +138,7 @@ class _Run:
         self.leading = leader()
         self.progress = progress
         self.shows = progress is None
+        self.unmeasured: tuple[str, Exception] | None = None
 
     def take(self, stop_after: int | None) -> Outcome:
         experiment = self.experiment
@@ -157,12 +158,15 @@ class _Run:
         progressing = self.progress
         if progressing is None:
             progressing = Progress(experiment.steps, step, unit, per_step) if self.leading else _Silent()
+        self.showing = Showing(self.directory.path, progressing.say)
         votes, saved = Votes(self.stop), begun if self.checkpoints.steps() else None
         tensorboard = experiment.tensorboard and self.leading
         with Events(self.directory.path, tensorboard, step) as events, progressing as progress:
             # Nothing of the folder is changed before all that can be refused was.
             self.directory.settle()
             self.directory.cut_metrics(step)
+            if begun and step < last and due(experiment, step, last)[0]:
+                shown = self._show(step, self._evaluated(step, state), again=True)
             pending, pace, numbers = None, Pace(), experiment.numbers
             while step < last and not votes.stopping:
                 count = until_boundary(experiment, step, last)
@@ -186,9 +190,12 @@ class _Run:
                     pace.reached(step)
                     votes.count()
                     if evaluating:
-                        validation, shown = self._evaluate(step, state, progress, events)
+                        validation, variables = self._evaluate(step, state, progress, events)
                     self._save(step, state, iterator, validation if evaluating else None)
                     saved = step
+                    if evaluating:
+                        self.checkpoints.wait()
+                        shown = self._show(step, variables)
                     pace.paused()
             if pending is not None:
                 self._record(*pending, progress, events)
@@ -196,17 +203,20 @@ class _Run:
                 self._save(step, state, iterator, None)
             self.checkpoints.wait()
             if step >= experiment.steps and not validation:  # the run was finished before this call
-                validation, shown = self._evaluate(step, state, progress, events, again=begun == step)
-        films: list[Path] = []
-        if self.leading and self.shows:
-            draw_losses(self.directory.path, f"{experiment.name}: loss")
-            films = draw_films(self.directory.path)
+                validation, variables = self._evaluate(step, state, progress, events, again=begun == step)
+                shown = self._show(step, variables)
+            if self.leading and self.shows:
+                path, title = self.directory.path, f"{experiment.name}: loss"
+                shown += self.showing.made("the film of the samples", lambda: draw_films(path))
+                shown += self.showing.made("the figure of the losses", lambda: [draw_losses(path, title)])
+        if self.unmeasured is not None:
+            raise not_measured(*self.unmeasured, self.directory.path)
         return Outcome(
             path=self.directory.path,
             step=step,
             finished=step >= experiment.steps,
             validation=validation,
-            shown=(*shown, *films, self.directory.path / "loss.png"),
+            shown=tuple(shown),
             state=self.placement.whole(state),
             step_seconds=pace.median,
         )
@@ -244,22 +254,30 @@ class _Run:
         rest = f"the last good checkpoint is that of step {saved[-1]}" if saved else "there is no checkpoint before it"
         return f"{name} is {value} at step {step} of the run in {self.directory.path}; {rest}"
 
-    def _evaluate(self, step: int, state: Any, progress: Any, events: Events, again: bool = False):
-        """Validation metrics and samples after `step`."""
-        variables = self.placement.whole(state).evaluated
-        if self.held:
-            variables = {**variables, "frozen": self.held}
+    def _evaluate(
+        self, step: int, state: Any, progress: Any, events: Events, again: bool = False
+    ) -> tuple[dict[str, float], Any]:
+        """Validation metrics after `step`, and the variables to show.
+
+        A measure that fails costs a warning; after the last step the run is first saved and shown.
+        """
+        variables = self._variables(state)
         validation = evaluate(self.compiled.evaluate, variables, self.corpus, self.placement.spread)
         bad = next((name for name, value in validation.items() if not math.isfinite(value)), None)
         if bad is not None:
             raise Diverged(self._not_finite(step, f"validation {bad}", validation[bad]))
-        variables = self.placement.shown(variables) if self.shows or step >= self.experiment.steps else variables
+        variables = self._evaluated(step, state)
         if not self.leading:  # all processes gave their parts; what follows the first does alone
-            return validation, []
+            return validation, variables
         finished = step >= self.experiment.steps
         due = [one for one in self.experiment.used_measures if finished or one.when == "evaluation"]
-        parts = (self.experiment.task, variables, self.experiment.used_sampler, self.corpus)
-        numbers = measured(due, *parts, jax.random.key(self.experiment.seed), taken=validation)
+
+        def failed(measure: str, problem: Exception) -> None:
+            self.showing.failed(measure, problem)
+            if finished and self.unmeasured is None:
+                self.unmeasured = measure, problem
+
+        numbers = measured(due, *self._parts(variables), taken=validation, failed=failed)
         bad = next((name for name, value in numbers.items() if not math.isfinite(value)), None)
         if bad is not None:
             raise Diverged(self._not_finite(step, f"the measure {bad}", numbers[bad]))
@@ -270,11 +288,37 @@ class _Run:
             self.directory.append_metrics([line])
             events.add([line])
         progress.say(f"step {step}: validation " + ", ".join(f"{n} {v:.4f}" for n, v in validation.items()))
-        if not self.shows:
-            return validation, []
-        # The same key at every step: the same images, noise and draws, so that what changes is the model.
-        shown = drawn(self.experiment.used_figures, *parts, jax.random.key(self.experiment.seed))
-        return validation, save_shown(self.directory.path / "samples", f"step_{step:07d}", shown)
+        return validation, variables
+
+    def _parts(self, variables: Any) -> tuple[Any, ...]:
+        """The arguments of measures and figures.
+
+        The same key at every step: the same images, noise and draws, so that what changes is the model.
+        """
+        experiment = self.experiment
+        return experiment.task, variables, experiment.used_sampler, self.corpus, jax.random.key(experiment.seed)
+
+    def _variables(self, state: Any) -> Any:
+        """The variables that are evaluated."""
+        variables = self.placement.whole(state).evaluated
+        return {**variables, "frozen": self.held} if self.held else variables
+
+    def _evaluated(self, step: int, state: Any) -> Any:
+        """The same for what the first process does alone: measures and figures. All give their parts."""
+        alone = self.shows or step >= self.experiment.steps
+        return self.placement.shown(self._variables(state)) if alone else self._variables(state)
+
+    def _show(self, step: int, variables: Any, again: bool = False) -> list[Path]:
+        """Draws samples and figures, after the save: whatever they do, the run goes on or is resumed from there.
+
+        Args:
+          step: steps taken.
+          variables: as `_evaluated` gives them.
+          again: only what a process that was killed left out.
+        """
+        if not self.leading or not self.shows or (again and not self.showing.missing(step)):
+            return []
+        return self.showing.draw(step, self.experiment.used_figures, self._parts(variables))
 
     def _save(self, step: int, state: Any, iterator: Any, validation: dict[str, float] | None) -> None:
         """Saves a state, unless it is broken already.
@@ -292,6 +336,18 @@ class _Run:
             name = jax.tree_util.keystr(bad, simple=True, separator="/")
             raise Diverged(self._not_finite(step, f"the parameter {name}", math.nan))
         self.checkpoints.save(step, whole.replace(frozen={}), iterator, validation)
+
+
+def not_measured(measure: str, problem: Exception, path: Path) -> Exception:
+    """The error of a run that is whole but for a number."""
+    if isinstance(problem, ArchJaxError):
+        return problem
+    error = RunError(
+        f"{measure} failed: {told(problem)}; the run in {path} is trained and saved, and the same command measures it "
+        "again"
+    )
+    error.__cause__ = problem
+    return error
 
 
 def until_boundary(experiment: Experiment, step: int, last: int) -> int:
@@ -345,6 +401,8 @@ class _Silent(contextlib.AbstractContextManager):
     """The progress of a process that does not talk."""
 
     def update(self, step: int, loss: float | None) -> None: ...
+
+    def say(self, sentence: str) -> None: ...
 
     def __exit__(self, *_: Any) -> None: ...
 
