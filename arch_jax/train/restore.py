@@ -1,7 +1,6 @@
 """A trained run, opened to be evaluated or sampled from."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from arch_jax.data.base import Corpus, Tokenized, load_corpus, with_defaults
 from arch_jax.errors import RunError, UsageError, nearest
 from arch_jax.experiment import Experiment, import_file
 from arch_jax.sampling.base import check_count
-from arch_jax.train.checks import checked_evaluation
+from arch_jax.train.checks import evaluation_program
 from arch_jax.train.given import open_parts, restored
 from arch_jax.train.loop import evaluate
 
@@ -52,14 +51,14 @@ class Run:
             tokenized = isinstance(data, Tokenized) and (carried := self._carried()).tokenizer is not None
             corpus = with_defaults(data.load_with(carried.tokenizer)) if tokenized else load_corpus(data)
             self.experiment.check(corpus)
-            return evaluate(self._evaluation, self.variables, corpus)
+            return evaluate(evaluation_program(self.experiment.task), self.variables, corpus)
         corpus = load_corpus(self.experiment.data)
         if corpus.facts.get("sha256") != self.facts.get("sha256"):
             raise UsageError(
                 f"the data {self.facts.get('source')!r} is not what the run in {self.path} was trained on: its hash is "
                 f"{str(corpus.facts.get('sha256'))[:12]}, expected {str(self.facts.get('sha256'))[:12]}"
             )
-        return evaluate(self._evaluation, self.variables, corpus)
+        return evaluate(evaluation_program(self.experiment.task), self.variables, corpus)
 
     def elsewhere(self, source: str, changes: Mapping[str, Any] = MappingProxyType({})) -> Any:
         """The run's data from another source, or other data altogether.
@@ -93,11 +92,6 @@ class Run:
                 f"data, or JSON of one{nearest(source, kinds)}"
             )
         return fields.override(own, {"source": source} | inner, "data.")
-
-    @functools.cached_property
-    def _evaluation(self) -> Any:
-        """The evaluation, compiled once."""
-        return jax.jit(checked_evaluation(self.experiment.task))
 
     def sample(
         self, seed: int = 0, count: int = 1, settings: Mapping[str, Any] = MappingProxyType({})

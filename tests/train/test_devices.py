@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from arch_jax.cli import main
+from arch_jax.cli.devices import CACHE_BYTES, bound
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Mesh, load
 from arch_jax.layers.transformer.decoder import SHARDINGS
@@ -406,3 +408,68 @@ def test_on_one_process_a_signal_is_enough():
     assert votes.stopping
     assert agreed("anything", "mine") == "mine"
     assert jax.process_count() == 1
+
+
+@pytest.fixture
+def cache_limit():
+    """A configuration of JAX's compilation cache that the test may change."""
+    before = jax.config.jax_compilation_cache_max_size
+    yield lambda: jax.config.jax_compilation_cache_max_size
+    jax.config.update("jax_compilation_cache_max_size", before)
+
+
+def test_the_compilation_cache_is_bounded(tmp_path, cache_limit, monkeypatch):
+    """Also with entries from before it was; JAX would write none beside one that has no time of use."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_MAX_SIZE", raising=False)
+    (tmp_path / "old-cache").write_bytes(b"program")
+    (tmp_path / "used-cache").write_bytes(b"program")
+    (tmp_path / "used-atime").write_bytes(b"12345678")
+    bound(tmp_path)
+    assert cache_limit() == CACHE_BYTES
+    assert (tmp_path / "used-atime").read_bytes() == b"12345678"
+    modified = (tmp_path / "old-cache").stat().st_mtime_ns
+    assert int.from_bytes((tmp_path / "old-atime").read_bytes(), "little") == modified
+
+
+def test_a_cache_that_cannot_be_locked_has_no_limit(tmp_path, cache_limit, monkeypatch):
+    before = cache_limit()
+    (tmp_path / "file").touch()
+    bound(tmp_path / "file")
+    assert cache_limit() == before
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "1000")
+    bound(tmp_path)
+    assert cache_limit() == before
+
+
+@thorough
+def test_old_programs_leave_the_cache(tmp_path):
+    code = """
+        import pathlib, sys, warnings
+        warnings.simplefilter("error")
+        from arch_jax.cli import devices
+        devices.CACHE_BYTES = 60_000
+        devices.prepare()
+        import jax
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        folder, seen = pathlib.Path(jax.config.jax_compilation_cache_dir), set()
+        for i in range(2, 22):
+            jax.jit(lambda x: x @ x.T + i)(jax.numpy.ones((i, 2)))
+            entries = {one.name: one.stat().st_size for one in folder.glob("*-cache")}
+            seen |= set(entries)
+            assert sum(entries.values()) <= 60_000, entries
+        print(len(seen) > len(entries) > 1)
+    """
+    folder = tmp_path / "cache" / "arch_jax" / "compiled"
+    folder.mkdir(parents=True)
+    (folder / "old-cache").write_bytes(bytes(50_000))
+    own = {name: value for name, value in environment(1).items() if "JAX_COMPILATION_CACHE" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        env=own | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+    assert not (folder / "old-cache").exists()
