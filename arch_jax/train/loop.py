@@ -4,15 +4,14 @@ import contextlib
 import dataclasses
 import json
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from arch_jax.console import console
 from arch_jax.data.base import load_corpus
 from arch_jax.errors import ArchJaxError, Diverged, RunError, UsageError
 from arch_jax.evaluation.base import measured
@@ -23,9 +22,10 @@ from arch_jax.train.checks import check_batch
 from arch_jax.train.compiled import Compiled
 from arch_jax.train.distributed import Votes, leader
 from arch_jax.train.given import FINISHED, Sources, demanded, open_given, trained_folder
-from arch_jax.train.report import Events, Pace, Progress, draw_films, draw_losses, tell
+from arch_jax.train.report import Events, Pace, Progress, draw_films, draw_losses
 from arch_jax.train.showing import Showing, told
 from arch_jax.train.state import TrainState
+from arch_jax.train.stopping import stop_requests
 from arch_jax.train.workdir import WorkDirectory, read_config, read_metrics, write
 
 
@@ -109,7 +109,7 @@ def train(
         experiment = directory.claim(experiment, corpus.facts, batch)
         if corpus.tokenizer is not None and leader():
             write_tokenizer(directory.path, corpus.tokenizer)
-        keeping = {"keep": experiment.keep, "log": tell if leader() else lambda sentence: None}
+        keeping = {"keep": experiment.keep, "log": console.tell if leader() else lambda sentence: None}
         with Checkpoints(directory.checkpoints, **keeping) as checkpoints, stop_requests() as stop:
             compiled = Compiled(experiment, batch, corpus.full_batch, given) if within is None else within.compiled
             progress = None if within is None else within.progress
@@ -120,7 +120,7 @@ def train_demanded(experiment: Experiment) -> None:
     """Trains the experiments whose results this one uses, where that has not been done."""
     for name, field in demanded(experiment).items():
         folder = trained_folder(name)
-        tell(f"training {name} for {field}, once, in {folder}")
+        console.tell(f"training {name} for {field}, once, in {folder}")
         if train(load_experiment(name)[0], folder).finished:
             write(folder / FINISHED, "")
         else:
@@ -229,7 +229,7 @@ class _Run:
         restored = self.checkpoints.restore(self.compiled.saved, iterator) if self.checkpoints.steps() else None
         if restored is not None:
             if self.leading:
-                tell(f"going on from step {restored[0]} in {self.directory.path}")
+                console.tell(f"going on from step {restored[0]} in {self.directory.path}")
             return self.compiled.with_frozen(restored[1]), iterator
         return self.compiled.fresh(self.experiment.seed), iterator
 
@@ -432,24 +432,3 @@ def evaluate(
 def write_tokenizer(path: Path, tokenizer: Any) -> None:
     """A run carries its tokenizer, so that samples can be drawn where the data is not."""
     write(path / "tokenizer.json", json.dumps(tokenizer.to_json(), ensure_ascii=False))
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGTERM (a preempted TPU, a time limit) or Ctrl-C sets; a second Ctrl-C interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -3,7 +3,6 @@
 import io
 import re
 import statistics
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from arch_jax.console import console
 from arch_jax.errors import UsageError
 from arch_jax.figures.base import is_figure
 from arch_jax.figures.canvas import new_figure, png_of
@@ -30,11 +30,10 @@ class Progress:
     """
 
     def __init__(self, total: int, done: int, unit: str, per_step: int, every: float = 10.0) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.total, self.unit, self.per_step, self.every = total, unit, per_step, every
-        self.console = Console(stderr=True)
+        self.console = console.rich(notes=True)
         self._started = self._spoke = time.perf_counter()
         self._first = self._step = done
         self._warm = False
@@ -259,7 +258,7 @@ class Events:
                         self._writer.add_scalar(name, value, line["step"])
         except Exception as problem:  # of a full disk, say: metrics.jsonl has all of it
             self._writer = None
-            tell(f"warning: no more TensorBoard events are written: {type(problem).__name__}: {problem}")
+            console.tell(f"warning: no more TensorBoard events are written: {type(problem).__name__}: {problem}")
 
     def __enter__(self) -> "Events":
         return self
@@ -270,8 +269,3 @@ class Events:
         """Writes out what is left, also of a run that fails."""
         if self._writer is not None:
             self._writer.close()
-
-
-def tell(sentence: str) -> None:
-    """A line on stderr: what goes on, as opposed to results."""
-    print(sentence, file=sys.stderr, flush=True)

@@ -27,6 +27,7 @@ from arch_jax.experiment import load
 from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.loop import Outcome, train
 from arch_jax.train.restore import open_run
+from arch_jax.train.stopping import stop_requests
 from arch_jax.train.workdir import WorkDirectory, read_metrics
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -718,15 +719,38 @@ def wait_for_lines(process: subprocess.Popen, path: Path, count: int) -> None:
     raise AssertionError(f"no {count} lines in {path}: {process.communicate()}")
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_signals_that_ask_for_a_stop(name):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    with stop_requests() as stop:
+        assert not stop.is_set()
+        signal.raise_signal(number)
+        assert stop.is_set()
+    assert signal.getsignal(number) == before
+
+
+def test_a_hangup_that_is_ignored_stays_so():
+    """`nohup arch-jax train ...` goes on when its terminal closes."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @thorough
 @pytest.mark.slow
-def test_sigterm_saves_and_says_how_to_go_on(file, numbers, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_says_how_to_go_on(file, numbers, tmp_path, number):
     settings = ["steps=400", "checkpoint_every=400", "evaluate_every=400"]
     arguments = ["train", str(file), "--workdir", str(tmp_path / "a run"), "--seed", "3"]
     arguments += [word for setting in settings for word in ("--set", setting)]
     process = begin(arguments, seconds_per_step=0.02)
     wait_for_lines(process, tmp_path / "a run" / "metrics.jsonl", 10)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "Traceback" not in err

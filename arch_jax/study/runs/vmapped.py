@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from arch_jax.console import console
 from arch_jax.errors import RunError, UsageError
 from arch_jax.evaluation.base import measured
 from arch_jax.experiment import Experiment
@@ -27,11 +28,12 @@ from arch_jax.study.runs.run import Store, StudyRun
 from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.checks import checked_evaluation
 from arch_jax.train.compiled import memory
-from arch_jax.train.loop import due, lines_of, loss_of, not_measured, stop_requests, until_boundary
-from arch_jax.train.report import Pace, tell
+from arch_jax.train.loop import due, lines_of, loss_of, not_measured, until_boundary
+from arch_jax.train.report import Pace
 from arch_jax.train.showing import Warned
 from arch_jax.train.state import initial_state
 from arch_jax.train.step import make_program
+from arch_jax.train.stopping import stop_requests
 from arch_jax.train.workdir import WorkDirectory, write
 
 
@@ -145,7 +147,7 @@ class _Group:
         self.folder = study.path / "groups" / hashlib.sha256(" ".join(group).encode()).hexdigest()[:16]
         self.active = {i: key for i, (key, cell) in enumerate(group.items()) if study.kept(key, cell) is None}
         self.pace = Pace()
-        self.warned, self.unmeasured = Warned(tell), None
+        self.warned, self.unmeasured = Warned(console.tell), None
 
     def __enter__(self) -> "_Group":
         self._stack = contextlib.ExitStack()
@@ -159,7 +161,7 @@ class _Group:
             self.directories[i] = directory
         self.folder.mkdir(parents=True, exist_ok=True)
         write(self.folder / "group.json", json.dumps(list(self.group)))
-        checkpoints = Checkpoints(self.folder / "checkpoints", keep_best=False, log=tell)
+        checkpoints = Checkpoints(self.folder / "checkpoints", keep_best=False, log=console.tell)
         self.checkpoints = self._stack.enter_context(checkpoints)
         self.stop = self._stack.enter_context(stop_requests())
         self._stack.enter_context(self.progress)
