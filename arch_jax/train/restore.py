@@ -14,6 +14,7 @@ from arch_jax.data.base import Corpus, Tokenized, load_corpus, with_defaults
 from arch_jax.errors import RunError, UsageError, nearest
 from arch_jax.experiment import Experiment, import_file
 from arch_jax.sampling.base import check_count
+from arch_jax.scalars import whole
 from arch_jax.train.checks import evaluation_program
 from arch_jax.train.given import open_parts, restored
 from arch_jax.train.loop import evaluate
@@ -119,7 +120,8 @@ class Run:
                     f"{name!r} is not a setting of this run's sampler {kind!r}"
                     + (nearest(name, valid) if valid else ", which has none; expected --count and --seed only")
                 )
-        check_count(count)
+        count = check_count(count)
+        seed = whole("seed", seed, f"an integer from 0 to {2**32 - 1}")
         if not 0 <= seed < 2**32:
             raise UsageError(f"seed is {seed}; expected 0 to {2**32 - 1}")
         sampler, held = open_parts(fields.override(sampler, settings, "sampler."), "sampler.")
