@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from arch_jax.cli.devices import CACHE_BYTES, bound
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Mesh, load
 from arch_jax.layers.transformer.decoder import SHARDINGS
+from arch_jax.train.mesh import Placement
 from arch_jax.train.restore import open_run
 from arch_jax.train.sharding import partition
 from arch_jax.train.workdir import read_metrics
@@ -210,6 +212,38 @@ def test_a_mesh_that_does_not_fit(mesh, sentence):
         Mesh(**mesh).sizes(8)
 
 
+class Checked(Placement):
+    """What is refused, without programs."""
+
+    def _make(self, experiment, sizes):
+        self.fits = True
+
+
+@pytest.mark.parametrize("devices", [2, 3, 6, 8])
+def test_what_is_said_of_a_batch_is_accepted(devices):
+    """A run that goes on keeps its batch, and can be given another mesh; a new one may have no more rows than these."""
+    whole, told = load(str(SCRIPT))[0], 0
+    for batch, accumulate, fsdp in itertools.product(range(1, 10), (1, 2, 3), (1, 2)):
+        if batch % accumulate or devices % fsdp:
+            continue
+        it = whole.overridden({"data.batch": batch, "accumulate": accumulate, "mesh.fsdp": fsdp})
+        problem = None
+        try:
+            Checked(it, [None] * devices)
+        except UsageError as refused:
+            problem = str(refused)
+        if problem is None:
+            continue
+        said = re.findall(r"(data\.batch|mesh\.data)=(\d+)", problem)
+        assert said[0][0] == "data.batch"
+        for name, value in said:
+            assert Checked(it.overridden({name: int(value)}), [None] * devices).fits
+        assert int(said[0][1]) <= max(batch, devices * accumulate)
+        assert len(said) == 2 or (batch // accumulate) % fsdp
+        told += 1
+    assert told > 5
+
+
 def test_meshes_that_fit():
     assert Mesh().sizes(8) == {"data": 8, "fsdp": 1, "tensor": 1, "expert": 1, "sequence": 1}
     assert Mesh(fsdp=4).sizes(8)["data"] == 2
@@ -233,8 +267,8 @@ def command(*arguments: Any, devices: int = 1, **variables: str) -> tuple[int, s
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (["data.batch=12"], "data.batch 12 in 1 micro-batches can't be divided among 8 devices; the nearest is "
-                            "data.batch=16"),
+        (["data.batch=12"], "data.batch 12 can't be divided among 8 devices; expected data.batch=8, or "
+                            "mesh.data=4"),
         (["mesh.fsdp=3"], "mesh.fsdp=3 makes 3 devices, which don't divide the 8 that are here; the nearest is "
                           "mesh.fsdp=2"),
         (["mesh.tensor=2"], "mesh.tensor is 2, and nothing of the model Net is cut over 'tensor'; expected "
