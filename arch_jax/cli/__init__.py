@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true", help="as JSON")
 
     one = command("sample", _sample, "sample from a run: text is printed, and everything is written to files")
-    one.add_argument("workdir", type=Path)
+    one.add_argument("workdir", type=Path, help="a run's folder, or that of a language model of another library")
     one.add_argument("--count", type=int, default=1, help="how many samples")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--set", **changes, help="a setting of the sampler, such as sampler.temperature=0.5")
@@ -362,9 +362,16 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _sample(options: argparse.Namespace) -> None:
     prepare()
+    from arch_jax.train.checkpoint_folder import is_checkpoint, open_checkpoint
     from arch_jax.train.restore import open_run
 
-    run = open_run(options.workdir, options.imports, best=options.best)
+    published = is_checkpoint(options.workdir)
+    if published and options.best:
+        raise UsageError(f"--best is for runs, and {options.workdir} holds one checkpoint; expected no --best")
+    if published:
+        run: Any = open_checkpoint(options.workdir)
+    else:
+        run = open_run(options.workdir, options.imports, best=options.best)
     settings = {_setting(flag): getattr(options, _setting(flag)) for flag in _SAMPLER_FLAGS}
     settings = {name: value for name, value in settings.items() if value is not None}
     for path, value in changes_of(options).items():
@@ -379,6 +386,8 @@ def _sample(options: argparse.Namespace) -> None:
         console.print(f"--- {name.replace('_', ' ')} ---\n{text}" if len(texts) > 1 else text)
     from arch_jax.train.report import save_shown
 
+    if published and options.out is None:
+        return  # the folder is another library's
     folder = options.out or options.workdir / "samples"
     try:
         written = save_shown(folder, f"seed_{options.seed}", made)

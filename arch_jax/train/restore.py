@@ -13,6 +13,7 @@ from arch_jax import fields
 from arch_jax.data.base import Corpus, Tokenized, load_corpus, with_defaults
 from arch_jax.errors import RunError, UsageError, nearest
 from arch_jax.experiment import Experiment, import_file
+from arch_jax.interop.safetensors import folder_of
 from arch_jax.sampling.base import check_count
 from arch_jax.scalars import whole
 from arch_jax.train.checks import evaluation_program
@@ -111,20 +112,10 @@ class Run:
           UsageError: a setting that the sampler does not have or that is out of range; the data is not at hand where
             the sampler reads it.
         """
-        task, sampler = self.experiment.task, self.experiment.used_sampler
-        valid = [field.name for field in fields.settings(sampler)]
-        for name in settings:
-            if name.partition(".")[0] not in valid:
-                kind = fields.to_json(sampler)["module"]
-                raise UsageError(
-                    f"{name!r} is not a setting of this run's sampler {kind!r}"
-                    + (nearest(name, valid) if valid else ", which has none; expected --count and --seed only")
-                )
+        task, sampler = self.experiment.task, sampler_with(self.experiment.used_sampler, settings)
         count = check_count(count)
-        seed = whole("seed", seed, f"an integer from 0 to {2**32 - 1}")
-        if not 0 <= seed < 2**32:
-            raise UsageError(f"seed is {seed}; expected 0 to {2**32 - 1}")
-        sampler, held = open_parts(fields.override(sampler, settings, "sampler."), "sampler.")
+        seed = seed_of(seed)
+        sampler, held = open_parts(sampler, "sampler.")
         frozen = {**self.variables.get("frozen", {}), **jax.tree.map(jax.numpy.asarray, held)}
         variables = {**self.variables, **({"frozen": frozen} if frozen else {})}
         data = load_corpus(self.experiment.data) if sampler.uses_data else self._carried()
@@ -149,6 +140,36 @@ class Run:
         return carried
 
 
+def seed_of(seed: Any) -> int:
+    """The seed of a draw.
+
+    Raises:
+      UsageError: no integer, or one out of range.
+    """
+    expected = f"0 to {2**32 - 1}"
+    seed = whole("seed", seed, f"an integer from {expected}")
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"seed is {seed}; expected {expected}")
+    return seed
+
+
+def sampler_with(sampler: Any, settings: Mapping[str, Any]) -> Any:
+    """A sampler with other settings.
+
+    Raises:
+      UsageError: a setting that it does not have (nearest names), or that is out of range.
+    """
+    valid = [field.name for field in fields.settings(sampler)]
+    for name in settings:
+        if name.partition(".")[0] not in valid:
+            kind = fields.to_json(sampler)["module"]
+            raise UsageError(
+                f"{name!r} is not a setting of this run's sampler {kind!r}"
+                + (nearest(name, valid) if valid else ", which has none; expected --count and --seed only")
+            )
+    return fields.override(sampler, settings, "sampler.")
+
+
 def open_run(path: Path | str, imports: Sequence[str] = (), *, best: bool = False) -> Run:
     """Opens a run's newest whole checkpoint.
 
@@ -165,6 +186,7 @@ def open_run(path: Path | str, imports: Sequence[str] = (), *, best: bool = Fals
         if not Path(file).is_file():
             raise UsageError(f"--import {file!r} does not exist; expected a Python file")
         import_file(Path(file))
-    found = restored(Path(path), best=best)
+    path = folder_of(path)
+    found = restored(path, best=best)
     variables = found.variables | ({"frozen": jax.tree.map(jax.numpy.asarray, found.held)} if found.held else {})
-    return Run(Path(path), found.experiment, found.step, variables, found.facts)
+    return Run(path, found.experiment, found.step, variables, found.facts)

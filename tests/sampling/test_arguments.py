@@ -13,6 +13,8 @@ import pytest
 import arch_jax
 from arch_jax.errors import UsageError
 from arch_jax.sampling.arguments import pad_prompts
+from arch_jax.sampling.base import check_count
+from arch_jax.train.restore import seed_of
 
 ANYTHING = [
     *(None, True, False, 0, 1, 3, -1, 2**40, -(2**70), 0.0, 0.5, 2.5, float("nan"), float("inf"), 1j, "", "x", b"x"),
@@ -199,3 +201,12 @@ def test_settings_of_samplers(kind, settings):
     for name in settings:
         for value in ANYTHING:
             refused(kind, **{name: value})
+
+
+@pytest.mark.parametrize(("read", "name"), [(check_count, "count"), (seed_of, "seed")])
+def test_counts_and_seeds(read, name):
+    for value in ANYTHING:
+        said = refused(read, value)
+        assert said is None or said.startswith(f"{name} is ")
+        assert said is not None or type(read(value)) is int
+    assert read(jnp.int32(3)) == 3
