@@ -74,6 +74,11 @@ def takes_state(module: Any) -> bool:
     return hasattr(module, "initial_state")
 
 
+def writes_targets(module: Any) -> bool:
+    """True for an encoder-decoder that writes targets token by token: it has methods `encode`, `start`, `decode`."""
+    return all(callable(getattr(module, name, None)) for name in ("encode", "start", "decode"))
+
+
 def batch_size(data: Any) -> int | None:
     """Rows of a training batch of a data component; None where its batches are all of the data."""
     return getattr(data, "batch", None)

@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import dataclasses
 import gc
-import io
 import json
 import os
 import shlex
@@ -19,6 +18,7 @@ from typing import Any, NoReturn
 from arch_jax.cli import studies
 from arch_jax.cli.console import changes_of, show, table
 from arch_jax.cli.devices import choose_platform, prepare, without_devices
+from arch_jax.console import console
 from arch_jax.errors import ArchJaxError, RunError, UsageError, unknown
 
 
@@ -28,6 +28,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:
+            console.print(message.removesuffix("\n"))
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             raise unknown("command", str(value), action.choices)
@@ -35,26 +39,21 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
+    console.open()
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be bytes that are no text
-        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         options = _parser().parse_args([a for a in arguments if a != "--debug"])
         options.debug = debug
         options.run(options)
-        sys.stdout.flush()
-        return 0
-    except BrokenPipeError:  # `arch-jax list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as problem:
         if debug or not (isinstance(problem, ArchJaxError | OSError | MemoryError) or _is_full_device(problem)):
             raise
-        print(f"arch-jax: {_sentence(problem)}", file=sys.stderr)
+        console.tell(f"arch-jax: {_sentence(problem)}")
         return getattr(problem, "exit_code", 1)
     except KeyboardInterrupt:
-        print("arch-jax: interrupted", file=sys.stderr)
+        console.tell("arch-jax: interrupted")
         return 130
 
 
@@ -132,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true", help="as JSON")
 
     one = command("sample", _sample, "sample from a run: text is printed, and everything is written to files")
-    one.add_argument("workdir", type=Path)
+    one.add_argument("workdir", type=Path, help="a run's folder, or that of a language model of another library")
     one.add_argument("--count", type=int, default=1, help="how many samples")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument(
@@ -176,7 +175,7 @@ def _list(options: argparse.Namespace) -> None:
 
     rows = catalogue.select(_rows(options), options.words, options.family, options.parameters)
     if options.json:
-        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+        console.print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
         return
     columns = ("name", "family", "paper", ">parameters", ">published", "reference", ">largest difference")
     grid = table(*columns, "reproduces")
@@ -237,7 +236,7 @@ def _describe(options: argparse.Namespace) -> None:
     with _uncollected():
         facts = describe(options.name, changes_of(options))
     if options.json:
-        print(json.dumps(facts, indent=1))
+        console.print(json.dumps(facts, indent=1))
         return
     paper = facts["paper"]
     source = f"arXiv {paper['arxiv']}" if paper["arxiv"] else (paper["url"] or "")
@@ -334,16 +333,16 @@ def _train_here(options: argparse.Namespace) -> None:
     if not outcome.finished:
         again = ["arch-jax", "train", "--workdir", str(outcome.path)]
         again += [word for file in own for word in ("--import", file)]
-        print(f"stopped after step {outcome.step} of {experiment.steps}; resume with: {shlex.join(again)}")
+        console.print(f"stopped after step {outcome.step} of {experiment.steps}; resume with: {shlex.join(again)}")
         return
     texts = [path for path in outcome.shown if path.suffix == ".txt"]
     for path in texts:
-        print(f"--- {path.stem} ---\n{path.read_text(encoding='utf-8').strip()}\n---")
-    print(_validation(outcome.validation, experiment.objective.unit))
+        console.print(f"--- {path.stem} ---\n{path.read_text(encoding='utf-8').strip()}\n---")
+    console.print(_validation(outcome.validation, experiment.objective.unit))
     for published in getattr(module, "published", ()):
-        print(f"published: {published}")
+        console.print(f"published: {published}")
     for path in (*outcome.shown, outcome.path / "metrics.jsonl", outcome.path / "checkpoints"):
-        print(f"wrote {path}")
+        console.print(f"wrote {path}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -361,19 +360,32 @@ def _evaluate(options: argparse.Namespace) -> None:
     validation = run.evaluate(data)
     if options.json:
         on = {} if data is None else {"on": to_json(data)}
-        print(json.dumps({"step": run.step} | on | validation, indent=1))
+        console.print(json.dumps({"step": run.step} | on | validation, indent=1))
     else:
         on = "" if data is None else f", on {options.on}"
-        print(f"{_validation(validation, run.experiment.objective.unit)}\nof step {run.step} of {options.workdir}{on}")
+        console.print(_validation(validation, run.experiment.objective.unit))
+        console.print(f"of step {run.step} of {options.workdir}{on}")
 
 
 def _sample(options: argparse.Namespace) -> None:
     prepare()
+    from arch_jax.train.checkpoint_folder import is_checkpoint, open_checkpoint
     from arch_jax.train.restore import open_run
 
     changes = changes_of(options)
     moved = {path: changes.pop(path) for path in [*changes] if path.endswith(".source") and path[:8] != "sampler."}
-    run = open_run(options.workdir, options.imports, best=options.best, moved=moved)
+    published = is_checkpoint(options.workdir)
+    if published and options.best:
+        raise UsageError(f"--best is for runs, and {options.workdir} holds one checkpoint; expected no --best")
+    if published and moved:
+        place = next(iter(moved))
+        raise UsageError(
+            f"--set {place} is for runs, and {options.workdir} holds a checkpoint without data; expected none"
+        )
+    if published:
+        run: Any = open_checkpoint(options.workdir)
+    else:
+        run = open_run(options.workdir, options.imports, best=options.best, moved=moved)
     settings = {_setting(flag): getattr(options, _setting(flag)) for flag in _SAMPLER_FLAGS}
     settings = {name: value for name, value in settings.items() if value is not None}
     for path, value in changes.items():
@@ -385,26 +397,28 @@ def _sample(options: argparse.Namespace) -> None:
     made = run.sample(options.seed, options.count, settings)
     texts = {name: thing for name, thing in made.items() if isinstance(thing, str)}
     for name, text in texts.items():
-        print(f"--- {name.replace('_', ' ')} ---\n{text}" if len(texts) > 1 else text)
+        console.print(f"--- {name.replace('_', ' ')} ---\n{text}" if len(texts) > 1 else text)
     from arch_jax.train.report import save_shown
 
+    if published and options.out is None:
+        return  # the folder is another library's
     folder = options.out or options.workdir / "samples"
     try:
         written = save_shown(folder, f"seed_{options.seed}", made)
     except (OSError, RunError) as problem:
         if len(texts) < len(made):
             raise
-        print(f"not written: {problem}", file=sys.stderr)  # the text was printed
+        console.tell(f"not written: {problem}")  # the text was printed
         return
     for path in written:
-        print(f"wrote {path}", file=sys.stderr)
+        console.tell(f"wrote {path}")
 
 
 def _experiments(options: argparse.Namespace) -> None:
     from arch_jax.experiment import experiments
 
     if options.json:
-        print(json.dumps([{"name": name, "text": text} for name, text in experiments().items()], indent=1))
+        console.print(json.dumps([{"name": name, "text": text} for name, text in experiments().items()], indent=1))
         return
     grid = table("experiment", "what it is")
     for name, text in experiments().items():

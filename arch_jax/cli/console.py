@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from arch_jax.console import console
+
 
 def table(*columns: str) -> Any:
     """An empty table; a column whose name begins with ">" is set to the right."""
@@ -22,24 +24,22 @@ def show(thing: Any, keep: int | None = None) -> None:
       keep: of a table, how many columns must be there; of the others, the last are left out where the terminal is too
         narrow for them, since figures that are folded can't be read.
     """
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:  # a pipe has no width: nothing is to be folded
-        console = Console(width=240)
+    on = console.rich()
+    if not on.is_terminal:  # a pipe has no width: nothing is to be folded
+        on = console.rich(width=240)
     left_out = []
-    while keep is not None and len(thing.columns) > keep and _width(console, thing) > console.width:
+    while keep is not None and len(thing.columns) > keep and _width(on, thing) > on.width:
         left_out.insert(0, str(thing.columns.pop().header))
-    console.print(thing, markup=False, highlight=False)
+    on.print(thing, markup=False, highlight=False)
     if left_out:
-        console.print(f"(no room for {', '.join(left_out)}: see the files)", markup=False, highlight=False)
+        on.print(f"(no room for {', '.join(left_out)}: see the files)", markup=False, highlight=False)
 
 
-def _width(console: Any, grid: Any) -> int:
+def _width(on: Any, grid: Any) -> int:
     """Columns of text that a table takes with nothing folded."""
     from rich.measure import Measurement
 
-    return Measurement.get(console, console.options.update(max_width=10_000), grid).maximum
+    return Measurement.get(on, on.options.update(max_width=10_000), grid).maximum
 
 
 def changes_of(options: argparse.Namespace) -> dict[str, str]:

@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from arch_jax.cli.console import changes_of, show, table
 from arch_jax.cli.devices import prepare, without_devices
+from arch_jax.console import console
 from arch_jax.errors import UsageError
 
 Adder = Callable[[str, Callable[[argparse.Namespace], None], str], argparse.ArgumentParser]
@@ -161,11 +161,11 @@ def _ablate(options: argparse.Namespace) -> None:
         written = [
             study.path / "ablation.json",
             formatting.write_csv(study.path / "ablation.csv", rows),
-            presentation.draw_curves(ablation, study.path / "curves.png"),
-            presentation.draw_bars(ablation, study.path / "bars.png"),
+            *_figure(presentation.draw_curves, ablation, study.path / "curves.png"),
+            *_figure(presentation.draw_bars, ablation, study.path / "bars.png"),
         ]
     if options.json:
-        print(json.dumps(data, indent=1))
+        console.print(json.dumps(data, indent=1))
         return
     grid = table(
         "variant",
@@ -190,9 +190,20 @@ def _ablate(options: argparse.Namespace) -> None:
         )
     show(grid, keep=4)
     for note in ablation.notes:
-        print(note)
+        console.print(note)
     for path in written:
-        print(f"wrote {path}")
+        console.print(f"wrote {path}")
+
+
+def _figure(draw: Callable[[Any, Path], Any], of: Any, path: Path) -> list[Path]:
+    """Draws a study's figure; one that fails costs a warning, not the table."""
+    from arch_jax.train.showing import Warned
+
+    def make() -> list[Path]:
+        draw(of, path)
+        return [path]
+
+    return Warned(console.tell).made(f"the figure {path.name}", make)
 
 
 def _reproduce(options: argparse.Namespace) -> None:
@@ -207,21 +218,22 @@ def _reproduce(options: argparse.Namespace) -> None:
         data = record.to_json()
         write(study.path / "record.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     if options.json:
-        print(json.dumps(data, indent=1))
+        console.print(json.dumps(data, indent=1))
     else:
         _print_ledger(ledger_table([LedgerEntry(record.name, record)]))
-        print(f"wrote {study.path / 'record.json'}")
+        console.print(f"wrote {study.path / 'record.json'}")
     if record.changes:
-        tell = f"not in the ledger: {', '.join(record.changes)} was set, and the ledger is of experiments as they are"
-        print(tell, file=sys.stderr)
+        console.tell(
+            f"not in the ledger: {', '.join(record.changes)} was set, and the ledger is of experiments as they are"
+        )
         return
     own = options.experiment.endswith(".py")
     if not own and not in_clone():
-        print("not in the ledger: the package is installed, and the ledger is its clone's", file=sys.stderr)
+        console.tell("not in the ledger: the package is installed, and the ledger is its clone's")
         return
     path = write_record(record, Path(module.__file__).parent / "results" if own else None)
     if not options.json:
-        print(f"wrote {path}")
+        console.print(f"wrote {path}")
 
 
 def _ledger(options: argparse.Namespace) -> None:
@@ -235,14 +247,14 @@ def _ledger(options: argparse.Namespace) -> None:
             | {"record": None if entry.record is None else entry.record.to_json()}
             for entry in entries
         ]
-        print(json.dumps(facts, indent=1))
+        console.print(json.dumps(facts, indent=1))
         return
     if not entries:
-        print("no record yet; `arch-jax reproduce NAME` makes one")
+        console.print("no record yet; `arch-jax reproduce NAME` makes one")
         return
     _print_ledger(ledger_table(entries))
     if in_clone():
-        print(f"wrote {write_table(entries, results_folder().parent / 'README.md')}")
+        console.print(f"wrote {write_table(entries, results_folder().parent / 'README.md')}")
 
 
 def _print_ledger(rows: list[dict[str, str]]) -> None:
@@ -300,9 +312,9 @@ def _tell_law(
     ]
     data = {"law": law.to_json(), "kaplan": kaplan.to_json(), "optimal": optima, "notes": list(notes)} | more
     write(folder / "law.json", json.dumps(data, indent=1) + "\n")
-    draw(points, law, folder / "law.png")
+    figures = _figure(lambda law, path: draw(points, law, path), law, folder / "law.png")
     if options.json:
-        print(json.dumps(data, indent=1))
+        console.print(json.dumps(data, indent=1))
         return
     if "runs" in more:
         grid = table(">parameters", ">tokens", ">FLOPs", ">loss")
@@ -314,9 +326,9 @@ def _tell_law(
         grid.add_row(name, f"{value:.6g}", "" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}")
     show(grid)
     for note in notes:
-        print(note)
-    for path in (*written, folder / "law.json", folder / "law.png"):
-        print(f"wrote {path}")
+        console.print(note)
+    for path in (*written, folder / "law.json", *figures):
+        console.print(f"wrote {path}")
 
 
 def _numbers(option: str, text: str) -> list[float]:
@@ -349,29 +361,28 @@ def _compare(options: argparse.Namespace) -> None:
         written = [
             study.path / "comparison.json",
             presentation.write_comparison_csv(comparison, study.path / "comparison.csv"),
-            presentation.draw_comparison(comparison, study.path / "comparison.png"),
+            *_figure(presentation.draw_comparison, comparison, study.path / "comparison.png"),
         ]
     if options.json:
-        print(json.dumps(data, indent=1))
+        console.print(json.dumps(data, indent=1))
         return
     headers, rows = presentation.comparison_table(comparison)
     grid = table(*(name if name == "model" else f">{name}" for name in headers))
     for row in rows:
         grid.add_row(*row)
     show(grid, keep=5)
-    print("held equal: " + "; ".join(comparison.held_equal))
-    print("not equal: " + "; ".join(comparison.not_equal))
+    console.print("held equal: " + "; ".join(comparison.held_equal))
+    console.print("not equal: " + "; ".join(comparison.not_equal))
     for note in comparison.notes:
-        print(note)
+        console.print(note)
     for path in written:
-        print(f"wrote {path}")
+        console.print(f"wrote {path}")
 
 
 def _plan(options: argparse.Namespace) -> None:
     without_devices()
     from arch_jax.experiment import import_file
     from arch_jax.plan.plan import plan, workload
-    from arch_jax.train.report import tell
 
     for file in options.imports:
         import_file(Path(file))
@@ -379,7 +390,7 @@ def _plan(options: argparse.Namespace) -> None:
     asked = {"chips": options.chips, "decode": options.decode, "largest_batch": options.largest_batch}
     found = []
     for target in options.target:
-        one = plan(of, target, **asked, say=tell)
+        one = plan(of, target, **asked, say=console.tell)
         found.append(one.to_json())
         if not options.json:
             grid = table(of.name, target)
@@ -387,4 +398,4 @@ def _plan(options: argparse.Namespace) -> None:
                 grid.add_row(what, how_much)
             show(grid)
     if options.json:
-        print(json.dumps(found if len(found) > 1 else found[0], indent=1))
+        console.print(json.dumps(found if len(found) > 1 else found[0], indent=1))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -60,12 +60,15 @@ def measured(
     data: Any,
     key: jax.Array,
     taken: Iterable[str] = (),
+    failed: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, float]:
     """The numbers of several measures, by name.
 
     Args:
       measures, task, variables, sampler, data, key: as for `Measure`.
       taken: names that others have, such as those of the validation metrics.
+      failed: called with what could not be measured, such as "the measure Translation", and its exception, instead of
+        raising it; the other measures are taken all the same.
 
     Raises:
       UsageError: a name that is taken or given twice, or something else than numbers by name.
@@ -73,16 +76,26 @@ def measured(
     found: dict[str, float] = {}
     for measure in measures:
         kind = type(measure).__name__
-        new = measure(task, variables, sampler, data, key)
-        if not isinstance(new, Mapping):
-            raise UsageError(f"the measure {kind} gives {type(new).__name__}; expected numbers by name")
-        for name, value in new.items():
-            if name in found or name in taken:
-                raise UsageError(f"the measure {kind} gives {name!r}, which is a metric already; expected another name")
-            if np.ndim(value) or isinstance(value, str) or value is None:
-                raise UsageError(f"the measure {kind} gives {name!r} as {value!r:.80}; expected a number")
-            found[name] = float(value)
+        try:
+            new = measure(task, variables, sampler, data, key)
+            found |= _checked(kind, new, {*found, *taken})
+        except Exception as problem:
+            if failed is None:
+                raise
+            failed(f"the measure {kind}", problem)
     return found
+
+
+def _checked(kind: str, new: Any, taken: set[str]) -> dict[str, float]:
+    """The numbers that a measure of that kind gave, where they are numbers under names that are free."""
+    if not isinstance(new, Mapping):
+        raise UsageError(f"the measure {kind} gives {type(new).__name__}; expected numbers by name")
+    for name, value in new.items():
+        if name in taken:
+            raise UsageError(f"the measure {kind} gives {name!r}, which is a metric already; expected another name")
+        if np.ndim(value) or isinstance(value, str) or value is None:
+            raise UsageError(f"the measure {kind} gives {name!r} as {value!r:.80}; expected a number")
+    return {name: float(value) for name, value in new.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.figures.base import Figure
+from arch_jax.figures.canvas import new_figure
 
 
 @component("attention_map", kind="figure")
@@ -65,11 +66,9 @@ def alignment_figure(
       sources: the source's tokens as text.
       targets: the tokens that were written.
     """
-    from matplotlib.figure import Figure
-
     columns = 2 if len(weights) > 1 else 1
     rows = -(-len(weights) // columns)
-    figure = Figure(figsize=(5.2 * columns, 4.8 * rows), layout="constrained")
+    figure = new_figure(figsize=(5.2 * columns, 4.8 * rows), layout="constrained")
     for i, (matrix, source, target) in enumerate(zip(weights, sources, targets)):
         axes = figure.add_subplot(rows, columns, i + 1)
         axes.imshow(matrix, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")

@@ -1,7 +1,7 @@
 """The contract of a figure: something for a person to look at, drawn at every evaluation."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import jax
@@ -48,25 +48,41 @@ class Figure:
 
 
 def drawn(
-    figures: Iterable[Figure], task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array
+    figures: Iterable[Figure],
+    task: Any,
+    variables: Any,
+    sampler: Any,
+    data: Any,
+    key: jax.Array,
+    failed: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, Any]:
     """The output of several figures, by name.
 
+    Args:
+      figures, task, variables, sampler, data, key: as for `Figure`.
+      failed: called with what could not be drawn, such as "the figure Samples", and its exception, instead of raising
+        it; the other figures are drawn all the same.
+
     Raises:
-      UsageError: two of them give the same name.
+      UsageError: two of them give the same name, or one gives neither text nor a figure.
     """
     shown: dict[str, Any] = {}
     for figure in figures:
-        new = figure(task, variables, sampler, data, key)
-        for name, thing in new.items():
-            if name in shown:
-                raise UsageError(f"two figures give {name!r}; expected names of their own")
-            if not isinstance(thing, str) and not is_figure(thing):
-                kind = type(figure).__name__
-                raise UsageError(
-                    f"{kind} gives {name!r} as {type(thing).__name__}; expected text or a matplotlib figure"
-                )
-        shown |= new
+        kind = type(figure).__name__
+        try:
+            new = figure(task, variables, sampler, data, key)
+            for name, thing in new.items():
+                if name in shown:
+                    raise UsageError(f"two figures give {name!r}; expected names of their own")
+                if not isinstance(thing, str) and not is_figure(thing):
+                    raise UsageError(
+                        f"{kind} gives {name!r} as {type(thing).__name__}; expected text or a matplotlib figure"
+                    )
+            shown |= new
+        except Exception as problem:
+            if failed is None:
+                raise
+            failed(f"the figure {kind}", problem)
     return shown
 
 

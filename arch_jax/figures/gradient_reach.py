@@ -12,6 +12,7 @@ from arch_jax.evaluation.base import fresh
 from arch_jax.evaluation.gradient_reach import of_sequences, of_tokens
 from arch_jax.fields import component
 from arch_jax.figures.base import Figure
+from arch_jax.figures.canvas import new_figure
 
 
 @component("gradient_reach", kind="figure")
@@ -55,9 +56,7 @@ def reach_figure(norms: Mapping[str, Any]) -> Any:
     Args:
       norms: name -> as `gradient_by_distance` gives them.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.0, 3.8), layout="constrained")
+    figure = new_figure(figsize=(6.0, 3.8), layout="constrained")
     axes = figure.add_subplot()
     for name, curve in norms.items():
         curve = np.asarray(curve, np.float64)

@@ -9,6 +9,7 @@ import numpy as np
 
 from arch_jax.fields import component
 from arch_jax.figures.base import Figure
+from arch_jax.figures.canvas import library, new_figure
 
 
 @component("node_embedding", kind="figure")
@@ -32,9 +33,6 @@ def embedding_figure(
     logits: np.ndarray, labels: np.ndarray, counted: np.ndarray, ends: np.ndarray, class_names: Sequence[str] | None
 ) -> Any:
     """A figure of the nodes by their two principal components, coloured by class; wrong ones are crossed out."""
-    from matplotlib.collections import LineCollection
-    from matplotlib.figure import Figure
-
     # Directions alone: a node with many neighbours would otherwise be far from all others.
     directions = logits / np.maximum(np.linalg.norm(logits, axis=1, keepdims=True), 1e-12)
     centred = directions - directions.mean(0)
@@ -42,11 +40,12 @@ def embedding_figure(
     # A principal component's sign is arbitrary: fixed, so that the figures of one run follow one another.
     axes_of = axes_of[:2] * np.where(axes_of[:2][np.arange(2), np.abs(axes_of[:2]).argmax(1)] < 0, -1, 1)[:, None]
     places = centred @ axes_of.T
-    figure = Figure(figsize=(6.4, 5), layout="constrained")
+    figure = new_figure(figsize=(6.4, 5), layout="constrained")
     axes = figure.add_subplot()
     lines = np.stack([places[ends[0]], places[ends[1]]], axis=1)
     shade = min(0.5, 60 / max(1, len(lines)))
-    axes.add_collection(LineCollection(lines, colors="grey", linewidths=0.4, alpha=max(shade, 0.02), zorder=0))
+    look = {"colors": "grey", "linewidths": 0.4, "alpha": max(shade, 0.02), "zorder": 0}
+    axes.add_collection(library("collections").LineCollection(lines, **look))
     names = class_names or [f"class {i}" for i in range(int(labels.max()) + 1)]
     size = 40 if len(labels) < 200 else 6
     for i, name in enumerate(names):

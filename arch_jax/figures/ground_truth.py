@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from arch_jax.evaluation.ground_truth import NEAR
 from arch_jax.fields import component
 from arch_jax.figures.base import Figure
+from arch_jax.figures.canvas import new_figure
 from arch_jax.ops.gaussian_mixture import mixture_log_density, mixture_score
 
 
@@ -46,8 +47,6 @@ def score_figure(
     estimate: Callable[[Array], Array], centres: np.ndarray, std: np.ndarray, noise: float, places: int = 21
 ) -> Any:
     """A figure of the score over the density in the plane: as it is, as the model has it, and how far they differ."""
-    from matplotlib.figure import Figure
-
     wide = float(np.sqrt(np.square(std) + noise**2))
     reach = float(np.abs(centres).max()) + 2.5 * wide
     plane = lambda count: jnp.stack(jnp.meshgrid(*[jnp.linspace(-reach, reach, count)] * 2), axis=-1).reshape(-1, 2)
@@ -58,7 +57,7 @@ def score_figure(
         for count, at in ((121, fine), (places, coarse))
     }
     made = {count: np.asarray(estimate(at)) for count, at in ((121, fine), (places, coarse))}
-    figure = Figure(figsize=(11.0, 3.9), layout="constrained")
+    figure = new_figure(figsize=(11.0, 3.9), layout="constrained")
     axes = figure.subplots(1, 3)
     longest = float(np.linalg.norm(truth[places], axis=1).max())
     for part, title, field in ((axes[0], "score of the noisy mixture", truth), (axes[1], "(r(x) - x) / noise²", made)):
@@ -83,11 +82,9 @@ def atoms_figure(found: Float[Array, "rows size"], atoms: np.ndarray, near: floa
       atoms: of length 1.
       near: an atom counts as recovered where 1 - |cosine| is below this.
     """
-    from matplotlib.figure import Figure
-
     cosines = np.abs(np.asarray(atoms) @ np.asarray(jax.device_get(found)).T)
     best = cosines.max(axis=1)
-    figure = Figure(figsize=(9.0, 3.9), layout="constrained")
+    figure = new_figure(figsize=(9.0, 3.9), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
     drawn = left.imshow(cosines[:, cosines.argmax(axis=1)], cmap="magma", vmin=0, vmax=1, interpolation="nearest")
     left.set(xlabel="the row nearest to each atom", ylabel="atom")

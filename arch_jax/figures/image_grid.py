@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from arch_jax.figures.canvas import new_figure
+
 
 def image_grid(rows: dict[str, np.ndarray], title: str = "") -> Any:
     """A figure with one row of images under each name; pixels below 0 are black and above 1 white.
@@ -12,10 +14,8 @@ def image_grid(rows: dict[str, np.ndarray], title: str = "") -> Any:
       rows: name -> "images height width channels", as many in each row.
       title: above all of them.
     """
-    from matplotlib.figure import Figure
-
     count = max(len(images) for images in rows.values())
-    figure = Figure(figsize=(max(4.0, 0.62 * count), 0.72 * len(rows) + 0.5), layout="constrained")
+    figure = new_figure(figsize=(max(4.0, 0.62 * count), 0.72 * len(rows) + 0.5), layout="constrained")
     figure.suptitle(title, size=10)
     for row, (name, images) in enumerate(rows.items()):
         for column in range(count):

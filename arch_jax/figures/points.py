@@ -11,6 +11,7 @@ from arch_jax.errors import UsageError
 from arch_jax.evaluation.mode_coverage import modes
 from arch_jax.fields import component
 from arch_jax.figures.base import Figure
+from arch_jax.figures.canvas import new_figure
 
 
 @component("generated_points", kind="figure")
@@ -63,9 +64,7 @@ def points_figure(
       covered: which of them a generated point is near to, booleans "modes".
       near: the share of generated points near any centre.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6, 4.8), layout="constrained")
+    figure = new_figure(figsize=(4.6, 4.8), layout="constrained")
     axes = figure.add_subplot()
     reach = 1.6 * float(np.abs(real).max())
     density, _, _ = np.histogram2d(*real.T, bins=120, range=[[-reach, reach]] * 2)

@@ -9,6 +9,7 @@ import numpy as np
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.figures.base import Figure
+from arch_jax.figures.canvas import new_figure
 
 
 @component("predictions", kind="figure")
@@ -48,15 +49,13 @@ def predictions_figure(images: list, labels: list, guesses: list, names: Any, co
     At most a quarter are wrong ones, which come last: among a few hundred images, a good classifier's mistakes would
     otherwise not be seen.
     """
-    from matplotlib.figure import Figure
-
     wrong = [i for i in range(len(labels)) if labels[i] != guesses[i]]
     right = [i for i in range(len(labels)) if labels[i] == guesses[i]]
     mistakes = wrong[: max(count // 4, count - len(right))]
     chosen = [*right[: count - len(mistakes)], *mistakes]
     columns = min(max(6, len(chosen)), 8 if any(len(str(name)) > 5 for name in names) else 12)
     rows = max(1, -(-len(chosen) // columns))
-    figure = Figure(figsize=(columns * 0.95, rows * 1.2 + 0.5), layout="constrained")
+    figure = new_figure(figsize=(columns * 0.95, rows * 1.2 + 0.5), layout="constrained")
     figure.suptitle(f"{len(wrong)} of the first {len(labels)} validation images are misclassified", size=10)
     for place in range(rows * columns):
         axes = figure.add_subplot(rows, columns, place + 1)

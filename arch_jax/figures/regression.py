@@ -9,6 +9,7 @@ import numpy as np
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.figures.base import Figure
+from arch_jax.figures.canvas import new_figure
 
 
 @component("regression", kind="figure")
@@ -42,9 +43,7 @@ class Regression(Figure):
 
 def regression_figure(answers: np.ndarray, targets: np.ndarray) -> Any:
     """A figure of predictions over targets, both "rows outputs"."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
+    figure = new_figure(figsize=(4.6, 4.6), layout="constrained")
     axes = figure.add_subplot()
     low, high = float(targets.min()), float(targets.max())
     axes.plot([low, high], [low, high], color="grey", linewidth=0.8, zorder=0)

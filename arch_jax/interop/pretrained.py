@@ -17,12 +17,21 @@ import numpy as np
 from arch_jax import fields
 from arch_jax.errors import RunError, UsageError, nearest
 from arch_jax.interop.configurations import configuration_of, module_of
-from arch_jax.interop.safetensors import FILES, SINGLE, Files, open_checkpoint, plain_file, write_tensors
+from arch_jax.interop.safetensors import (
+    FILES,
+    SINGLE,
+    Files,
+    folder_of,
+    open_checkpoint,
+    plain_file,
+    write_tensors,
+)
 from arch_jax.interop.strict_json import read_object, shown
 from arch_jax.interop.weights import fitted_to_checkpoint, tensors_of, variables_of
 
 _CONFIGURATION = "config.json"
 _PIPELINE = "model_index.json"
+_ADAPTER = "adapter_config.json"
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -61,11 +70,13 @@ def load_pretrained(
       UsageError: no such folder, an unsupported model, or tensors that are not those of the configuration.
       RunError: a file is damaged, or can't be read.
     """
-    folder = Path(directory)
+    folder = folder_of(directory)
     if not folder.is_dir():
         raise _no_folder(folder)
+    if is_adapter(folder):
+        raise _adapter(folder)
     settings = dict.fromkeys(("dtype", "parameter_dtype"), _dtype(dtype)) | changes
-    if isinstance(ignore, str):
+    if isinstance(ignore, str) or not isinstance(ignore, Collection) or not all(isinstance(x, str) for x in ignore):
         raise UsageError(f"ignore is {shown(ignore)}; expected a tuple of names, such as ('trained_by',)")
     if not (folder / _CONFIGURATION).exists():
         raise _no_configuration(folder)
@@ -98,15 +109,16 @@ def save_pretrained(
       UsageError: the library can't express the module (the setting is named), or the variables are not the module's.
       RunError: a parameter is NaN or infinite, or a file can't be written.
     """
-    if isinstance(shard_bytes, bool) or shard_bytes < 1:
+    if isinstance(shard_bytes, bool) or not isinstance(shard_bytes, int) or shard_bytes < 1:
         raise UsageError(
             f"shard_bytes is {shard_bytes}; expected a number of bytes of at least 1, such as 5_000_000_000"
         )
+    folder = folder_of(directory)
     kind, configuration = configuration_of(module)
     tensors = list(tensors_of(kind, module, variables))
     if kind.library.dtype is not None:
         configuration[kind.library.dtype] = tensors[0][2].name
-    folder, files = Path(directory), kind.library.files
+    files = kind.library.files
     with _Staged(folder) as staged:
         shards = _shards(tensors, shard_bytes, files)
         for file, entries in shards.items():
@@ -117,6 +129,23 @@ def save_pretrained(
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
             staged.file(files.index).write_text(_as_json(index), encoding="utf-8")
         staged.file(_CONFIGURATION).write_text(_as_json(configuration), encoding="utf-8")
+
+
+def is_adapter(folder: Path) -> bool:
+    """True for a folder of PEFT: what a LoRA, say, adds to the weights of another folder, and no weights of its own."""
+    whole = any((folder / name).exists() for files in FILES.values() for name in (files.single, files.index))
+    return (folder / _ADAPTER).exists() and not whole
+
+
+def _adapter(folder: Path) -> UsageError:
+    facts: dict[str, Any] = {}
+    with contextlib.suppress(RunError):
+        facts = read_object(plain_file(folder, _ADAPTER))
+    kind, base = facts.get("peft_type"), facts.get("base_model_name_or_path")
+    return UsageError(
+        f"{str(folder)!r} is a PEFT adapter ({_ADAPTER}, type {shown(kind)}) of the model {shown(base)}, and no model; "
+        "expected its sum with that one: in peft, model.merge_and_unload().save_pretrained(folder)"
+    )
 
 
 def _no_folder(folder: Path) -> UsageError:

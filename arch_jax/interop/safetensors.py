@@ -115,6 +115,20 @@ class StoredTensor:
         return numbers if dtype is None else numbers.astype(dtype)
 
 
+def folder_of(directory: Any) -> Path:
+    """A folder as a person gives it.
+
+    Raises:
+      UsageError: no path.
+    """
+    try:
+        return Path(directory)
+    except TypeError:
+        raise UsageError(
+            f"directory is {shown(directory)}; expected the path of a folder, as a text or a pathlib.Path"
+        ) from None
+
+
 def plain_file(directory: Path, name: str) -> Path:
     """The file `name` in `directory`: right there, not reached through a path or a link that leads elsewhere.
 

@@ -1,11 +1,10 @@
 """The tokenizer of a checkpoint, as the `tokenizers` library reads it."""
 
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arch_jax.errors import RunError, UsageError
-from arch_jax.interop.safetensors import plain_file
+from arch_jax.interop.safetensors import folder_of, plain_file
 from arch_jax.interop.strict_json import read_object
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def load_tokenizer(directory: str | PathLike) -> "tokenizers.Tokenizer":
     """
     import tokenizers
 
-    folder = Path(directory)
+    folder = folder_of(directory)
     if not folder.is_dir():
         raise UsageError(f"{str(folder)!r} is not a folder; expected one on this machine with {TOKENIZER_FILE}")
     if not (folder / TOKENIZER_FILE).exists():

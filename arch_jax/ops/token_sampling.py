@@ -1,6 +1,7 @@
 """Choosing the next token: temperature, top-k and top-p (nucleus) sampling on logits."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from arch_jax.errors import UsageError
+from arch_jax.scalars import real, whole
 
 __all__ = ["filter_logits", "sample"]
 
@@ -40,7 +42,7 @@ def filter_logits(
     Raises:
       UsageError: `temperature` is negative or not finite, `top_k` below 1, or `top_p` outside (0, 1].
     """
-    check_sampling(temperature, top_k, top_p)
+    temperature, top_k, top_p = check_sampling(temperature, top_k, top_p)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     vocabulary = logits.shape[-1]
     if temperature == 0:
@@ -89,20 +91,31 @@ def sample(
     Raises:
       UsageError: as for `filter_logits`.
     """
-    check_sampling(temperature, top_k, top_p)
+    temperature, top_k, top_p = check_sampling(temperature, top_k, top_p)
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     filtered = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
     return jax.random.categorical(key, filtered, axis=-1).astype(jnp.int32)
 
 
-def check_sampling(temperature: float | int, top_k: int | None, top_p: float | int | None) -> None:
-    """Raises a `UsageError` that names the first setting out of its range, so that callers can refuse early."""
-    if math.isnan(temperature) or temperature < 0 or math.isinf(temperature):
-        raise UsageError(
-            f"temperature is {temperature}; expected a finite number of at least 0, such as 0 (greedy) or 1.0"
-        )
-    if top_k is not None and top_k < 1:
-        raise UsageError(f"top_k is {top_k}; expected an integer of at least 1, or None to keep every token")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UsageError(f"top_p is {top_p}; expected a number in (0, 1], such as 0.95, or None to keep every token")
+def check_sampling(temperature: Any, top_k: Any, top_p: Any) -> tuple[float, int | None, float | None]:
+    """The three settings as Python's numbers, so that callers can refuse early and compile a program for them.
+
+    Raises:
+      UsageError: the first that is no number, or out of its range.
+    """
+    expected = "a finite number of at least 0, such as 0 (greedy) or 1.0"
+    temperature = real("temperature", temperature, expected)
+    if not 0 <= temperature < math.inf:
+        raise UsageError(f"temperature is {temperature}; expected {expected}")
+    if top_k is not None:
+        expected = "an integer of at least 1, or None to keep every token"
+        top_k = whole("top_k", top_k, expected)
+        if top_k < 1:
+            raise UsageError(f"top_k is {top_k}; expected {expected}")
+    if top_p is not None:
+        expected = "a number in (0, 1], such as 0.95, or None to keep every token"
+        top_p = real("top_p", top_p, expected)
+        if not 0 < top_p <= 1:
+            raise UsageError(f"top_p is {top_p}; expected {expected}")
+    return temperature, top_k, top_p

@@ -208,8 +208,8 @@ class Estimator(contextlib.AbstractContextManager):
         rows = workload.rows
         if rows is not None and not workload.full_batch and rows // experiment.accumulate % parts:
             even = parts * experiment.accumulate
-            near = max(1, round(rows / even)) * even
-            raise UsageError(f"batch {rows} can't be divided among {parts} chips; the nearest is {near}")
+            near = max(1, rows // even) * even  # a smaller one, which no data is too small for
+            raise UsageError(f"batch {rows} can't be divided among {parts} chips; expected such as {near}")
         parts = 1 if workload.full_batch else parts  # a graph is not cut in an estimate
         cut = lambda x: jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]) if x.shape else (), x.dtype)
         local = {name: cut(x) for name, x in workload.batch.items()}

@@ -3,7 +3,8 @@
 `generate` continues prompts and `beam_search` writes targets for sources, for models that carry a state.
 """
 
-from arch_jax.sampling.autoregressive import generate, pad_prompts
+from arch_jax.sampling.arguments import pad_prompts
+from arch_jax.sampling.autoregressive import generate
 from arch_jax.sampling.base import Sampler
 from arch_jax.sampling.beam_search import beam_search
 

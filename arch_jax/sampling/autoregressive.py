@@ -15,7 +15,16 @@ from jaxtyping import Array, Int
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.ops.token_sampling import check_sampling, sample
-from arch_jax.protocols import unrolled, vocabulary
+from arch_jax.protocols import unrolled
+from arch_jax.sampling.arguments import (
+    check_decoder,
+    check_key,
+    check_variables,
+    length_of,
+    pad_prompts,
+    token_of,
+    variables_of,
+)
 from arch_jax.sampling.base import Sampler, check_count, numbered
 
 
@@ -44,8 +53,7 @@ class Autoregressive(Sampler):
     uses_data: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise UsageError(f"length is {self.length}; expected at least 1 token to generate")
+        length_of(self.length, "generate")
         check_sampling(self.temperature, self.top_k, self.top_p)
 
     def check(self, task: Any, data: Any) -> None:
@@ -64,7 +72,7 @@ class Autoregressive(Sampler):
         Raises:
           UsageError: an empty prompt, characters outside the vocabulary, or a text longer than the model's positions.
         """
-        check_count(count)
+        count = check_count(count)
         options = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
         new = generate(task.model, variables, [self._tokens(data)] * count, self.length, key, **options)
         return numbered("text", [self.prompt + data.tokenizer.decode(row) for row in jax.device_get(new)])
@@ -73,7 +81,7 @@ class Autoregressive(Sampler):
 def generate(
     module: nn.Module,
     variables: Any,
-    prompt: Int[Array, "batch time"] | Int[np.ndarray, "batch time"] | Sequence[Sequence[int] | Int[np.ndarray, "_"]],
+    prompt: Int[Array, "... time"] | Int[np.ndarray, "... time"] | Sequence[int | Sequence[int] | Int[np.ndarray, "_"]],
     length: int,
     key: jax.Array | None = None,
     *,
@@ -90,57 +98,36 @@ def generate(
     Args:
       module: a decoder that carries a state: `initial_state(batch, length)` and `apply(..., state=)`.
       variables: of the module.
-      prompt: "batch time" tokens, or a list of token lists of different lengths, each with one token at least.
+      prompt: "batch time" tokens, or a list of token lists of different lengths, each with one token at least; one list
+        of tokens, or an array "time", is one prompt.
       length: how many tokens to add.
       key: for sampling; may be none where `temperature` is 0.
       temperature: divides the logits; 0 takes the likeliest token.
       top_k: only the k likeliest tokens are drawn; none is all.
       top_p: only the smallest set of tokens whose probability reaches p is drawn; none is all.
-      stop: after this token a row goes on with `stop` only.
+      stop: after this token, one id, a row goes on with `stop` only.
 
     Returns:
       The new tokens, without the prompt.
 
     Raises:
-      UsageError: an empty prompt, a token outside the vocabulary, a sequence longer than the model's positions, or
-        sampling settings out of range.
+      UsageError: a module that does not decode, variables or a key that are none, an empty prompt, a token that is no
+        integer or outside the vocabulary, a sequence longer than the model's positions, or settings out of range.
     """
-    check_sampling(temperature, top_k, top_p)
-    if length < 1:
-        raise UsageError(f"length is {length}; expected at least 1 token to generate")
-    tokens, segment_ids = pad_prompts(prompt, vocabulary(module))
+    check_decoder(module)
+    check_variables(variables)
+    temperature, top_k, top_p = check_sampling(temperature, top_k, top_p)
+    length = length_of(length, "generate")
+    tokens, segment_ids = pad_prompts(prompt, module.vocabulary)
     if key is None:
         if temperature != 0:
             raise UsageError(f"temperature {temperature} draws at random and needs a key; give key= or temperature=0")
         key = jax.random.key(0)
+    check_key(key)
     top_k = None if top_k is None else min(top_k, module.vocabulary)
-    return _generate(module, variables, tokens, segment_ids, key, length, float(temperature), top_k, top_p, stop)
-
-
-def pad_prompts(prompt: Any, vocabulary: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Prompts as one array, padded on the right; and segment ids (1, 0 at padding), None where all are of one length.
-
-    Raises:
-      UsageError: no prompt, an empty one, or a token outside the vocabulary.
-    """
-    if isinstance(prompt, jax.Array | np.ndarray):
-        rows = list(np.asarray(prompt)) if np.ndim(prompt) == 2 else [np.asarray(prompt)]
-    else:
-        rows = [np.asarray(row, np.int32) for row in prompt]
-    if not rows or any(row.size == 0 for row in rows):
-        raise UsageError("a prompt is empty; expected at least one token in each")
-    longest = max(row.size for row in rows)
-    tokens = np.zeros((len(rows), longest), np.int32)
-    segment_ids = np.zeros((len(rows), longest), np.int32)
-    for i, row in enumerate(rows):
-        outside = row[(row < 0) | (row >= vocabulary)] if vocabulary else row[:0]
-        if outside.size:
-            raise UsageError(
-                f"the prompt holds token {int(outside[0])}, outside the vocabulary; expected 0 to {vocabulary - 1}"
-            )
-        tokens[i, : row.size] = row
-        segment_ids[i, : row.size] = 1
-    return tokens, None if segment_ids.all() else segment_ids
+    stop = None if stop is None else token_of("stop", stop, module.vocabulary)
+    with variables_of(module):
+        return _generate(module, variables, tokens, segment_ids, key, length, temperature, top_k, top_p, stop)
 
 
 def _check_decoder(module: nn.Module, tokens: Any, logits: Any, before: Any, after: Any) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from arch_jax.errors import UsageError
 from arch_jax.protocols import require
+from arch_jax.scalars import whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +55,16 @@ class Sampler:
         raise TypeError(f"{type(self).__name__} must say what it draws")
 
 
-def check_count(count: int) -> None:
-    """Refuses a number of samples below 1.
+def check_count(count: Any) -> int:
+    """A number of samples.
 
     Raises:
-      UsageError: if count < 1.
+      UsageError: no integer, or one below 1.
     """
+    count = whole("count", count, "an integer of at least 1")
     if count < 1:
         raise UsageError(f"count is {count}; expected at least 1")
+    return count
 
 
 def numbered(name: str, texts: list[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -15,8 +16,17 @@ from arch_jax.data.sequences.pairs import before_stop
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.protocols import check_length, sequence_limit, source_vocabulary
-from arch_jax.sampling.autoregressive import pad_prompts
+from arch_jax.sampling.arguments import (
+    check_encoder_decoder,
+    check_variables,
+    length_of,
+    mask_of,
+    pad_prompts,
+    token_of,
+    variables_of,
+)
 from arch_jax.sampling.base import Sampler, check_count, numbered
+from arch_jax.scalars import real, whole
 
 
 @component("beam_search", kind="sampler")
@@ -42,11 +52,10 @@ class BeamSearch(Sampler):
     longest: float = 1.25
 
     def __post_init__(self) -> None:
-        if self.beams < 1:
+        if whole("beams", self.beams, "an integer of at least 1, which is greedy") < 1:
             raise UsageError(f"beams is {self.beams}; expected at least 1, which is greedy")
-        if not self.length_penalty >= 0:
-            raise UsageError(f"length_penalty is {self.length_penalty}; expected at least 0, such as 0.6")
-        if not self.longest >= 1:
+        check_penalty(self.length_penalty)
+        if not 1 <= real("longest", self.longest, "a number of at least 1") < math.inf:
             raise UsageError(f"longest is {self.longest}; expected at least 1")
 
     def targets(
@@ -74,7 +83,7 @@ class BeamSearch(Sampler):
         Raises:
           UsageError: a prompt that is empty or that the data has no encoder for, more pairs than there are.
         """
-        check_count(count)
+        count = check_count(count)
         if self.prompt is not None:
             return numbered("text", [self._of_prompt(task.model, variables, data)] * count)
         batch = next(iter(data.validation()))
@@ -107,9 +116,9 @@ class BeamSearch(Sampler):
 def beam_search(
     module: nn.Module,
     variables: Any,
-    source: Int[Array, "batch source"]
-    | Int[np.ndarray, "batch source"]
-    | Sequence[Sequence[int] | Int[np.ndarray, "_"]],
+    source: Int[Array, "... source"]
+    | Int[np.ndarray, "... source"]
+    | Sequence[int | Sequence[int] | Int[np.ndarray, "_"]],
     length: int,
     *,
     source_mask: Bool[Array, "batch source"] | Bool[np.ndarray, "batch source"] | None = None,
@@ -127,7 +136,8 @@ def beam_search(
     Args:
       module: an encoder-decoder: methods `encode`, `start` and `decode`.
       variables: of the module.
-      source: "batch source" tokens, or a list of token lists of different lengths.
+      source: "batch source" tokens, or a list of token lists of different lengths; a list of tokens, or an array
+        "source", is one.
       length: tokens to write at most.
       source_mask: True at real tokens; None is all, or what a list of lists says.
       start: the token that every target begins with; it is not returned.
@@ -142,24 +152,39 @@ def beam_search(
       UsageError: an empty source, a token outside the vocabulary, a setting out of range, or a target longer than the
         model's positions.
     """
+    check_encoder_decoder(module)
+    check_variables(variables)
     vocabulary = module.vocabulary
-    if length < 1:
-        raise UsageError(f"length is {length}; expected at least 1 token to write")
+    length = length_of(length, "write")
+    beams = whole("beams", beams, f"an integer from 1 to {vocabulary}, the vocabulary")
     if not 1 <= beams <= vocabulary:
         raise UsageError(f"beams is {beams}; expected 1 to {vocabulary}, the vocabulary")
-    if not length_penalty >= 0:
-        raise UsageError(f"length_penalty is {length_penalty}; expected at least 0, such as 0.6")
-    for name, token in (("start", start), ("stop", stop)):
-        if token is not None and not 0 <= token < vocabulary:
-            raise UsageError(f"{name} is token {token}, outside the vocabulary; expected 0 to {vocabulary - 1}")
-    if source_mask is None or not isinstance(source, jax.Array | np.ndarray):
-        source, ids = pad_prompts(source, source_vocabulary(module))
-        source_mask = None if ids is None else ids > 0
+    penalty = check_penalty(length_penalty)
+    penalty = penalty if beams > 1 else 0.0
+    start = token_of("start", start, vocabulary)
+    stop = None if stop is None else token_of("stop", stop, vocabulary)
+    source, ids = pad_prompts(source, source_vocabulary(module), "source")
+    mask = None if ids is None else ids > 0
+    if source_mask is not None:
+        given = mask_of(source_mask, source.shape)
+        mask = given if mask is None else given & mask
     check_length(module, max(length, source.shape[1]))
-    penalty = float(length_penalty) if beams > 1 else 0.0
-    mask = None if source_mask is None else jnp.asarray(source_mask)
     stop = -1 if stop is None else stop  # no token is -1
-    return _search(module, variables, jnp.asarray(source), mask, length, start, stop, beams, penalty)
+    with variables_of(module):
+        return _search(module, variables, jnp.asarray(source), mask, length, start, stop, beams, penalty)
+
+
+def check_penalty(penalty: Any) -> float:
+    """The exponent alpha of the length penalty.
+
+    Raises:
+      UsageError: no number, or one that is negative or not finite.
+    """
+    expected = "at least 0, such as 0.6"
+    penalty = real("length_penalty", penalty, f"a number of {expected}")
+    if not 0 <= penalty < math.inf:
+        raise UsageError(f"length_penalty is {penalty}; expected {expected}")
+    return penalty
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7, 8))

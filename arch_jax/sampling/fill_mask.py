@@ -40,7 +40,7 @@ class FillMask(Sampler):
         Raises:
           UsageError: a prompt without [MASK], or for data without a tokenizer.
         """
-        check_count(count)
+        count = check_count(count)
         if self.prompt is not None:
             return numbered("text", [self._filled(task, variables, data)] * count)
         batch = next(iter(data.validation()))

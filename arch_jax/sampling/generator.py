@@ -22,7 +22,7 @@ class GeneratorSampler(Sampler):
 
     def __call__(self, task: Any, variables: Any, data: Any, key: jax.Array, count: int = 1) -> dict[str, Any]:
         """Points as lines of numbers ("points") and as an array; or images as a figure ("samples") and as an array."""
-        check_count(count)
+        count = check_count(count)
         latent = jax.vmap(lambda k: jax.random.normal(k, (task.model.generator.latent,)))(keys_by_row(key, count))
         made = np.asarray(task.outputs(variables, latent, method="generate"))
         if made.ndim == 4:

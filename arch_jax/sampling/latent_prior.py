@@ -11,6 +11,7 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.figures.image_grid import image_grid, in_rows
 from arch_jax.sampling.base import Sampler, check_count, keys_by_row
+from arch_jax.scalars import real
 
 
 @component("latent_prior", kind="sampler")
@@ -27,12 +28,13 @@ class LatentPrior(Sampler):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise UsageError(f"temperature is {self.temperature}; expected a standard deviation of at least 0")
+        expected = "a standard deviation of at least 0"
+        if not real("temperature", self.temperature, expected) >= 0:
+            raise UsageError(f"temperature is {self.temperature}; expected {expected}")
 
     def __call__(self, task: Any, variables: Any, data: Any, key: jax.Array, count: int = 1) -> dict[str, Any]:
         """{"samples": figure, "images": "count height width channels"}; of a conditional model, `count` a class."""
-        check_count(count)
+        count = check_count(count)
         code = task.model.latent_shape(data.shapes["images"][0][1:])
         made = {}
         for label in range(task.classes or 1):

@@ -18,7 +18,7 @@ class Predict(Sampler):
 
     def __call__(self, task: Any, variables: Any, data: Any, key: jax.Array, count: int = 1) -> dict[str, Any]:
         """{"predictions": a line for each example, "outputs": "count outputs"}; fewer where the data has fewer."""
-        check_count(count)
+        count = check_count(count)
         if not {"labels", "targets"} & data.shapes.keys():
             raise UsageError(
                 f"the data has neither labels nor targets to predict, but {', '.join(data.shapes)}; expected another "

@@ -20,7 +20,7 @@ class Reconstruct(Sampler):
 
     def __call__(self, task: Any, variables: Any, data: Any, key: jax.Array, count: int = 1) -> dict[str, Any]:
         """One array a stage ("images", "reconstruction" ...), and of images the figure "reconstructions"."""
-        check_count(count)
+        count = check_count(count)
         rows = reconstruction_rows(task, variables, data, key, count)
         arrays = {name.replace(" ", "_"): np.asarray(row) for name, row in rows.items()}
         first = next(iter(arrays.values()))

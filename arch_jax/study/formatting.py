@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from arch_jax import fields
+from arch_jax.figures.canvas import png_of
 from arch_jax.train.workdir import write
 
 #: Colours that most people, and grey prints, tell apart (Okabe & Ito 2008).
@@ -63,21 +64,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def save(figure: Any, path: Path) -> Path:
-    """Writes a figure as PNG, atomically, and closes it."""
-    from matplotlib import pyplot as plt
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    plt.close(figure)
-    write(path, buffer.getvalue())
+    """Writes a figure as PNG, atomically."""
+    write(path, png_of(figure))
     return path
-
-
-def pyplot() -> Any:
-    """Matplotlib's pyplot, drawing to files."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt

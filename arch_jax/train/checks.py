@@ -3,6 +3,7 @@
 Each failure is a `UsageError` that names the part: an objective, a player, a collection, an array of the data.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,6 +96,12 @@ def _shapes(value: Any) -> str:
 
 def _line(problem: BaseException) -> str:
     return " ".join(str(problem).split())[:300]
+
+
+@functools.lru_cache(maxsize=16)
+def evaluation_program(task: Any) -> Any:
+    """`checked_evaluation` under jit: one program for all runs of equal tasks, with the weights as arguments."""
+    return jax.jit(checked_evaluation(task))
 
 
 def checked_evaluation(task: Any) -> Any:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from arch_jax.experiment import Experiment
-from arch_jax.train.checks import checked_evaluation
+from arch_jax.train.checks import evaluation_program
 from arch_jax.train.mesh import Placement
 from arch_jax.train.state import NOTHING, Given, initial_state
 
@@ -49,7 +49,7 @@ class Compiled:
         self.batch, self.given = dict(batch), given
         self.placement = Placement(experiment, full_batch=full_batch)
         self.make = lambda batch, seed, given: initial_state(experiment, batch, seed, given)
-        self.evaluate = jax.jit(checked_evaluation(experiment.task))
+        self.evaluate = evaluation_program(experiment.task)
         self.finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))
         self.shapes = self.placement.laid(jax.eval_shape(self.make, self.batch, np.uint32(0), given))
         self.placement.compile_ahead(self.shapes, self.batch, experiment.steps_per_dispatch)

@@ -234,8 +234,9 @@ class _Ending:
         text = "" if self._kept is None else self._kept()
         if self._kept is None or _ABORTS.search(text):
             self._say_and_end(self._lost(), 1)
-        self._error.write(text)
-        self._error.flush()
+        with contextlib.suppress(Exception):
+            self._error.write(text)
+            self._error.flush()
         os._exit(128 + number)
 
     def _lost(self) -> str:
@@ -262,7 +263,8 @@ def _kept_back() -> Iterator[Any]:
     """Redirects C++ output on stdout and stderr to a file, Python's own streams apart; returns its reader."""
     saved = sys.stdout, sys.stderr
     for stream in saved:
-        stream.flush()
+        if stream is not None:
+            stream.flush()
     with tempfile.TemporaryFile() as file:
         streams = [os.fdopen(os.dup(number), "w", buffering=1, encoding="utf-8", errors="replace") for number in (1, 2)]
         copies = [os.dup(number) for number in (1, 2)]

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from arch_jax import fields
+from arch_jax.console import console
 from arch_jax.data.files.directories import user_cache
 from arch_jax.errors import ArchJaxError, RunError, UsageError, nearest
 from arch_jax.experiment import Experiment, experiments, import_components
@@ -22,7 +23,6 @@ from arch_jax.experiment import load as load_experiment
 from arch_jax.interop import load_pretrained
 from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.checkpointing.checksums import leaf_paths
-from arch_jax.train.report import tell
 from arch_jax.train.state import Given, initial_state
 from arch_jax.train.workdir import read_config
 from arch_jax.trained import Frozen, Start
@@ -261,7 +261,7 @@ def restored(
             f"{path / 'config.json'} is damaged: its model can't be made for its batch "
             f"({type(problem).__name__}: {' '.join(str(problem).split())[:200]})"
         ) from None
-    checkpoints = Checkpoints(path / "checkpoints", keep=experiment.keep, log=tell, reading=True)
+    checkpoints = Checkpoints(path / "checkpoints", keep=experiment.keep, log=console.tell, reading=True)
     with checkpoints:
         step = checkpoints.best_step() if best else None
         found = checkpoints.restore(state, step=step)

@@ -4,28 +4,28 @@ import contextlib
 import dataclasses
 import json
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from arch_jax.errors import Diverged, RunError, UsageError
+from arch_jax.console import console
+from arch_jax.errors import ArchJaxError, Diverged, RunError, UsageError
 from arch_jax.evaluation.base import measured
 from arch_jax.experiment import Experiment
 from arch_jax.experiment import load as load_experiment
-from arch_jax.figures.base import drawn
 from arch_jax.train import own_data
 from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.checks import check_batch
 from arch_jax.train.compiled import Compiled
 from arch_jax.train.distributed import Votes, leader
 from arch_jax.train.given import FINISHED, Sources, demanded, open_given, trained_folder
-from arch_jax.train.report import Events, Pace, Progress, draw_films, draw_losses, save_shown, tell
+from arch_jax.train.report import Events, Pace, Progress, draw_films, draw_losses
+from arch_jax.train.showing import Showing, told
 from arch_jax.train.state import TrainState
+from arch_jax.train.stopping import stop_requests
 from arch_jax.train.workdir import WorkDirectory, read_config, read_metrics, write
 
 
@@ -98,7 +98,7 @@ def train(
         raise UsageError(f"log_every is {experiment.log_every}; expected at most steps, which is {experiment.steps}")
     if within is None:
         config = read_config(Path(path), missing_ok=True)
-        corpus, place = own_data.find(experiment.data, Path(path), config, tell if leader() else None)
+        corpus, place = own_data.find(experiment.data, Path(path), config, console.tell if leader() else None)
     else:
         corpus, place = within.corpus, None
     experiment.check(corpus)
@@ -113,7 +113,7 @@ def train(
         experiment = directory.claim(experiment, corpus.facts, batch, place)
         if corpus.tokenizer is not None and leader():
             write_tokenizer(directory.path, corpus.tokenizer)
-        keeping = {"keep": experiment.keep, "log": tell if leader() else lambda sentence: None}
+        keeping = {"keep": experiment.keep, "log": console.tell if leader() else lambda sentence: None}
         with Checkpoints(directory.checkpoints, **keeping) as checkpoints, stop_requests() as stop:
             compiled = Compiled(experiment, batch, corpus.full_batch, given) if within is None else within.compiled
             progress = None if within is None else within.progress
@@ -124,7 +124,7 @@ def train_demanded(experiment: Experiment) -> None:
     """Trains the experiments whose results this one uses, where that has not been done."""
     for name, field in demanded(experiment).items():
         folder = trained_folder(name)
-        tell(f"training {name} for {field}, once, in {folder}")
+        console.tell(f"training {name} for {field}, once, in {folder}")
         if train(load_experiment(name)[0], folder).finished:
             write(folder / FINISHED, "")
         else:
@@ -142,6 +142,7 @@ class _Run:
         self.leading = leader()
         self.progress = progress
         self.shows = progress is None
+        self.unmeasured: tuple[str, Exception] | None = None
 
     def take(self, stop_after: int | None) -> Outcome:
         experiment = self.experiment
@@ -161,12 +162,15 @@ class _Run:
         progressing = self.progress
         if progressing is None:
             progressing = Progress(experiment.steps, step, unit, per_step) if self.leading else _Silent()
+        self.showing = Showing(self.directory.path, progressing.say)
         votes, saved = Votes(self.stop), begun if self.checkpoints.steps() else None
         tensorboard = experiment.tensorboard and self.leading
         with Events(self.directory.path, tensorboard, step) as events, progressing as progress:
             # Nothing of the folder is changed before all that can be refused was.
             self.directory.settle()
             self.directory.cut_metrics(step)
+            if begun and step < last and due(experiment, step, last)[0]:
+                shown = self._show(step, self._evaluated(step, state), again=True)
             pending, pace, numbers = None, Pace(), experiment.numbers
             while step < last and not votes.stopping:
                 count = until_boundary(experiment, step, last)
@@ -190,9 +194,12 @@ class _Run:
                     pace.reached(step)
                     votes.count()
                     if evaluating:
-                        validation, shown = self._evaluate(step, state, progress, events)
+                        validation, variables = self._evaluate(step, state, progress, events)
                     self._save(step, state, iterator, validation if evaluating else None)
                     saved = step
+                    if evaluating:
+                        self.checkpoints.wait()
+                        shown = self._show(step, variables)
                     pace.paused()
             if pending is not None:
                 self._record(*pending, progress, events)
@@ -200,17 +207,20 @@ class _Run:
                 self._save(step, state, iterator, None)
             self.checkpoints.wait()
             if step >= experiment.steps and not validation:  # the run was finished before this call
-                validation, shown = self._evaluate(step, state, progress, events, again=begun == step)
-        films: list[Path] = []
-        if self.leading and self.shows:
-            draw_losses(self.directory.path, f"{experiment.name}: loss")
-            films = draw_films(self.directory.path)
+                validation, variables = self._evaluate(step, state, progress, events, again=begun == step)
+                shown = self._show(step, variables)
+            if self.leading and self.shows:
+                path, title = self.directory.path, f"{experiment.name}: loss"
+                shown += self.showing.made("the film of the samples", lambda: draw_films(path))
+                shown += self.showing.made("the figure of the losses", lambda: [draw_losses(path, title)])
+        if self.unmeasured is not None:
+            raise not_measured(*self.unmeasured, self.directory.path)
         return Outcome(
             path=self.directory.path,
             step=step,
             finished=step >= experiment.steps,
             validation=validation,
-            shown=(*shown, *films, self.directory.path / "loss.png"),
+            shown=tuple(shown),
             state=self.placement.whole(state),
             step_seconds=pace.median,
         )
@@ -223,7 +233,7 @@ class _Run:
         restored = self.checkpoints.restore(self.compiled.saved, iterator) if self.checkpoints.steps() else None
         if restored is not None:
             if self.leading:
-                tell(f"going on from step {restored[0]} in {self.directory.path}")
+                console.tell(f"going on from step {restored[0]} in {self.directory.path}")
             return self.compiled.with_frozen(restored[1]), iterator
         return self.compiled.fresh(self.experiment.seed), iterator
 
@@ -248,22 +258,30 @@ class _Run:
         rest = f"the last good checkpoint is that of step {saved[-1]}" if saved else "there is no checkpoint before it"
         return f"{name} is {value} at step {step} of the run in {self.directory.path}; {rest}"
 
-    def _evaluate(self, step: int, state: Any, progress: Any, events: Events, again: bool = False):
-        """Validation metrics and samples after `step`."""
-        variables = self.placement.whole(state).evaluated
-        if self.held:
-            variables = {**variables, "frozen": self.held}
+    def _evaluate(
+        self, step: int, state: Any, progress: Any, events: Events, again: bool = False
+    ) -> tuple[dict[str, float], Any]:
+        """Validation metrics after `step`, and the variables to show.
+
+        A measure that fails costs a warning; after the last step the run is first saved and shown.
+        """
+        variables = self._variables(state)
         validation = evaluate(self.compiled.evaluate, variables, self.corpus, self.placement.spread)
         bad = next((name for name, value in validation.items() if not math.isfinite(value)), None)
         if bad is not None:
             raise Diverged(self._not_finite(step, f"validation {bad}", validation[bad]))
-        variables = self.placement.shown(variables) if self.shows or step >= self.experiment.steps else variables
+        variables = self._evaluated(step, state)
         if not self.leading:  # all processes gave their parts; what follows the first does alone
-            return validation, []
+            return validation, variables
         finished = step >= self.experiment.steps
         due = [one for one in self.experiment.used_measures if finished or one.when == "evaluation"]
-        parts = (self.experiment.task, variables, self.experiment.used_sampler, self.corpus)
-        numbers = measured(due, *parts, jax.random.key(self.experiment.seed), taken=validation)
+
+        def failed(measure: str, problem: Exception) -> None:
+            self.showing.failed(measure, problem)
+            if finished and self.unmeasured is None:
+                self.unmeasured = measure, problem
+
+        numbers = measured(due, *self._parts(variables), taken=validation, failed=failed)
         bad = next((name for name, value in numbers.items() if not math.isfinite(value)), None)
         if bad is not None:
             raise Diverged(self._not_finite(step, f"the measure {bad}", numbers[bad]))
@@ -274,11 +292,37 @@ class _Run:
             self.directory.append_metrics([line])
             events.add([line])
         progress.say(f"step {step}: validation " + ", ".join(f"{n} {v:.4f}" for n, v in validation.items()))
-        if not self.shows:
-            return validation, []
-        # The same key at every step: the same images, noise and draws, so that what changes is the model.
-        shown = drawn(self.experiment.used_figures, *parts, jax.random.key(self.experiment.seed))
-        return validation, save_shown(self.directory.path / "samples", f"step_{step:07d}", shown)
+        return validation, variables
+
+    def _parts(self, variables: Any) -> tuple[Any, ...]:
+        """The arguments of measures and figures.
+
+        The same key at every step: the same images, noise and draws, so that what changes is the model.
+        """
+        experiment = self.experiment
+        return experiment.task, variables, experiment.used_sampler, self.corpus, jax.random.key(experiment.seed)
+
+    def _variables(self, state: Any) -> Any:
+        """The variables that are evaluated."""
+        variables = self.placement.whole(state).evaluated
+        return {**variables, "frozen": self.held} if self.held else variables
+
+    def _evaluated(self, step: int, state: Any) -> Any:
+        """The same for what the first process does alone: measures and figures. All give their parts."""
+        alone = self.shows or step >= self.experiment.steps
+        return self.placement.shown(self._variables(state)) if alone else self._variables(state)
+
+    def _show(self, step: int, variables: Any, again: bool = False) -> list[Path]:
+        """Draws samples and figures, after the save: whatever they do, the run goes on or is resumed from there.
+
+        Args:
+          step: steps taken.
+          variables: as `_evaluated` gives them.
+          again: only what a process that was killed left out.
+        """
+        if not self.leading or not self.shows or (again and not self.showing.missing(step)):
+            return []
+        return self.showing.draw(step, self.experiment.used_figures, self._parts(variables))
 
     def _save(self, step: int, state: Any, iterator: Any, validation: dict[str, float] | None) -> None:
         """Saves a state, unless it is broken already.
@@ -296,6 +340,18 @@ class _Run:
             name = jax.tree_util.keystr(bad, simple=True, separator="/")
             raise Diverged(self._not_finite(step, f"the parameter {name}", math.nan))
         self.checkpoints.save(step, whole.replace(frozen={}), iterator, validation)
+
+
+def not_measured(measure: str, problem: Exception, path: Path) -> Exception:
+    """The error of a run that is whole but for a number."""
+    if isinstance(problem, ArchJaxError):
+        return problem
+    error = RunError(
+        f"{measure} failed: {told(problem)}; the run in {path} is trained and saved, and the same command measures it "
+        "again"
+    )
+    error.__cause__ = problem
+    return error
 
 
 def until_boundary(experiment: Experiment, step: int, last: int) -> int:
@@ -350,6 +406,8 @@ class _Silent(contextlib.AbstractContextManager):
 
     def update(self, step: int, loss: float | None) -> None: ...
 
+    def say(self, sentence: str) -> None: ...
+
     def __exit__(self, *_: Any) -> None: ...
 
 
@@ -378,24 +436,3 @@ def evaluate(
 def write_tokenizer(path: Path, tokenizer: Any) -> None:
     """A run carries its tokenizer, so that samples can be drawn where the data is not."""
     write(path / "tokenizer.json", json.dumps(tokenizer.to_json(), ensure_ascii=False))
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGTERM (a preempted TPU, a time limit) or Ctrl-C sets; a second Ctrl-C interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -62,11 +62,11 @@ class Placement:
                     "cut; expected accumulate=1"
                 )
         elif batch is not None and (batch // experiment.accumulate) % parts:
-            nearest = max(1, round(batch / experiment.accumulate / parts)) * parts * experiment.accumulate
             whom = "devices" if parts == len(self.devices) else "parts of mesh.data x mesh.fsdp"
+            pieces = "" if experiment.accumulate == 1 else f" in {experiment.accumulate} micro-batches"
             raise UsageError(
-                f"data.batch {batch} in {experiment.accumulate} micro-batches can't be divided among {parts} {whom}; "
-                f"the nearest is data.batch={nearest}"
+                f"data.batch {batch}{pieces} can't be divided among {parts} {whom}; "
+                f"{self._instead(experiment, sizes, available)}"
             )
         processes = jax.process_count()
         if processes > 1:
@@ -89,6 +89,24 @@ class Placement:
                     f"mesh.{name} is {sizes[name]}, and nothing of the model {type(experiment.model).__name__} is cut "
                     f"over {name!r}; expected mesh.{name}=1"
                 )
+
+    @staticmethod
+    def _instead(experiment: Experiment, sizes: dict[str, int], available: int) -> str:
+        """The nearest mesh that divides the batch, which a resumed run can be given too, and the nearest batch.
+
+        The batch is a smaller one where there is any: no data is too small for that.
+        """
+        batch = batch_size(experiment.data)
+        rows, even = batch // experiment.accumulate, sizes["data"] * sizes["fsdp"] * experiment.accumulate
+        said = f"expected data.batch={max(1, batch // even) * even}"
+        # Several processes take all devices, and so does a mesh whose other axes don't divide the batch.
+        others = int(np.prod([size for name, size in sizes.items() if name != "data"]))
+        fits = [
+            data
+            for data in range(1, sizes["data"])
+            if available % (data * others) == 0 and rows % (data * sizes["fsdp"]) == 0
+        ]
+        return f"{said}, or mesh.data={fits[-1]}" if fits and jax.process_count() == 1 else said
 
     def _make(self, experiment: Experiment, sizes: dict[str, int]) -> None:
         record = experiment.steps_per_dispatch if self.full_batch else None

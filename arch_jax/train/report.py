@@ -3,7 +3,6 @@
 import io
 import re
 import statistics
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from arch_jax.console import console
 from arch_jax.errors import UsageError
 from arch_jax.figures.base import is_figure
+from arch_jax.figures.canvas import new_figure, png_of
 from arch_jax.train.workdir import read_metrics, write
 
 
@@ -29,11 +30,10 @@ class Progress:
     """
 
     def __init__(self, total: int, done: int, unit: str, per_step: int, every: float = 10.0) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.total, self.unit, self.per_step, self.every = total, unit, per_step, every
-        self.console = Console(stderr=True)
+        self.console = console.rich(notes=True)
         self._started = self._spoke = time.perf_counter()
         self._first = self._step = done
         self._warm = False
@@ -124,12 +124,6 @@ def draw_losses(path: Path, title: str) -> Path:
 
     The validation loss of a game has a panel of its own: it is not what either player minimises.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import numpy as np
-    from matplotlib import pyplot as plt
-
     lines = read_metrics(path)
     # From all lines: the first may be of a validation, and a player may be idle whenever a line is written.
     names = dict.fromkeys(name for line in lines for name, value in line.items() if value is not None)
@@ -137,7 +131,8 @@ def draw_losses(path: Path, title: str) -> Path:
     losses = [name for name in losses if not name.startswith("validation/")]
     checks = [(line["step"], line["validation/loss"]) for line in lines if line.get("validation/loss") is not None]
     count = 2 if checks and losses and "loss" not in losses else 1
-    figure, panels = plt.subplots(count, figsize=(7, 2 + 2.2 * count), sharex=True, squeeze=False, layout="constrained")
+    figure = new_figure(figsize=(7, 2 + 2.2 * count), layout="constrained")
+    panels = figure.subplots(count, sharex=True, squeeze=False)
     axes, validation = panels[0, 0], panels[-1, 0]
     for i, name in enumerate(losses):
         points = np.array([(line["step"], line[name]) for line in lines if line.get(name) is not None])
@@ -156,36 +151,39 @@ def draw_losses(path: Path, title: str) -> Path:
         panel.grid(alpha=0.3)
         if panel.lines:
             panel.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    plt.close(figure)
-    write(path / "loss.png", buffer.getvalue())
+    write(path / "loss.png", png_of(figure))
     return path / "loss.png"
 
 
 def save_shown(folder: Path, prefix: str, shown: Mapping[str, Any]) -> list[Path]:
-    """Writes samples and figures: text as `PREFIX_NAME.txt`, figures as PNG, arrays as NPY."""
+    """Writes samples and figures: text as `PREFIX_NAME.txt`, figures as PNG, arrays as NPY.
+
+    Raises:
+      UsageError: a name that is none for a file, or something else than text, a figure or an array.
+      RunError: a file can't be written.
+    """
     written = []
     for name in shown:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise UsageError(f"a sample or figure is called {name!r}; expected letters, digits, '_', '-' and '.'")
     for name, thing in shown.items():
-        buffer = io.BytesIO()
         if isinstance(thing, str):
-            suffix = "txt"
-            buffer.write(f"{thing}\n".encode(errors="replace"))
+            suffix, content = "txt", f"{thing}\n".encode(errors="replace")
         elif is_figure(thing):
-            suffix = "png"
-            thing.savefig(buffer, format="png", dpi=120)
+            suffix, content = "png", png_of(thing)
         else:
-            suffix = "npy"
-            array = np.asarray(thing)
-            if array.dtype.hasobject:
-                raise UsageError(f"the sample {name!r} is {type(thing).__name__}; expected text, a figure or an array")
-            np.save(buffer, array, allow_pickle=False)
+            suffix, content = "npy", _npy(name, thing)
         written.append(folder / f"{prefix}_{name}.{suffix}")
-        write(written[-1], buffer.getvalue())
+        write(written[-1], content)
     return written
+
+
+def _npy(name: str, thing: Any) -> bytes:
+    array, buffer = np.asarray(thing), io.BytesIO()
+    if array.dtype.hasobject:
+        raise UsageError(f"the sample {name!r} is {type(thing).__name__}; expected text, a figure or an array")
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
 
 
 #: Pixels between the frames of a film.
@@ -253,10 +251,14 @@ class Events:
 
     def add(self, lines: list[dict[str, Any]]) -> None:
         """Adds lines as they stand in `metrics.jsonl`."""
-        for line in lines if self._writer else []:
-            for name, value in line.items():
-                if name != "step" and value is not None:
-                    self._writer.add_scalar(name, value, line["step"])
+        try:
+            for line in lines if self._writer else []:
+                for name, value in line.items():
+                    if name != "step" and value is not None:
+                        self._writer.add_scalar(name, value, line["step"])
+        except Exception as problem:  # of a full disk, say: metrics.jsonl has all of it
+            self._writer = None
+            console.tell(f"warning: no more TensorBoard events are written: {type(problem).__name__}: {problem}")
 
     def __enter__(self) -> "Events":
         return self
@@ -267,8 +269,3 @@ class Events:
         """Writes out what is left, also of a run that fails."""
         if self._writer is not None:
             self._writer.close()
-
-
-def tell(sentence: str) -> None:
-    """A line on stderr: what goes on, as opposed to results."""
-    print(sentence, file=sys.stderr, flush=True)

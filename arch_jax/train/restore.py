@@ -11,15 +11,17 @@ from typing import Any
 import jax
 
 from arch_jax import fields
+from arch_jax.console import console
 from arch_jax.data.base import Corpus, Tokenized, load_corpus
 from arch_jax.errors import RunError, UsageError, nearest
 from arch_jax.experiment import Experiment, import_file
+from arch_jax.interop.safetensors import folder_of
 from arch_jax.sampling.base import check_count
+from arch_jax.scalars import whole
 from arch_jax.train import own_data
-from arch_jax.train.checks import checked_evaluation
+from arch_jax.train.checks import evaluation_program
 from arch_jax.train.given import open_parts, restored
 from arch_jax.train.loop import evaluate
-from arch_jax.train.report import tell
 from arch_jax.train.workdir import other_data, read_config
 
 
@@ -53,10 +55,10 @@ class Run:
         """
         if data is not None:
             tokenizer = self._carried().tokenizer if isinstance(data, Tokenized) else None
-            corpus = load_corpus(data, tell, tokenizer)
+            corpus = load_corpus(data, console.tell, tokenizer)
             self.experiment.check(corpus)
-            return evaluate(self._evaluation, self.variables, corpus)
-        return evaluate(self._evaluation, self.variables, self.data)
+            return evaluate(evaluation_program(self.experiment.task), self.variables, corpus)
+        return evaluate(evaluation_program(self.experiment.task), self.variables, self.data)
 
     @functools.cached_property
     def data(self) -> Any:
@@ -65,7 +67,7 @@ class Run:
         Raises:
           UsageError: it can't be read, or is no longer what the run was trained on.
         """
-        corpus, _ = own_data.find(self.experiment.data, self.path, read_config(self.path), tell)
+        corpus, _ = own_data.find(self.experiment.data, self.path, read_config(self.path), console.tell)
         if corpus.facts.get("sha256") != self.facts.get("sha256"):
             raise other_data(self.path, self.experiment.data, self.facts, corpus.facts)
         return corpus
@@ -103,11 +105,6 @@ class Run:
             )
         return fields.override(own, {"source": source} | inner, "data.")
 
-    @functools.cached_property
-    def _evaluation(self) -> Any:
-        """The evaluation, compiled once."""
-        return jax.jit(checked_evaluation(self.experiment.task))
-
     def sample(
         self, seed: int = 0, count: int = 1, settings: Mapping[str, Any] = MappingProxyType({})
     ) -> dict[str, Any]:
@@ -125,19 +122,10 @@ class Run:
           UsageError: a setting that the sampler does not have or that is out of range; the data is not at hand where
             the sampler reads it.
         """
-        task, sampler = self.experiment.task, self.experiment.used_sampler
-        valid = [field.name for field in fields.settings(sampler)]
-        for name in settings:
-            if name.partition(".")[0] not in valid:
-                kind = fields.to_json(sampler)["module"]
-                raise UsageError(
-                    f"{name!r} is not a setting of this run's sampler {kind!r}"
-                    + (nearest(name, valid) if valid else ", which has none; expected --count and --seed only")
-                )
-        check_count(count)
-        if not 0 <= seed < 2**32:
-            raise UsageError(f"seed is {seed}; expected 0 to {2**32 - 1}")
-        sampler, held = open_parts(fields.override(sampler, settings, "sampler."), "sampler.")
+        task, sampler = self.experiment.task, sampler_with(self.experiment.used_sampler, settings)
+        count = check_count(count)
+        seed = seed_of(seed)
+        sampler, held = open_parts(sampler, "sampler.")
         frozen = {**self.variables.get("frozen", {}), **jax.tree.map(jax.numpy.asarray, held)}
         variables = {**self.variables, **({"frozen": frozen} if frozen else {})}
         data = self.data if sampler.uses_data else self._carried()
@@ -160,6 +148,36 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError) as problem:
             raise RunError(f"{file} is missing or damaged: {' '.join(str(problem).split())}") from None
         return carried
+
+
+def seed_of(seed: Any) -> int:
+    """The seed of a draw.
+
+    Raises:
+      UsageError: no integer, or one out of range.
+    """
+    expected = f"0 to {2**32 - 1}"
+    seed = whole("seed", seed, f"an integer from {expected}")
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"seed is {seed}; expected {expected}")
+    return seed
+
+
+def sampler_with(sampler: Any, settings: Mapping[str, Any]) -> Any:
+    """A sampler with other settings.
+
+    Raises:
+      UsageError: a setting that it does not have (nearest names), or that is out of range.
+    """
+    valid = [field.name for field in fields.settings(sampler)]
+    for name in settings:
+        if name.partition(".")[0] not in valid:
+            kind = fields.to_json(sampler)["module"]
+            raise UsageError(
+                f"{name!r} is not a setting of this run's sampler {kind!r}"
+                + (nearest(name, valid) if valid else ", which has none; expected --count and --seed only")
+            )
+    return fields.override(sampler, settings, "sampler.")
 
 
 def open_run(
@@ -186,9 +204,10 @@ def open_run(
         if not Path(file).is_file():
             raise UsageError(f"--import {file!r} does not exist; expected a Python file")
         import_file(Path(file))
-    found = restored(Path(path), best=best, moved=moved)
+    path = folder_of(path)
+    found = restored(path, best=best, moved=moved)
     variables = found.variables | ({"frozen": jax.tree.map(jax.numpy.asarray, found.held)} if found.held else {})
-    run = Run(Path(path), found.experiment, found.step, variables, found.facts)
+    run = Run(path, found.experiment, found.step, variables, found.facts)
     if "data.source" in moved:
         run.data  # noqa: B018 -- compares its content, also where nothing else will read it
     return run

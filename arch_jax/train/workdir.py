@@ -264,12 +264,29 @@ def read_config(path: Path, missing_ok: bool = False) -> dict[str, Any] | None:
         raise UsageError(f"{path} holds no run: there is no config.json in it") from None
     except (OSError, ValueError) as problem:
         raise RunError(f"{file} is damaged: {reason(problem)}") from None
+    if (other := of_another_library(Path(path))) is not None:
+        raise UsageError(
+            f"{path} holds no run, but a checkpoint of another library ({other}); expected a run's folder, or "
+            "`arch-jax sample` and arch_jax.load_pretrained, which take such a one"
+        )
     wanted = {"format": int, "experiment": dict, "data": dict, "batch": dict}
     if not isinstance(data, dict) or any(not isinstance(data.get(key), kind) for key, kind in wanted.items()):
         raise RunError(f"{file} is damaged: expected an object with {', '.join(wanted)}")
     if data["format"] != FORMAT:
         raise UsageError(f"{file} has format {data['format']}; this version of arch_jax reads format {FORMAT}")
     return data
+
+
+def of_another_library(path: Path) -> str | None:
+    """The field of a folder's `config.json` by which another library wrote it; None for that of a run, or none."""
+    try:
+        data = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(data, dict) or "experiment" in data:
+        return None
+    names = ("model_type", "architecture", "architectures", "_class_name", "ssm_cfg", "d_model")
+    return next((f"{name}={data[name]!r:.60}" for name in names if name in data), None)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

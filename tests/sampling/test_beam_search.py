@@ -156,7 +156,7 @@ def test_sources_of_different_lengths():
         ({"length": 0}, "length is 0; expected at least 1"),
         ({"stop": 5}, "stop is token 5, outside the vocabulary; expected 0 to 4"),
         ({"length_penalty": -1.0}, "length_penalty is -1.0; expected at least 0"),
-        ({"source": [[1], []]}, "a prompt is empty"),
+        ({"source": [[1], []]}, "a source is empty"),
     ],
 )
 def test_bad_input(changes, message):

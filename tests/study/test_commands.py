@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from arch_jax.cli import main
+from arch_jax.cli import main, studies
 from arch_jax.cli.console import show, table
 
 EXPERIMENT = '''
@@ -61,6 +61,16 @@ def test_compare(experiment, tmp_path, capsys):
     assert [row["units"] for row in data["models"]] == [640, 640]
     assert len({row["parameters"] for row in data["models"]}) == 1
     assert len((folder / "comparison.csv").read_text().splitlines()) == 3
+
+
+def test_a_figure_of_a_study_that_fails_costs_a_warning(tmp_path, capsys):
+    def draw(of, path):
+        raise ValueError(f"nothing to draw in {of}")
+
+    assert studies._figure(draw, "it", tmp_path / "bars.png") == []
+    said = "warning: the figure bars.png failed, and is left out: ValueError: nothing to draw in it\n"
+    assert capsys.readouterr().err == said
+    assert studies._figure(lambda of, path: path.touch(), "it", tmp_path / "bars.png") == [tmp_path / "bars.png"]
 
 
 @pytest.mark.parametrize(

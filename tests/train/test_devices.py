@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,11 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from arch_jax.cli import main
+from arch_jax.cli.devices import CACHE_BYTES, bound
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Mesh, load
 from arch_jax.layers.transformer.decoder import SHARDINGS
+from arch_jax.train.mesh import Placement
 from arch_jax.train.restore import open_run
 from arch_jax.train.sharding import partition
 from arch_jax.train.workdir import read_metrics
@@ -208,6 +212,38 @@ def test_a_mesh_that_does_not_fit(mesh, sentence):
         Mesh(**mesh).sizes(8)
 
 
+class Checked(Placement):
+    """What is refused, without programs."""
+
+    def _make(self, experiment, sizes):
+        self.fits = True
+
+
+@pytest.mark.parametrize("devices", [2, 3, 6, 8])
+def test_what_is_said_of_a_batch_is_accepted(devices):
+    """A run that goes on keeps its batch, and can be given another mesh; a new one may have no more rows than these."""
+    whole, told = load(str(SCRIPT))[0], 0
+    for batch, accumulate, fsdp in itertools.product(range(1, 10), (1, 2, 3), (1, 2)):
+        if batch % accumulate or devices % fsdp:
+            continue
+        it = whole.overridden({"data.batch": batch, "accumulate": accumulate, "mesh.fsdp": fsdp})
+        problem = None
+        try:
+            Checked(it, [None] * devices)
+        except UsageError as refused:
+            problem = str(refused)
+        if problem is None:
+            continue
+        said = re.findall(r"(data\.batch|mesh\.data)=(\d+)", problem)
+        assert said[0][0] == "data.batch"
+        for name, value in said:
+            assert Checked(it.overridden({name: int(value)}), [None] * devices).fits
+        assert int(said[0][1]) <= max(batch, devices * accumulate)
+        assert len(said) == 2 or (batch // accumulate) % fsdp
+        told += 1
+    assert told > 5
+
+
 def test_meshes_that_fit():
     assert Mesh().sizes(8) == {"data": 8, "fsdp": 1, "tensor": 1, "expert": 1, "sequence": 1}
     assert Mesh(fsdp=4).sizes(8)["data"] == 2
@@ -231,8 +267,8 @@ def command(*arguments: Any, devices: int = 1, **variables: str) -> tuple[int, s
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (["data.batch=12"], "data.batch 12 in 1 micro-batches can't be divided among 8 devices; the nearest is "
-                            "data.batch=16"),
+        (["data.batch=12"], "data.batch 12 can't be divided among 8 devices; expected data.batch=8, or "
+                            "mesh.data=4"),
         (["mesh.fsdp=3"], "mesh.fsdp=3 makes 3 devices, which don't divide the 8 that are here; the nearest is "
                           "mesh.fsdp=2"),
         (["mesh.tensor=2"], "mesh.tensor is 2, and nothing of the model Net is cut over 'tensor'; expected "
@@ -406,3 +442,68 @@ def test_on_one_process_a_signal_is_enough():
     assert votes.stopping
     assert agreed("anything", "mine") == "mine"
     assert jax.process_count() == 1
+
+
+@pytest.fixture
+def cache_limit():
+    """A configuration of JAX's compilation cache that the test may change."""
+    before = jax.config.jax_compilation_cache_max_size
+    yield lambda: jax.config.jax_compilation_cache_max_size
+    jax.config.update("jax_compilation_cache_max_size", before)
+
+
+def test_the_compilation_cache_is_bounded(tmp_path, cache_limit, monkeypatch):
+    """Also with entries from before it was; JAX would write none beside one that has no time of use."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_MAX_SIZE", raising=False)
+    (tmp_path / "old-cache").write_bytes(b"program")
+    (tmp_path / "used-cache").write_bytes(b"program")
+    (tmp_path / "used-atime").write_bytes(b"12345678")
+    bound(tmp_path)
+    assert cache_limit() == CACHE_BYTES
+    assert (tmp_path / "used-atime").read_bytes() == b"12345678"
+    modified = (tmp_path / "old-cache").stat().st_mtime_ns
+    assert int.from_bytes((tmp_path / "old-atime").read_bytes(), "little") == modified
+
+
+def test_a_cache_that_cannot_be_locked_has_no_limit(tmp_path, cache_limit, monkeypatch):
+    before = cache_limit()
+    (tmp_path / "file").touch()
+    bound(tmp_path / "file")
+    assert cache_limit() == before
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", "1000")
+    bound(tmp_path)
+    assert cache_limit() == before
+
+
+@thorough
+def test_old_programs_leave_the_cache(tmp_path):
+    code = """
+        import pathlib, sys, warnings
+        warnings.simplefilter("error")
+        from arch_jax.cli import devices
+        devices.CACHE_BYTES = 60_000
+        devices.prepare()
+        import jax
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        folder, seen = pathlib.Path(jax.config.jax_compilation_cache_dir), set()
+        for i in range(2, 22):
+            jax.jit(lambda x: x @ x.T + i)(jax.numpy.ones((i, 2)))
+            entries = {one.name: one.stat().st_size for one in folder.glob("*-cache")}
+            seen |= set(entries)
+            assert sum(entries.values()) <= 60_000, entries
+        print(len(seen) > len(entries) > 1)
+    """
+    folder = tmp_path / "cache" / "arch_jax" / "compiled"
+    folder.mkdir(parents=True)
+    (folder / "old-cache").write_bytes(bytes(50_000))
+    own = {name: value for name, value in environment(1).items() if "JAX_COMPILATION_CACHE" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        env=own | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+    assert not (folder / "old-cache").exists()

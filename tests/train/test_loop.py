@@ -27,6 +27,7 @@ from arch_jax.experiment import load
 from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.loop import Outcome, train
 from arch_jax.train.restore import open_run
+from arch_jax.train.stopping import stop_requests
 from arch_jax.train.workdir import WorkDirectory, read_metrics
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -526,20 +527,129 @@ def test_figures_draw_alike_at_every_step(numbers, tmp_path):
     assert seen[0] != seen[1]
 
 
+@arch_jax.component("failing_figure", kind="figure")
+@dataclasses.dataclass(frozen=True)
+class FailingFigure(arch_jax.Figure):
+    """An exception; after it has looked for the checkpoint of the newest step."""
+
+    folder: str = ""
+
+    def __call__(self, task, variables, sampler, data, key):
+        checkpoints = Checkpoints(Path(self.folder) / "checkpoints").steps()
+        raise ImportError(f"no backend, newest checkpoint {checkpoints[-1:]}")
+
+
+class Unwritable:
+    """A figure that is drawn, and fails where it is written."""
+
+    def savefig(self, *arguments, **options):
+        raise ValueError("mathtext")
+
+
+@arch_jax.component("unwritable_figure", kind="figure")
+@dataclasses.dataclass(frozen=True)
+class UnwritableFigure(arch_jax.Figure):
+    def __call__(self, task, variables, sampler, data, key):
+        return {"unwritable": Unwritable()}
+
+
+def test_a_figure_that_fails_costs_a_warning(numbers, whole, tmp_path, capfd):
+    """Its checkpoint is there before it is drawn, and what else is shown is shown."""
+    figures = (FailingFigure(str(tmp_path)), UnwritableFigure(), DrawnNumbers())
+    outcome = train(dataclasses.replace(numbers, figures=figures), tmp_path)
+    assert outcome.finished
+    assert outcome.validation == whole().validation
+    assert [path.name for path in outcome.shown] == ["step_0000020_numbers.txt", "loss.png"]
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+        f"step_{step:07d}_numbers.txt" for step in (8, 16, 20)
+    ]
+    warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
+    failed = "warning: the figure FailingFigure failed, and is left out: ImportError: no backend, newest checkpoint "
+    written = "warning: writing 'unwritable' failed, and is left out: ValueError: mathtext"
+    assert warnings == [f"{failed}[8]", written, f"{failed}[16]", f"{failed}[20]"]
+
+
+def test_a_loss_curve_that_fails_costs_a_warning(numbers, tmp_path, capfd, monkeypatch):
+    from arch_jax.figures import canvas
+
+    def broken(part=""):
+        raise ImportError("no matplotlib here")
+
+    monkeypatch.setattr(canvas, "library", broken)
+    outcome = train(numbers, tmp_path)
+    assert outcome.finished
+    assert [path.name for path in outcome.shown] == ["step_0000020_text.txt"]
+    said = "warning: the figure of the losses failed, and is left out: ImportError: no matplotlib here"
+    assert said in capfd.readouterr().err.splitlines()
+
+
+@arch_jax.component("failing_measure", kind="measure")
+@dataclasses.dataclass(frozen=True)
+class FailingMeasure(arch_jax.Measure):
+    """An exception while a file is there."""
+
+    file: str = ""
+
+    def __call__(self, task, variables, sampler, data, key):
+        if Path(self.file).exists():
+            raise MemoryError("too large")
+        return {"mine": 1.0}
+
+
+def test_a_measure_that_fails_costs_a_warning_until_the_end(numbers, whole, tmp_path, capfd):
+    """At the end the run is saved and shown before the error, and the same call takes the number later."""
+    (tmp_path / "file").touch()
+    it = dataclasses.replace(numbers, measures=(FailingMeasure("evaluation", str(tmp_path / "file")),))
+    says = r"the measure FailingMeasure failed: MemoryError: too large; the run in .* is trained and saved"
+    with pytest.raises(RunError, match=says):
+        train(it, tmp_path / "run")
+    warning = "warning: the measure FailingMeasure failed, and is left out: MemoryError: too large"
+    assert capfd.readouterr().err.splitlines().count(warning) == 1
+    assert (tmp_path / "run" / "loss.png").exists()
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps()[-1] == 20
+    assert validation_losses(tmp_path / "run") == validation_losses(whole().path)
+    with pytest.raises(RunError, match=says):  # and no checkpoint was lost
+        train(it, tmp_path / "run")
+    (tmp_path / "file").unlink()
+    assert train(it, tmp_path / "run").validation == whole().validation | {"mine": 1.0}
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=thorough)])
+def test_samples_that_a_kill_left_out_are_drawn_on_resume(numbers, whole, tmp_path, monkeypatch, times):
+    """A process that is killed between a save and the end of its drawing; but no third time, after a crash."""
+    from arch_jax.train import showing
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments, **options):
+        raise Killed
+
+    for _ in range(times):
+        with monkeypatch.context() as patched:
+            patched.setattr(showing, "drawn", killed)
+            with pytest.raises(Killed):
+                train(numbers, tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints").steps()[-1] == 8
+    outcome = train(numbers, tmp_path)
+    if times == 1:
+        assert_same_run(outcome, whole())
+    else:
+        names = [file.name for file in sorted((tmp_path / "samples").iterdir())]
+        assert names == [f"step_{step:07d}_text.txt" for step in (16, 20)]
+
+
 @pytest.fixture
 def panels_of(monkeypatch):
     """Run's folder -> the labels of the curves of each panel of its `loss.png`."""
-    import matplotlib.pyplot as plt
-
     from arch_jax.train import report
 
     def labels(path):
         figures = []
         with monkeypatch.context() as patched:
-            patched.setattr(plt, "close", figures.append)
+            patched.setattr(report, "png_of", lambda figure: figures.append(figure) or b"")
             report.draw_losses(path, "loss")
         (figure,) = figures
-        plt.close(figure)
         return [[line.get_label() for line in axes.lines] for axes in figure.axes]
 
     return labels
@@ -615,15 +725,38 @@ def wait_for_lines(process: subprocess.Popen, path: Path, count: int) -> None:
     raise AssertionError(f"no {count} lines in {path}: {process.communicate()}")
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_signals_that_ask_for_a_stop(name):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    with stop_requests() as stop:
+        assert not stop.is_set()
+        signal.raise_signal(number)
+        assert stop.is_set()
+    assert signal.getsignal(number) == before
+
+
+def test_a_hangup_that_is_ignored_stays_so():
+    """`nohup arch-jax train ...` goes on when its terminal closes."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requests() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @thorough
 @pytest.mark.slow
-def test_sigterm_saves_and_says_how_to_go_on(file, numbers, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_says_how_to_go_on(file, numbers, tmp_path, number):
     settings = ["steps=400", "checkpoint_every=400", "evaluate_every=400"]
     arguments = ["train", str(file), "--workdir", str(tmp_path / "a run"), "--seed", "3"]
     arguments += [word for setting in settings for word in ("--set", setting)]
     process = begin(arguments, seconds_per_step=0.02)
     wait_for_lines(process, tmp_path / "a run" / "metrics.jsonl", 10)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "Traceback" not in err

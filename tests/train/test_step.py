@@ -788,5 +788,5 @@ def test_eight_devices_give_the_losses_of_one():
             for a, b in zip(several["parameters"], one["parameters"]):
                 np.testing.assert_allclose(a, b, atol=2e-4)
     assert found["sentence"] == (
-        "data.batch 12 in 1 micro-batches can't be divided among 8 devices; the nearest is data.batch=16"
+        "data.batch 12 can't be divided among 8 devices; expected data.batch=8, or mesh.data=4"
     )

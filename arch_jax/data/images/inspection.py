@@ -9,11 +9,11 @@ import hashlib
 import io
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from arch_jax.console import console
 from arch_jax.data.files import directories
 from arch_jax.errors import RunError
 
@@ -62,7 +62,7 @@ def inspected(root: Path, paths: Sequence[Path], decode: bool = True) -> list[Fa
     states = {path: (str(path.relative_to(root)), _state(path)) for path in paths}
     new = [path for path, (name, state) in states.items() if known.get(name, [None])[0] != state]
     if len(new) > _BETWEEN:
-        print(f"decoding {len(new):,} images of {str(root)!r}, once, to find damaged ones", file=sys.stderr, flush=True)
+        console.tell(f"decoding {len(new):,} images of {str(root)!r}, once, to find damaged ones")
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock
         for first in range(0, len(new), _BETWEEN):
             part = new[first : first + _BETWEEN]

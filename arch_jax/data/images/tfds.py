@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from arch_jax.console import console
 from arch_jax.data.files import directories
 from arch_jax.data.images.parts import LabelledImages
 from arch_jax.errors import ArchJaxError, RunError, UsageError, unknown
@@ -272,7 +273,7 @@ def _quiet() -> Iterator[None]:
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(console.notes):
             yield
     finally:
         logger.setLevel(before)

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from arch_jax.figures.canvas import new_figure
 from arch_jax.study.ablate.results import Ablation, AblationRow
-from arch_jax.study.formatting import COLOURS, pyplot, save
+from arch_jax.study.formatting import COLOURS, save
 from arch_jax.study.statistics import interval
 
 
@@ -34,8 +35,8 @@ def draw_curves(ablation: Ablation, path: Path) -> Path:
 
     The band is the 95 % interval from 3 seeds on, and the range of the seeds below that.
     """
-    plt = pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    figure = new_figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for i, row in enumerate(ablation.rows):
         finished = [result for result in row.results if result.status == "finished"]
         style = {"color": COLOURS[i % len(COLOURS)], "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3]}
@@ -64,10 +65,10 @@ def draw_curves(ablation: Ablation, path: Path) -> Path:
 
 def draw_bars(ablation: Ablation, path: Path) -> Path:
     """Every seed's value with the mean's interval, and beside it the paired differences to the baseline, as bars."""
-    plt = pyplot()
     rows = ablation.rows
     height = 1.4 + 0.42 * len(rows)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, height), sharey=True, layout="constrained")
+    figure = new_figure(figsize=(11, height), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
     for y, row in enumerate(rows):
         colour = COLOURS[y % len(COLOURS)]
         left.plot(list(row.values.values()), [y] * len(row.values), "o", color=colour, alpha=0.35, markersize=5)

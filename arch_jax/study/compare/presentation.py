@@ -8,6 +8,7 @@ from typing import Any
 
 from arch_jax import fields
 from arch_jax.experiment import Experiment
+from arch_jax.figures.canvas import library, new_figure
 from arch_jax.study.compare.results import Comparison, ComparisonRow
 from arch_jax.study.formatting import COLOURS, format_count, format_duration, format_size, save, write_csv
 
@@ -149,13 +150,8 @@ def draw_comparison(comparison: Comparison, path: Path) -> Path:
     Raises:
       RunError: the figure can't be written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import EngFormatter
-
-    figure, axes = plt.subplots(1, 3, figsize=(15, 5), layout="constrained")
+    figure = new_figure(figsize=(15, 5), layout="constrained")
+    axes = figure.subplots(1, 3)
     drawn: list[list[End]] = [[], [], []]
     for i, row in enumerate(comparison.rows):
         colour = COLOURS[i % len(COLOURS)]
@@ -171,7 +167,7 @@ def draw_comparison(comparison: Comparison, path: Path) -> Path:
     titles = ("FLOPs of the training so far", "seconds of training so far", "parameters")
     for axis, ends, title in zip(axes, drawn, titles):
         axis.set(xlabel=title, ylabel="validation loss")
-        axis.xaxis.set_major_formatter(EngFormatter())
+        axis.xaxis.set_major_formatter(library("ticker").EngFormatter())
         axis.grid(alpha=0.25, which="both")
         axis.spines[["top", "right"]].set_visible(False)
         _fit_limits(axis, ends)

@@ -5,6 +5,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from arch_jax.console import console
+
 
 class StudyProgress:
     """The current run, its loss, and the time left for all: a bar on a terminal, a line now and then elsewhere.
@@ -16,11 +18,10 @@ class StudyProgress:
     """
 
     def __init__(self, total: int, cells: int, every: float = 10.0) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self.total, self.cells, self.every = total, cells, every
-        self.console = Console(stderr=True)
+        self.console = console.rich(notes=True)
         self._done = self._begun = 0  # steps of ended runs, and runs begun
         self._skipped = 0  # steps that count as done but were not taken here
         self._started = self._spoke = time.perf_counter()

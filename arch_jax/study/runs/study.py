@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from arch_jax import registry
+from arch_jax.console import console
 from arch_jax.data.base import load_corpus
 from arch_jax.errors import Diverged, RunError, UsageError
 from arch_jax.experiment import Experiment
@@ -32,10 +33,10 @@ from arch_jax.study.runs.run import RunResult, Stopped, StudyRun
 from arch_jax.study.runs.vmapped import TooLarge, begun_groups, train_together
 from arch_jax.train.compiled import Compiled, alike, memory
 from arch_jax.train.given import Sources, names_sources, open_given
-from arch_jax.train.loop import Within, loss_of, stop_requests, train, train_demanded
-from arch_jax.train.report import tell
+from arch_jax.train.loop import Within, loss_of, train, train_demanded
 from arch_jax.train.state import Given, initial_state
 from arch_jax.train.step import make_step
+from arch_jax.train.stopping import stop_requests
 from arch_jax.train.workdir import read_metrics, write
 
 #: Fields of an experiment that its result does not depend on.
@@ -92,7 +93,7 @@ class Study:
             with blamed_on(cell.label):
                 self._check(cell)
         if len(unique) > len(todo):
-            tell(f"{len(unique) - len(todo)} of {len(unique)} cells are done already in {self.path}")
+            console.tell(f"{len(unique) - len(todo)} of {len(unique)} cells are done already in {self.path}")
         if todo:
             total = sum(cell.experiment.steps for cell in todo.values())
             with StudyProgress(total, len(todo)) as progress, stop_requests() as stop:
@@ -131,7 +132,7 @@ class Study:
         """The cell's data, read once, with the validation batches of its part."""
         name = json.dumps(cell.experiment.to_json()["data"], sort_keys=True)
         if name not in self._corpora:
-            self._corpora[name] = load_corpus(cell.experiment.data, tell)
+            self._corpora[name] = load_corpus(cell.experiment.data, console.tell)
         corpus = self._corpora[name]
         return corpus if cell.part == "all" else ValidationPart(corpus, cell.part)
 
@@ -187,7 +188,7 @@ class Study:
         except TooLarge as problem:
             keys = list(group)
             half = len(keys) // 2
-            tell(f"{problem}; {len(keys)} seeds are taken {len(keys) - half} and {half} at a time")
+            console.tell(f"{problem}; {len(keys)} seeds are taken {len(keys) - half} and {half} at a time")
             for part in (keys[half:], keys[:half]):
                 self._take({key: group[key] for key in part}, progress)
 
@@ -251,7 +252,7 @@ class Study:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError):
-            tell(f"{folder / 'result.json'} is damaged; the cell is run again")
+            console.tell(f"{folder / 'result.json'} is damaged; the cell is run again")
             return None
         lines = read_metrics(folder)
         return RunResult(

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from arch_jax.console import console
 from arch_jax.errors import RunError, UsageError
 from arch_jax.evaluation.base import measured
 from arch_jax.experiment import Experiment
@@ -27,10 +28,12 @@ from arch_jax.study.runs.run import Store, StudyRun
 from arch_jax.train.checkpointing.checkpoint import Checkpoints
 from arch_jax.train.checks import checked_evaluation
 from arch_jax.train.compiled import memory
-from arch_jax.train.loop import due, lines_of, loss_of, stop_requests, until_boundary
-from arch_jax.train.report import Pace, tell
+from arch_jax.train.loop import due, lines_of, loss_of, not_measured, until_boundary
+from arch_jax.train.report import Pace
+from arch_jax.train.showing import Warned
 from arch_jax.train.state import initial_state
 from arch_jax.train.step import make_program
+from arch_jax.train.stopping import stop_requests
 from arch_jax.train.workdir import WorkDirectory, write
 
 
@@ -144,6 +147,7 @@ class _Group:
         self.folder = study.path / "groups" / hashlib.sha256(" ".join(group).encode()).hexdigest()[:16]
         self.active = {i: key for i, (key, cell) in enumerate(group.items()) if study.kept(key, cell) is None}
         self.pace = Pace()
+        self.warned, self.unmeasured = Warned(console.tell), None
 
     def __enter__(self) -> "_Group":
         self._stack = contextlib.ExitStack()
@@ -157,7 +161,7 @@ class _Group:
             self.directories[i] = directory
         self.folder.mkdir(parents=True, exist_ok=True)
         write(self.folder / "group.json", json.dumps(list(self.group)))
-        checkpoints = Checkpoints(self.folder / "checkpoints", keep_best=False, log=tell)
+        checkpoints = Checkpoints(self.folder / "checkpoints", keep_best=False, log=console.tell)
         self.checkpoints = self._stack.enter_context(checkpoints)
         self.stop = self._stack.enter_context(stop_requests())
         self._stack.enter_context(self.progress)
@@ -195,6 +199,8 @@ class _Group:
         self.checkpoints.wait()
         if self.active and not validations:  # the group was finished before this call, and not written down
             validations = self._evaluate(step, state)
+        if self.unmeasured is not None:
+            raise not_measured(*self.unmeasured, self.folder)
         for i, key in self.active.items():
             self._done(key, step=step, validation=validations[i], step_seconds=self._seconds())
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
@@ -246,12 +252,20 @@ class _Group:
     def _measured(self, step: int, i: int, state: Any, taken: Mapping[str, float]) -> dict[str, float]:
         """The numbers of the measures that are due, for one seed."""
         experiment = self.program.experiment
-        due_now = [one for one in experiment.used_measures if step >= experiment.steps or one.when == "evaluation"]
+        finished = step >= experiment.steps
+        due_now = [one for one in experiment.used_measures if finished or one.when == "evaluation"]
         if not due_now:
             return {}
+
+        def failed(measure: str, problem: Exception) -> None:
+            self.warned.failed(measure, problem)
+            if finished and self.unmeasured is None:
+                self.unmeasured = measure, problem
+
         variables = jax.tree.map(lambda x: x[i], state.evaluated)
         key = jax.random.key(int(self.program.seeds[i]))
-        return measured(due_now, experiment.task, variables, experiment.used_sampler, self.corpus, key, taken)
+        parts = (experiment.task, variables, experiment.used_sampler, self.corpus, key)
+        return measured(due_now, *parts, taken, failed)
 
     def _save(self, step: int, state: Any, iterators: "_Iterators") -> None:
         """Saves the group, after checking whose parameters are still finite."""

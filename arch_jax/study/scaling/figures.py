@@ -1,14 +1,14 @@
 """Presentation of a scaling law: rows of numbers, and a figure."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from arch_jax.figures.canvas import library, new_figure
+from arch_jax.study.formatting import save
 from arch_jax.study.scaling.law import Kaplan, Law
 from arch_jax.study.scaling.measurements import Measurements
-from arch_jax.train.workdir import write
 
 #: A name, its value, and the interval if there is one.
 ReportRow = tuple[str, float, tuple[float, float] | None]
@@ -56,15 +56,11 @@ def draw(points: Measurements, law: Law, path: Path | str) -> None:
     Raises:
       RunError: it can't be written.
     """
-    from matplotlib import colormaps
-    from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = new_figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
-    norm = LogNorm(points.parameters.min(), points.parameters.max())
+    norm = library("colors").LogNorm(points.parameters.min(), points.parameters.max())
     # The palest colours of the map can't be seen on white.
-    colours = colormaps["viridis_r"]
+    colours = library().colormaps["viridis_r"]
     look = {"c": points.parameters, "norm": norm, "cmap": colours, "s": 16, "linewidths": 0.3, "edgecolors": "0.25"}
 
     sizes = np.unique(points.parameters)
@@ -99,9 +95,7 @@ def draw(points: Measurements, law: Law, path: Path | str) -> None:
     right.set_title(f"{len(points)} points; half are within {np.median(np.abs(off)):.2g} %", fontsize="medium")
     figure.colorbar(shown, ax=[left, right], label="parameters N", pad=0.01)
 
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write(Path(path), buffer.getvalue())
+    save(figure, Path(path))
 
 
 def _at(law: Law, budget: float | int) -> tuple[float, float, float, float]:

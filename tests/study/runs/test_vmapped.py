@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 import arch_jax
+from arch_jax.errors import RunError
 from arch_jax.experiment import load
 from arch_jax.study.runs import vmapped as together
 from arch_jax.study.runs.run import Stopped, StudyRun
 from arch_jax.study.runs.study import Study, seeded
+from arch_jax.train.checkpointing.checkpoint import Checkpoints
 
 TOY = str(Path(__file__).parents[1] / "toy.py")
 STEPS = 20
@@ -107,6 +109,35 @@ def test_a_group_goes_on_bit_for_bit(tmp_path, monkeypatch, saves):
     assert [result.together for result in again] == [3, 3, 3]
     assert all(map(same, whole, again))
     assert not list((tmp_path / "killed").glob("groups/*/checkpoints"))
+
+
+@arch_jax.component("vmapped_failing", kind="measure")
+@dataclasses.dataclass(frozen=True)
+class Failing(arch_jax.Measure):
+    """An exception while a file is there."""
+
+    file: str = ""
+
+    def __call__(self, task, variables, sampler, data, key):
+        if Path(self.file).exists():
+            raise MemoryError("too large")
+        return {"mine": 1.0}
+
+
+@pytest.mark.thorough
+def test_a_measure_that_fails_costs_no_training(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    experiment = dataclasses.replace(toy(), measures=(Failing("evaluation", str(file)),))
+    for _ in range(2):
+        with pytest.raises(RunError, match=r"the measure Failing failed: MemoryError: too large; the run in .* is "):
+            run(tmp_path / "study", experiment, 2, together=2)
+        said = capsys.readouterr().err.splitlines()
+        assert said.count("warning: the measure Failing failed, and is left out: MemoryError: too large") == 1
+    (folder,) = (tmp_path / "study" / "groups").glob("*/checkpoints")
+    assert Checkpoints(folder).steps()[-1] == experiment.steps
+    file.unlink()
+    assert [result.validation["mine"] for result in run(tmp_path / "study", experiment, 2, together=2)] == [1.0, 1.0]
 
 
 @pytest.mark.thorough

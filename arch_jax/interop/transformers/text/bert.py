@@ -142,6 +142,11 @@ def _adjusted(module: BERT, tensors: Tensors) -> BERT:
     """The same BERT with the heads that the checkpoint has weights for."""
     has = lambda name: name in tensors or name.removeprefix(_PREFIX) in tensors
     classifier = tensors.get("classifier.weight")
+    if classifier is not None and not has("bert.pooler.dense.weight"):
+        raise UsageError(
+            "the checkpoint classifies each token (it has 'classifier.weight' and no pooler), for which BERT has no "
+            "head; expected a classifier of sequences (BertForSequenceClassification), or the encoder alone (BertModel)"
+        )
     return module.clone(
         pooler=has("bert.pooler.dense.weight"),
         masked=has("cls.predictions.bias") or has("cls.predictions.decoder.bias"),
