@@ -111,7 +111,7 @@ def configuration_of(module: nn.Module) -> tuple[CheckpointType, dict[str, Any]]
         expected = f"{', '.join(classes[:-1])} or {classes[-1]}"
         raise UsageError(f"save_pretrained was given a {type(module).__name__}; expected an {expected}")
     ours = settings_of(module)
-    flat = ours | {name: ours[name] if isinstance(ours.get(name), dict) else {} for name in _PARTS}
+    flat = ours | {name: _first(ours.get(name)) for name in _PARTS}
     found = []
     for kind in kinds:
         try:
@@ -144,14 +144,26 @@ def settings_of(module: Any) -> dict[str, Any]:
     data = kept(fields.to_json(module))
     for prefix in ("", "decoder_"):
         for name in ("mixer", "cross", "feed_forward"):
-            part, width = getattr(module, f"{prefix}{name}", None), getattr(module, f"{prefix}width", None)
+            part = getattr(module, f"{prefix}{name}", None)
+            width = getattr(module, f"{prefix}width", getattr(module, "width", None))
             if isinstance(part, tuple) and len(part) == 1:
                 part, data[f"{prefix}{name}"] = part[0], data[f"{prefix}{name}"][0]
-            if isinstance(data.get(f"{prefix}{name}"), dict):
-                data[f"{prefix}{name}"] |= _sizes(part, width)
+            parts, written = (part, data.get(f"{prefix}{name}")) if isinstance(part, tuple) else ((part,), None)
+            for one, said in zip(parts, written or [data.get(f"{prefix}{name}")]):
+                if isinstance(said, dict):
+                    said |= _sizes(one, width)
     if getattr(module, "decoder_depth", 1) is None:
         data["decoder_depth"] = module.decoder_layers
+    for name in ("mixer", "feed_forward"):  # a decoder's part that is the encoder's, written out
+        if data.get(f"decoder_{name}", name) is None:
+            data[f"decoder_{name}"] = data[name]
     return data
+
+
+def _first(settings: Any) -> dict[str, Any]:
+    """The settings of a part; of a pattern of parts those of the first, from which reading back shows the others."""
+    first = settings[0] if isinstance(settings, list) and settings else settings
+    return first if isinstance(first, dict) else {}
 
 
 def _sizes(part: Any, width: int) -> dict[str, Any]:

@@ -31,12 +31,12 @@ def load_pretrained(
 ) -> tuple[nn.Module, dict]:
     """A model from a folder as `save_pretrained` of transformers, or diffusers, writes it, in safetensors format.
 
-    GPT-2, Llama, Mistral, BERT (with the heads that the checkpoint has), T5, Marian, Mamba, Mamba-2 (both also in their
-    authors' form), RWKV-4 and xLSTM 7B; masked autoencoders (ViTMAE, with their decoder); of image classifiers ResNet,
-    ConvNeXt, MobileNetV2, EfficientNet and ViT. For these a folder of timm's will do too: a config.json that names the
-    architecture, such as {"architecture": "resnet50", "num_classes": 1000}, and tensors under timm's names,
-    torchvision's or, for EfficientNet, those of efficientnet_pytorch. Of diffusers, AutoencoderKL and VQModel: a folder
-    such as a pipeline's "vae".
+    GPT-2, Llama, Mistral, Ministral, BERT (with the heads that the checkpoint has), T5, Marian, Mamba, Mamba-2 (both
+    also in their authors' form), RWKV-4 and xLSTM 7B; masked autoencoders (ViTMAE, with their decoder); of image
+    classifiers ResNet, ConvNeXt, MobileNetV2, EfficientNet and ViT. For these a folder of timm's will do too: a
+    config.json that names the architecture, such as {"architecture": "resnet50", "num_classes": 1000}, and tensors
+    under timm's names, torchvision's or, for EfficientNet, those of efficientnet_pytorch. Of diffusers, AutoencoderKL
+    and VQModel: a folder such as a pipeline's "vae".
 
         module, variables = arch_jax.load_pretrained("path/to/gpt2")
         logits = module.apply(variables, tokens)

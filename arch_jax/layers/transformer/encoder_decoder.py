@@ -45,18 +45,21 @@ class EncoderDecoder(nn.Module):
     """A Transformer for sequence to sequence: the original of 2017, T5 and Marian are settings of it.
 
     Attributes:
-      vocabulary: number of tokens, of source and target together.
+      vocabulary: number of tokens of the target, and of the source unless that has its own.
       depth: blocks of the encoder.
       width: size of the residual stream.
       mixer: self-attention; bidirectional in the encoder, causal in the decoder.
+      decoder_mixer: self-attention of the decoder if it is not `mixer`.
       cross: the decoder's attention to the source.
       feed_forward: the position-wise part of each block.
+      decoder_feed_forward: that of the decoder's blocks if it is not `feed_forward`.
       norm: of each part, and at the end of both stacks unless the placement is "post".
       placement: position of the norms: "pre", "post" or "sandwich"; see `layers.transformer.block.Block`.
       position: added to the embeddings, or None.
       relative: a term of the scores that all layers of a stack share (T5), or None; bidirectional in the encoder.
       decoder_depth: blocks of the decoder; None is as many as the encoder has.
       shared: whether source and target have one embedding table.
+      source_vocabulary: number of tokens of the source if it is not `vocabulary`; needs tables of their own.
       tied: whether the output layer is the target's table (Press & Wolf 2017, 1608.05859).
       scale_embedding: whether embeddings are multiplied by sqrt(width) (Vaswani et al. 2017, section 3.4).
       scale_logits: whether the last hidden states are multiplied by 1/sqrt(width) before a tied output layer (T5).
@@ -93,6 +96,9 @@ class EncoderDecoder(nn.Module):
     scale_embedding: bool = False
     scale_logits: bool = False
     logits_bias: bool = False
+    decoder_mixer: Mixer | None = None
+    decoder_feed_forward: FeedForward | None = None
+    source_vocabulary: int | None = None
     dropout: float = 0.0
     initial_std: float = 0.02
     scan: bool = True
@@ -106,18 +112,25 @@ class EncoderDecoder(nn.Module):
             raise UsageError(
                 f"decoder_depth is {self.decoder_depth}; expected at least 1, or none for as many as depth"
             )
+        if self.source_vocabulary is not None and (self.shared or self.source_vocabulary < 1):
+            raise UsageError(
+                f"source_vocabulary is {self.source_vocabulary} and shared {str(self.shared).lower()}; expected at "
+                "least 1 token and shared=false, or source_vocabulary=none for one vocabulary"
+            )
         super().__post_init__()
 
     def setup(self) -> None:
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         part = functools.partial(adapted, **dtypes)
         settings = {"dropout": self.dropout, "placement": self.placement, "parent": None}
-        parts = (part(self.norm), part(self.feed_forward))
-        encoder = Block(part(self.mixer, causal=False), *parts, **settings)
-        decoder = Block(part(self.mixer, causal=True), *parts, cross=part(self.cross), **settings)
+        norm = part(self.norm)
+        encoder = Block(part(self.mixer, causal=False), norm, part(self.feed_forward), **settings)
+        mixer, feed_forward = self.decoder_parts
+        decoder = Block(part(mixer, causal=True), norm, part(feed_forward), cross=part(self.cross), **settings)
         self.embedding = Embedding(self.vocabulary, self.width, self.initial_std, **dtypes)
         if not self.shared:
-            self.source_embedding = Embedding(self.vocabulary, self.width, self.initial_std, **dtypes)
+            entries = self.source_vocabulary or self.vocabulary
+            self.source_embedding = Embedding(entries, self.width, self.initial_std, **dtypes)
         if self.position is not None:
             self.position_embedding = part(self.position)
         if self.relative is not None:
@@ -136,6 +149,11 @@ class EncoderDecoder(nn.Module):
             )
 
     @property
+    def decoder_parts(self) -> tuple[nn.Module, nn.Module]:
+        """Self-attention and feed-forward part of the decoder."""
+        return self.decoder_mixer or self.mixer, self.decoder_feed_forward or self.feed_forward
+
+    @property
     def decoder_layers(self) -> int:
         """Blocks of the decoder."""
         return self.decoder_depth or self.depth
@@ -150,7 +168,7 @@ class EncoderDecoder(nn.Module):
         """Logits for the token after each of the target.
 
         Args:
-          source: indices in [0, vocabulary); one outside gives NaN.
+          source: indices in [0, vocabulary), or [0, source_vocabulary); one outside gives NaN.
           target: the target so far, beginning with the start token.
           source_mask: True at real tokens of the source; padding is on the right. None is all.
           train: whether dropout is active (needs `rngs={"dropout": key}`).
@@ -194,7 +212,7 @@ class EncoderDecoder(nn.Module):
         if self.position is not None:
             self.position.check(length)
         batch = memory.shape[0]
-        mixer = adapted(self.mixer, causal=True)
+        mixer = adapted(self.decoder_parts[0], causal=True)
         layers = tuple(
             (mixer.initial_state(batch, length, self.width, self.dtype), None) for _ in range(self.decoder_layers)
         )
@@ -241,7 +259,8 @@ class EncoderDecoder(nn.Module):
         if self.relative is None:
             return None
         distance = distance if distance.ndim == 3 else distance[None]
-        return getattr(self, name)(distance, self.mixer.heads).astype(self.dtype)
+        mixer = self.mixer if name == "encoder_relative" else self.decoder_parts[0]
+        return getattr(self, name)(distance, mixer.heads).astype(self.dtype)
 
     def _read(self, x, train):
         """Logits from the decoder's last hidden states."""

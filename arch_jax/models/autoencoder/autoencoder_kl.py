@@ -51,6 +51,8 @@ class AutoencoderKL(nn.Module):
       latent_convolution: whether a 1 x 1 convolution precedes the decoder.
       scale: factor of z for a diffusion model; not applied here.
       shift: subtracted from z before that.
+      channel_mean: subtracted from z instead, of each channel (Playground 2.5, 2402.17245); None is `shift` for all.
+      channel_std: of each channel, which z is then divided by too; None is 1 for all.
       variance: of a pixel given z, in the likelihood that `draws` gives.
       dtype: of the computation; the likelihood and the statistics are at least float32.
       parameter_dtype: of the parameters.
@@ -69,6 +71,8 @@ class AutoencoderKL(nn.Module):
     scale: float = 0.18215
     shift: float = 0.0
     variance: float = 1.0
+    channel_mean: tuple[float, ...] | None = None
+    channel_std: tuple[float, ...] | None = None
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
 
@@ -77,6 +81,11 @@ class AutoencoderKL(nn.Module):
         for name in ("scale", "variance"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected a number above 0, such as 1")
+        for name in ("channel_mean", "channel_std"):
+            given = getattr(self, name)
+            if given is not None and (len(given) != self.latent or (name == "channel_std" and min(given) <= 0)):
+                above = "" if name == "channel_mean" else " above 0"
+                raise UsageError(f"{name} is {given}; expected {self.latent} numbers{above}, one a channel, or none")
         super().__post_init__()
 
     def setup(self) -> None:

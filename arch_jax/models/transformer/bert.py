@@ -42,7 +42,7 @@ class BERT(nn.Module):
       vocabulary: number of tokens.
       depth: number of blocks.
       width: size of the residual stream.
-      mixer: self-attention; it is made bidirectional.
+      mixer: self-attention; it is made bidirectional, or causal as `causal` says.
       feed_forward: the position-wise part of each block.
       norm: of the embeddings and of each part.
       position: added to the embeddings, or None.
@@ -55,6 +55,7 @@ class BERT(nn.Module):
       embedding: whether there is `embedding`, the mean of the hidden states at real tokens, of length 1 (Reimers &
         Gurevych 2019, 1908.10084, section 3).
       activation: of the head for masked tokens.
+      causal: whether a token sees only itself and earlier ones: BERT as a decoder (Rothe et al. 2020, 1907.12461).
       dropout: dropout rate of the embeddings and of each part's output.
       initial_std: standard deviation of the initial weights.
       scan: whether equal layers are scanned: compile time that does not grow with depth.
@@ -79,6 +80,7 @@ class BERT(nn.Module):
     classes: int | None = None
     embedding: bool = False
     activation: str = "gelu"
+    causal: bool = False
     dropout: float = 0.1
     initial_std: float = 0.02
     scan: bool = True
@@ -132,9 +134,8 @@ class BERT(nn.Module):
             position = part(self.position).clone(parent=self, name="position_embedding")
             x = x + position(jnp.arange(tokens.shape[1]), self.width)
         x = dropout(norm("embedding_norm")(x))
-        block = Block(
-            part(self.mixer, causal=False), part(self.norm), part(self.feed_forward), self.dropout, "post", parent=None
-        )
+        mixer = part(self.mixer, causal=self.causal)
+        block = Block(mixer, part(self.norm), part(self.feed_forward), self.dropout, "post", parent=None)
         ids = None if mask is None else mask.astype(jnp.int32)
         x, _ = Stack((block,), self.depth, self.scan, self.remat, parent=self, name="stack")(x, ids, None, train)
 

@@ -139,6 +139,25 @@ def test_scanned_and_unrolled_are_the_same():
 
 
 @pytest.mark.thorough
+def test_scores_divided_by_the_layers_number():
+    """Layer i, counted from 1, attends as one whose scale is 1 / i of theirs: scanned, unrolled and with a cache."""
+    model, variables = made(**{"depth": 3, "mixer.initial_std": 1.0})
+    model = model.clone(mixer=model.mixer.clone(scale_by_layer=True))
+    apart, layers = model.unrolled(variables)
+    found = applied(apart, layers, TOKENS)
+    for i in range(3):  # the same by weights: a score is linear in the query
+        query = layers["params"]["stack"][f"layer_{i}"]["mixer"]["query"]
+        query["kernel"] = query["kernel"] / (i + 1)
+    plain = model.clone(mixer=model.mixer.clone(scale_by_layer=False))
+    expected = applied(plain.clone(scan=False), layers, TOKENS)
+    assert np.abs(expected - applied(plain, variables, TOKENS)).max() > 1e-3
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(applied(model, variables, TOKENS), expected, atol=1e-5)
+    logits, state = stepped(model, variables, TOKENS[:, :5], model.initial_state(2, 10))
+    np.testing.assert_allclose(logits, expected[:, :5], atol=1e-5)
+    np.testing.assert_allclose(stepped(model, variables, TOKENS[:, 5:], state)[0], expected[:, 5:], atol=1e-5)
+
+
 @pytest.mark.parametrize("depth", [4, 3])
 def test_hybrid_takes_mixers_in_turn(depth):
     """Layer i takes mixer i modulo their number, scanned by turns where the depth is whole turns."""
