@@ -49,7 +49,7 @@ def load_pretrained(
       directory: holds config.json, and model.safetensors (diffusers: diffusion_pytorch_model.safetensors) or its
         shards with their index.
       dtype: of the parameters and the computation, whatever the checkpoint is stored in: "float32", "bfloat16",
-        "float16", "float64", or the type of that name.
+        "float16", "float64", or the type of that name. In float16 the residual stream is float32.
       ignore: names of fields of config.json that are unknown here and, as you know, change nothing in the outputs, such
         as `("trained_by",)`.
       **changes: fields of the module, as in `create`: `scan=False`, `dropout=0.1`, `**{"mixer.implementation": "xla"}`.

@@ -499,9 +499,11 @@ def test_bad_tensors(name, tmp_path):
 def test_numbers_beyond_the_dtype(tmp_path):
     checkpoint(tmp_path, LLAMA)
     change_tensors(tmp_path, lambda t: t[NORM].put(3, 1e6))
-    with pytest.raises(UsageError, match=r"input_layernorm.weight' holds numbers beyond float16; expected a wider"):
+    with pytest.raises(UsageError, match=r"norm.weight' holds numbers beyond float16; expected dtype='bfloat16'"):
         arch_jax.load_pretrained(tmp_path, dtype="float16")
     assert arch_jax.load_pretrained(tmp_path)[0]
+    _, variables = arch_jax.load_pretrained(tmp_path, dtype="bfloat16")
+    assert abs(max(float(leaf.max()) for leaf in jax.tree.leaves(variables)) / 1e6 - 1) < 4e-3
 
 
 def test_tied_output_layers(tmp_path):

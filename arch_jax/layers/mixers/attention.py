@@ -165,7 +165,7 @@ class Attention(nn.Module):
         y = y.reshape(batch, time, heads * head_size)
         output_bias = self.bias if self.output_bias is None else self.output_bias
         settings = (output_bias, *settings[1:])
-        y = Dense(width, *settings, gain=self.residual_scale, parent=self, name="output")(y)
+        y = Dense(width, *settings, gain=self.residual_scale, parent=self, name="output", to_stream=True)(y)
         if run is not None:  # with a bias, the output at padding would not be 0
             y = jnp.where(run[:, :, None] > 0, y, jnp.zeros((), y.dtype))
         return y, state

@@ -196,7 +196,9 @@ class EncoderDecoder(nn.Module):
         bias = self._bias("encoder_relative", positions[:, None] - positions)
         ids = None if source_mask is None else source_mask.astype(jnp.int32)
         x, _ = self.encoder(x, ids, None, train, Context(bias))
-        return x if self.placement == "post" else self.drop(self.encoder_norm(x), deterministic=not train)
+        if self.placement != "post":
+            x = self.drop(self.encoder_norm(x), deterministic=not train)
+        return x.astype(self.dtype)
 
     def start(
         self,

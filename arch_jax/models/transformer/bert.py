@@ -139,6 +139,8 @@ class BERT(nn.Module):
         ids = None if mask is None else mask.astype(jnp.int32)
         x, _ = Stack((block,), self.depth, self.scan, self.remat, parent=self, name="stack")(x, ids, None, train)
 
+        x = x.astype(self.dtype)
+
         found = {"hidden": x}
         if self.pooler:
             found["pooled"] = jnp.tanh(dense(self.width, name="pooler")(x[:, 0]))
@@ -151,8 +153,9 @@ class BERT(nn.Module):
         if self.classes is not None:
             found["classes"] = dense(self.classes, name="classifier")(dropout(found["pooled"]))
         if self.embedding:
-            weight = jnp.ones(tokens.shape, x.dtype) if mask is None else mask.astype(x.dtype)
-            total = jnp.einsum("btw,bt->bw", x, weight).astype(jnp.promote_types(x.dtype, jnp.float32))
+            precise = jnp.promote_types(x.dtype, jnp.float32)
+            weight = jnp.ones(tokens.shape, precise) if mask is None else mask.astype(precise)
+            total = jnp.einsum("btw,bt->bw", x.astype(precise), weight)
             length = jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(total), axis=-1, keepdims=True), 1e-24))
             found["embedding"] = (total / length).astype(x.dtype)
         return found
