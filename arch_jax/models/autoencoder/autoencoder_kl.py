@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
+from arch_jax.layers.facts import CheckpointFacts, facts_field
 from arch_jax.layers.vision.unet_blocks import convolution
 from arch_jax.models.autoencoder.latent_encoder_decoder import LatentDecoder, LatentEncoder, check_coders, check_sides
 from arch_jax.ops.latents import draw_gaussian, gaussian_log_density
@@ -56,6 +57,7 @@ class AutoencoderKL(nn.Module):
       variance: of a pixel given z, in the likelihood that `draws` gives.
       dtype: of the computation; the likelihood and the statistics are at least float32.
       parameter_dtype: of the parameters.
+      facts: the checkpoint's own, where the module was loaded from one.
     """
 
     resolution: int = 512
@@ -75,6 +77,7 @@ class AutoencoderKL(nn.Module):
     channel_std: tuple[float, ...] | None = None
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
+    facts: CheckpointFacts | None = facts_field()
 
     def __post_init__(self) -> None:
         check_coders(self.resolution, self.channels, self.latent, self.widths, self.units, self.groups, self.attention)

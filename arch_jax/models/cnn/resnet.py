@@ -23,6 +23,7 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
 from arch_jax.layers.dense import Dense
+from arch_jax.layers.facts import CheckpointFacts, facts_field
 from arch_jax.layers.mixers.contract import Norm, adapted
 from arch_jax.layers.norms import BatchNorm
 from arch_jax.layers.transformer.feed_forward import activation
@@ -121,6 +122,7 @@ class ResNet(nn.Module):
       widths: channels that each stage gives; None doubles them from stage to stage.
       dtype: of the computation.
       parameter_dtype: of the parameters.
+      facts: the checkpoint's own, where the module was loaded from one.
     """
 
     classes: int = 1000
@@ -137,6 +139,7 @@ class ResNet(nn.Module):
     widths: tuple[int, ...] | None = None
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
+    facts: CheckpointFacts | None = facts_field()
 
     def __post_init__(self) -> None:
         if not self.blocks or min(self.blocks) < 1:

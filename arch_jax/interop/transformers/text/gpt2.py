@@ -40,7 +40,6 @@ GPT2_FIELDS = Fields(
         "scale_attn_by_inverse_layer_idx": Field(flag, False),
     },
     no_effect=because(DROPOUT, "attn_pdrop embd_pdrop resid_pdrop")
-    | because("repeats n_positions", "n_ctx")
     | because("concerns special tokens of the vocabulary's own, of which there are none", "predict_special_tokens")
     | because("computes attention scores in float32, which ours always are", "reorder_and_upcast_attn")
     | because(
@@ -48,6 +47,7 @@ GPT2_FIELDS = Fields(
         "summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj",
     ),
     refuses={"n_special": (0,)},
+    follows={"n_ctx": "n_positions"},
     aliases={
         "hidden_size": "n_embd",
         "max_position_embeddings": "n_positions",
