@@ -141,6 +141,7 @@ class Fields(NamedTuple):
       aliases: other names of fields -> the name. A file that has both says the same twice.
       fallbacks: other names that count where the name itself is absent, whatever they say where it is there.
       nested: fields that hold objects, whose fields are accounted for one by one, as `outer.inner`.
+      follows: fields that change nothing because they follow from another one -> that one.
     """
 
     reads: Mapping[str, Field] = {}
@@ -149,12 +150,21 @@ class Fields(NamedTuple):
     aliases: Mapping[str, str] = {}
     fallbacks: Mapping[str, str] = {}
     nested: tuple[str, ...] = ()
+    follows: Mapping[str, str] = {}
 
     def beside(self, shared: "Fields") -> "Fields":
         """These fields and those that all models of a library share; what is said here has precedence."""
-        own = {*self.reads, *self.no_effect, *self.refuses}
-        rest = (({name: of[name] for name in of if name not in own}) for of in shared[:-1])
-        return Fields(*({**other, **mine} for other, mine in zip(rest, self)), nested=(*self.nested, *shared.nested))
+        own = {*self.reads, *self.no_effect, *self.refuses, *self.follows}
+        merged = {
+            part: {name: of for name, of in getattr(shared, part).items() if name not in own} | {**getattr(self, part)}
+            for part in self._fields
+            if part != "nested"
+        }
+        return Fields(**merged, nested=(*self.nested, *shared.nested))
+
+    def present(self, name: str) -> str:
+        """The name that a field has, where it is given under another one."""
+        return (self.aliases | self.fallbacks).get(name, name)
 
     def account(self, name: str) -> str | None:
         """Use of a field: "used", "supported only as ...", or the reason why it changes nothing; None if unknown.
@@ -162,7 +172,9 @@ class Fields(NamedTuple):
         Args:
           name: of the field, or another name of it.
         """
-        name = (self.aliases | self.fallbacks).get(name, name)
+        name = self.present(name)
+        if name in self.follows:
+            return f"follows from {self.follows[name]}"
         if name in self.reads:
             return "used"
         if name in self.nested:
@@ -197,7 +209,7 @@ class Fields(NamedTuple):
 
     def _unknown(self, names: list[str]) -> UsageError:
         """The error for unknown fields: the first with the nearest names, and the way round all of them."""
-        known = {*self.reads, *self.no_effect, *self.refuses, *self.aliases, *self.fallbacks}
+        known = {*self.reads, *self.no_effect, *self.refuses, *self.aliases, *self.fallbacks, *self.follows}
         problem = unknown("field of config.json", names[0][:80], known)
         way = ", ".join(repr(name[:80]) for name in names[:_MOST_NAMED]) + ("," if len(names) == 1 else "")
         return UsageError(

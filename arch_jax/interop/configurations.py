@@ -16,6 +16,7 @@ from arch_jax import fields
 from arch_jax.discovery import values_in
 from arch_jax.errors import UsageError, nearest
 from arch_jax.interop.checkpoint_type import CheckpointType
+from arch_jax.interop.facts import reads_as, with_facts
 from arch_jax.interop.row import Tensors
 from arch_jax.interop.safetensors import Files
 from arch_jax.interop.strict_json import shown
@@ -85,7 +86,7 @@ def module_of(
 # module. Whatever it could not say shows as a difference, whichever field it is.
 
 #: Settings of ours that change nothing in the outputs of given weights.
-_TRAINING = {"dropout", "dtype", "implementation", "initial_scale", "initial_std", "momentum", "multiple"}
+_TRAINING = {"facts", "dropout", "dtype", "implementation", "initial_scale", "initial_std", "momentum", "multiple"}
 _TRAINING |= {"embedding_std", "input_bias", "parameter_dtype", "query_gain", "remat", "residual_scale"}
 _TRAINING |= {"scale_residual", "scan", "stochastic_depth", "zero_scale"}
 #: The forms of a recurrence, and the initial values of a state space's step sizes and decays.
@@ -98,8 +99,9 @@ _PARTS += ("decoder_mixer", "decoder_feed_forward")
 def configuration_of(module: nn.Module) -> tuple[CheckpointType, dict[str, Any]]:
     """The checkpoint type that can hold `module`, and its `config.json`.
 
-    Ids of special tokens belong to the tokenizer and are written as null (Marian and T5 can't be without: they get
-    those of their released models); dropout is written where theirs is ours.
+    What the checkpoint said that the module was loaded from is written again, unless the module has changed since. For
+    a module without such facts, ids of special tokens are null (Marian and T5 can't be without: they get those of
+    their released models), and dropout is written where theirs is ours.
 
     Raises:
       UsageError: no type can express the module; the setting that is in the way is named.
@@ -110,15 +112,14 @@ def configuration_of(module: nn.Module) -> tuple[CheckpointType, dict[str, Any]]
         classes = sorted({kind.module.__name__ for kind in writable})
         expected = f"{', '.join(classes[:-1])} or {classes[-1]}"
         raise UsageError(f"save_pretrained was given a {type(module).__name__}; expected an {expected}")
+    # Several types may hold the module: it stays what it was, if that is among them.
+    kinds.sort(key=lambda kind: kind is not _origin(module, kind))
     ours = settings_of(module)
-    flat = ours | {name: ours[name] if isinstance(ours.get(name), dict) else {} for name in _PARTS}
     found = []
     for kind in kinds:
         try:
-            data = {kind.library.key: kind.name} | kind.write(flat, module)
-            theirs = settings_of(kind.module_of(data))
-            said = lambda settings, of=kind: {name: v for name, v in settings.items() if name not in of.unsaid}
-            differences = list(fields.difference(said(ours), said(theirs)))
+            data = _written(kind, module)
+            differences = _differences(kind, ours, data)
             # That a part is another one says more than the settings that it therefore has or lacks.
             differences.sort(key=lambda difference: not difference[0].endswith("module"))
         except UsageError as error:
@@ -126,11 +127,33 @@ def configuration_of(module: nn.Module) -> tuple[CheckpointType, dict[str, Any]]
             continue
         if not differences:
             kind.check_written(data)
-            return kind, data
+            same = lambda data, of=kind: reads_as(of, data) and not _differences(of, ours, data)
+            return kind, with_facts(kind, module, data, _origin(module, kind), _written, same)
         path, value, expected = differences[0]
         found.append((len(differences), kind, f"{path} is {shown(value)}; expected {shown(expected)}"))
     _, kind, problem = min(found, key=lambda item: item[0])
     raise UsageError(f"{kind.library.name} has no model for this module, the nearest is {kind.name!r}: {problem}")
+
+
+def _written(kind: CheckpointType, module: Any) -> dict[str, Any]:
+    """The fields that a type writes for a module."""
+    ours = settings_of(module)
+    flat = ours | {name: _first(ours.get(name)) for name in _PARTS}
+    return {kind.library.key: kind.name} | kind.write(flat, module)
+
+
+def _differences(kind: CheckpointType, ours: Mapping[str, Any], data: Mapping[str, Any]) -> list[tuple]:
+    """Settings that a config.json does not say as they are, as (dotted path, ours, its)."""
+    said = lambda settings: {name: value for name, value in settings.items() if name not in kind.unsaid}
+    return list(fields.difference(said(ours), said(settings_of(kind.module_of(data)))))
+
+
+def _origin(module: Any, kind: CheckpointType) -> CheckpointType | None:
+    """The type that the module's facts are of, in the library of `kind`; None where there are none."""
+    facts = module.facts
+    if facts is None or facts.library != kind.library.name:
+        return None
+    return next((one for one in checkpoint_types() if one.library is kind.library and facts.kind in one.names), None)
 
 
 def settings_of(module: Any) -> dict[str, Any]:
@@ -144,14 +167,26 @@ def settings_of(module: Any) -> dict[str, Any]:
     data = kept(fields.to_json(module))
     for prefix in ("", "decoder_"):
         for name in ("mixer", "cross", "feed_forward"):
-            part, width = getattr(module, f"{prefix}{name}", None), getattr(module, f"{prefix}width", None)
+            part = getattr(module, f"{prefix}{name}", None)
+            width = getattr(module, f"{prefix}width", getattr(module, "width", None))
             if isinstance(part, tuple) and len(part) == 1:
                 part, data[f"{prefix}{name}"] = part[0], data[f"{prefix}{name}"][0]
-            if isinstance(data.get(f"{prefix}{name}"), dict):
-                data[f"{prefix}{name}"] |= _sizes(part, width)
+            parts, written = (part, data.get(f"{prefix}{name}")) if isinstance(part, tuple) else ((part,), None)
+            for one, said in zip(parts, written or [data.get(f"{prefix}{name}")]):
+                if isinstance(said, dict):
+                    said |= _sizes(one, width)
     if getattr(module, "decoder_depth", 1) is None:
         data["decoder_depth"] = module.decoder_layers
+    for name in ("mixer", "feed_forward"):  # a decoder's part that is the encoder's, written out
+        if data.get(f"decoder_{name}", name) is None:
+            data[f"decoder_{name}"] = data[name]
     return data
+
+
+def _first(settings: Any) -> dict[str, Any]:
+    """The settings of a part; of a pattern of parts those of the first, from which reading back shows the others."""
+    first = settings[0] if isinstance(settings, list) and settings else settings
+    return first if isinstance(first, dict) else {}
 
 
 def _sizes(part: Any, width: int) -> dict[str, Any]:

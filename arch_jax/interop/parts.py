@@ -77,11 +77,8 @@ class Part(NamedTuple):
 
     def paths(self, module: Any, layer: int) -> list[str]:
         """Our variables, as `Stack` keeps them: on a leading axis where it scans, else apart."""
-        place = ""
-        if self.stack is not None:
-            block = self.row.block
-            number = layer * self.stack.blocks + block
-            place = f"{self.stack.ours}/" + (f"layers/block_{block}/" if module.scan else f"layer_{number}/")
+        scanned = self.stack is not None and self.stack.scanned(module)
+        place = "" if self.stack is None else self.stack.place(layer, self.row.block, scanned)
         return [f"{self.row.collection}/{place}{path}" for path in self.row.ours]
 
 

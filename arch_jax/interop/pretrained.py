@@ -17,6 +17,7 @@ import numpy as np
 from arch_jax import fields
 from arch_jax.errors import RunError, UsageError, nearest
 from arch_jax.interop.configurations import configuration_of, module_of
+from arch_jax.interop.facts import facts_of
 from arch_jax.interop.safetensors import (
     FILES,
     SINGLE,
@@ -30,6 +31,7 @@ from arch_jax.interop.strict_json import read_object, shown
 from arch_jax.interop.weights import fitted_to_checkpoint, tensors_of, variables_of
 
 _CONFIGURATION = "config.json"
+_GENERATION = "generation_config.json"
 _PIPELINE = "model_index.json"
 _ADAPTER = "adapter_config.json"
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -40,12 +42,12 @@ def load_pretrained(
 ) -> tuple[nn.Module, dict]:
     """A model from a folder as `save_pretrained` of transformers, or diffusers, writes it, in safetensors format.
 
-    GPT-2, Llama, Mistral, BERT (with the heads that the checkpoint has), T5, Marian, Mamba, Mamba-2 (both also in their
-    authors' form), RWKV-4 and xLSTM 7B; masked autoencoders (ViTMAE, with their decoder); of image classifiers ResNet,
-    ConvNeXt, MobileNetV2, EfficientNet and ViT. For these a folder of timm's will do too: a config.json that names the
-    architecture, such as {"architecture": "resnet50", "num_classes": 1000}, and tensors under timm's names,
-    torchvision's or, for EfficientNet, those of efficientnet_pytorch. Of diffusers, AutoencoderKL and VQModel: a folder
-    such as a pipeline's "vae".
+    GPT-2, Llama, Mistral, Ministral, BERT (with the heads that the checkpoint has), T5, Marian, Mamba, Mamba-2 (both
+    also in their authors' form), RWKV-4 and xLSTM 7B; masked autoencoders (ViTMAE, with their decoder); of image
+    classifiers ResNet, ConvNeXt, MobileNetV2, EfficientNet and ViT. For these a folder of timm's will do too: a
+    config.json that names the architecture, such as {"architecture": "resnet50", "num_classes": 1000}, and tensors
+    under timm's names, torchvision's or, for EfficientNet, those of efficientnet_pytorch. Of diffusers, AutoencoderKL
+    and VQModel: a folder such as a pipeline's "vae".
 
         module, variables = arch_jax.load_pretrained("path/to/gpt2")
         logits = module.apply(variables, tokens)
@@ -58,7 +60,7 @@ def load_pretrained(
       directory: holds config.json, and model.safetensors (diffusers: diffusion_pytorch_model.safetensors) or its
         shards with their index.
       dtype: of the parameters and the computation, whatever the checkpoint is stored in: "float32", "bfloat16",
-        "float16", "float64", or the type of that name.
+        "float16", "float64", or the type of that name. In float16 the residual stream is float32.
       ignore: names of fields of config.json that are unknown here and, as you know, change nothing in the outputs, such
         as `("trained_by",)`.
       **changes: fields of the module, as in `create`: `scan=False`, `dropout=0.1`, `**{"mixer.implementation": "xla"}`.
@@ -85,7 +87,9 @@ def load_pretrained(
     opened = functools.cache(lambda files: open_checkpoint(folder, files))
     kind, module = module_of(configuration, opened, ignore)
     module, tensors = fitted_to_checkpoint(kind, opened(kind.library.files), module)
-    module = fields.override(module, settings)
+    generation = read_object(plain_file(folder, _GENERATION)) if (folder / _GENERATION).exists() else None
+    known = {name: value for name, value in configuration.items() if name not in ignore}
+    module = fields.override(module.clone(facts=facts_of(kind, known, generation)), settings)
     return module, variables_of(kind, tensors, module)
 
 
@@ -95,8 +99,9 @@ def save_pretrained(
     """Writes a model as a folder that `from_pretrained` of transformers, or diffusers, and `load_pretrained` read.
 
     A checkpoint in the folder is replaced: all new files are written beside it before the first of them takes its
-    place, and config.json comes last, so that a folder with a config.json is whole. What concerns training only
-    (dropout of a Llama, rematerialisation) and the tokenizer's ids of special tokens are not in it.
+    place, and config.json comes last, so that a folder with a config.json is whole. What a checkpoint said that the
+    module was loaded from (its context length, special tokens, names of classes, settings of generation) is said again;
+    what the module says otherwise since counts. What concerns training only is not in it, such as rematerialisation.
 
     Args:
       module: a `Decoder`, `BERT`, `EncoderDecoder`, `MAE` or image classifier that one of transformers' model types
@@ -128,6 +133,8 @@ def save_pretrained(
             total = sum(_size(entry) for entry in tensors)
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
             staged.file(files.index).write_text(_as_json(index), encoding="utf-8")
+        if module.facts is not None and module.facts.generation is not None:
+            staged.file(_GENERATION).write_text(_as_json(json.loads(module.facts.generation)), encoding="utf-8")
         staged.file(_CONFIGURATION).write_text(_as_json(configuration), encoding="utf-8")
 
 
@@ -215,7 +222,8 @@ class _Staged:
     def _remove_stale(self) -> None:
         """Removes what is left of the checkpoint that was here before."""
         for path in self.folder.iterdir():
-            if any(files.include(path.name) for files in FILES.values()) and path.name not in self.temporary:
+            stale = path.name == _GENERATION or any(files.include(path.name) for files in FILES.values())
+            if stale and path.name not in self.temporary:
                 path.unlink()
 
     def _problem(self, error: OSError) -> RunError:

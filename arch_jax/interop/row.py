@@ -73,12 +73,24 @@ class LayerRows(NamedTuple):
       depth: number of layers.
       rows: of one layer; all names are the same up to the layer's number.
       blocks: how many residual blocks of ours are one layer of theirs.
+      pattern: after how many layers of theirs the parts of ours repeat: so many, in turn, are scanned together.
     """
 
     ours: str
     depth: int
     rows: tuple[Row, ...]
     blocks: int = 1
+    pattern: int = 1
+
+    def scanned(self, module: Any) -> bool:
+        """True if `module` keeps the layers' parameters on a leading axis."""
+        return module.scan and self.depth % self.pattern == 0
+
+    def place(self, layer: int, block: int, scanned: bool) -> str:
+        """Our path of a block of a layer of theirs."""
+        if scanned:
+            return f"{self.ours}/layers/block_{layer % self.pattern * self.blocks + block}/"
+        return f"{self.ours}/layer_{layer * self.blocks + block}/"
 
     @property
     def before(self) -> str:

@@ -26,7 +26,8 @@ def read_tensor(name: str, tensor: Any, dtype: np.dtype) -> np.ndarray:
     with np.errstate(over="ignore"):
         cast = array.astype(dtype)
     if cast.dtype.itemsize < array.dtype.itemsize and not np.isfinite(cast).all():
-        raise UsageError(f"the tensor {shown(name)} holds numbers beyond {dtype.name}; expected a wider dtype")
+        wider = "'bfloat16'" if dtype == np.float16 else "'float64'"
+        raise UsageError(f"the tensor {shown(name)} holds numbers beyond {dtype.name}; expected dtype={wider}")
     return cast
 
 

@@ -122,7 +122,7 @@ def tensors_of(
                 yield part.theirs(layer), part.shape, dtype, make
                 continue
             paths = part.paths(module, layer)
-            row = layer if part.stack is not None and module.scan else None
+            row = layer // part.stack.pattern if part.stack is not None and part.stack.scanned(module) else None
             make = functools.partial(_joined, part, layer, [leaves[path] for path in paths], row)
             yield part.theirs(layer), part.shape, np.dtype(leaves[paths[0]].dtype), make
 
@@ -138,7 +138,8 @@ def _check_variables(parts: list[Part], module: Any, leaves: dict[str, Any]) -> 
     """Refuses variables that the module lacks, or has and are not there, or have another shape."""
     expected = {}
     for part in parts:
-        stacked = (part.stack.depth,) if part.stack and module.scan else ()
+        scanned = part.stack is not None and part.stack.scanned(module)
+        stacked = (part.stack.depth // part.stack.pattern,) if scanned else ()
         for layer in part.layers:
             expected |= {path: stacked + shape for path, shape in zip(part.paths(module, layer), part.shapes)}
     short = lambda paths: [path.removeprefix("params/") for path in paths]
@@ -225,10 +226,10 @@ def _read(part: Part, tensors: Tensors, found: dict[str, str], module: Any, dtyp
             _check_fixed(name, cast, part.row.fixed)
             continue
         for path, piece in zip(part.paths(module, layer), part.split(cast)):
-            if part.stack and module.scan:
+            if part.stack and part.stack.scanned(module):
                 if path not in arrays:
-                    arrays[path] = np.empty((part.stack.depth, *piece.shape), dtype)
-                arrays[path][layer] = piece
+                    arrays[path] = np.empty((part.stack.depth // part.stack.pattern, *piece.shape), dtype)
+                arrays[path][layer // part.stack.pattern] = piece
             else:
                 arrays[path] = np.ascontiguousarray(piece)
     return {path: jnp.asarray(array) for path, array in arrays.items()}

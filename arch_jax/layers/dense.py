@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from arch_jax.fields import DType
 from arch_jax.ops.batch_sharding import by_rows
+from arch_jax.ops.float16 import stream_dtype
 from arch_jax.ops.precision import look_up
 
 
@@ -23,6 +24,7 @@ class Dense(nn.Module):
       initial: another initializer of W, called with (key, shape, dtype); None is the normal one.
       gain: factor on the standard deviation.
       initial_bias: initializer of b, called with (key, shape, dtype).
+      to_stream: whether y is added to a residual stream: in float16 it is float32 then (`ops.float16`).
       dtype: of the computation.
       parameter_dtype: of W and b.
     """
@@ -35,6 +37,7 @@ class Dense(nn.Module):
     initial: Callable | None = None
     gain: float = 1.0
     initial_bias: Callable = nn.initializers.zeros
+    to_stream: bool = False
 
     @nn.compact
     def weights(self, width: int) -> tuple[Float[Array, "width features"], Float[Array, "features"] | None]:
@@ -48,20 +51,23 @@ class Dense(nn.Module):
         return kernel, bias.astype(self.dtype)
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch features"]:
-        return affine(x.astype(self.dtype), *self.weights(x.shape[-1]))
+        wide = self.to_stream and stream_dtype(self.dtype) != self.dtype
+        dtype = stream_dtype(self.dtype) if wide else None
+        return affine(x.astype(self.dtype), *self.weights(x.shape[-1]), dtype)
 
 
 def affine(
     x: Float[Array, "*batch width"],
     kernel: Float[Array, "width features"],
     bias: Float[Array, "features"] | None = None,
+    dtype: DType | None = None,
 ) -> Float[Array, "*batch features"]:
-    """x W + b over the last axis, as one product of two matrices.
+    """x W + b over the last axis, as one product of two matrices; in x's dtype, or in `dtype`.
 
     XLA's CPU compiler makes slower code of a product with several leading axes, and of the sums in its gradient: a
     GPT-2 training step takes 0.8 of the time this way (experiments/benchmarks/train_step.py). Same bits.
     """
-    y = x.reshape(-1, x.shape[-1]) @ kernel
+    y = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, preferred_element_type=dtype)
     y = y if bias is None else y + bias
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 

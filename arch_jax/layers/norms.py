@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from arch_jax.fields import DType, component
 from arch_jax.layers import collections
+from arch_jax.ops.float16 import not_narrowed
 from arch_jax.ops.norms import batch_norm, batch_statistics, group_norm, layer_norm, rms_norm
 from arch_jax.ranges import Share
 
@@ -38,7 +39,7 @@ class LayerNorm(nn.Module):
         bias = None
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.parameter_dtype)
-        return layer_norm(x.astype(self.dtype), scale, bias, self.epsilon)
+        return layer_norm(not_narrowed(x, self.dtype), scale, bias, self.epsilon).astype(self.dtype)
 
 
 @component("rms_norm", kind="norm")
@@ -58,7 +59,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch width"], train: bool = False) -> Float[Array, "*batch width"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.parameter_dtype)
-        return rms_norm(x.astype(self.dtype), scale, self.epsilon)
+        return rms_norm(not_narrowed(x, self.dtype), scale, self.epsilon).astype(self.dtype)
 
 
 @component("group_norm", kind="norm")
@@ -83,7 +84,8 @@ class GroupNorm(nn.Module):
     ) -> Float[Array, "batch *space channels"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.parameter_dtype)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.parameter_dtype)
-        return group_norm(x.astype(self.dtype), scale, bias, self.groups, self.epsilon)
+        x = not_narrowed(x, self.dtype)
+        return group_norm(x, scale, bias, self.groups, self.epsilon).astype(self.dtype)
 
 
 @component("batch_norm", kind="norm")
@@ -119,10 +121,11 @@ class BatchNorm(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, precise)
         variance = self.variable("batch_stats", "variance", jnp.ones, shape, precise)
         if not train:
-            return batch_norm(x.astype(self.dtype), mean.value, variance.value, scale, bias, self.epsilon)
+            x = not_narrowed(x, self.dtype)
+            return batch_norm(x, mean.value, variance.value, scale, bias, self.epsilon).astype(self.dtype)
         now, spread, count = batch_statistics(x, self.axis_name)
         if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
             blend = lambda old, new: (self.momentum * old + (1 - self.momentum) * new).astype(old.dtype)
             mean.value = blend(mean.value, now)
             variance.value = blend(variance.value, spread * count / jnp.maximum(count - 1, 1))
-        return batch_norm(x.astype(self.dtype), now, spread, scale, bias, self.epsilon)
+        return batch_norm(not_narrowed(x, self.dtype), now, spread, scale, bias, self.epsilon).astype(self.dtype)

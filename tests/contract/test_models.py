@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 
 from arch_jax import catalogue, describe, fields, registry
 from arch_jax.experiment import Experiment, import_asked_for, import_components
@@ -354,6 +355,31 @@ def test_bfloat16_stays_near_float32(name):
         assert rough.dtype == jnp.bfloat16
         # bfloat16 has 8 bits: half a percent a step, over the few steps of a tiny model.
         error = np.linalg.norm(rough.astype(np.float32) - exact) / np.linalg.norm(exact)
+        assert error < 0.03, error
+
+
+#: What writes to a residual stream: the last layers of its parts.
+WRITES = re.compile(r"/(mixer/output|cross/output|feed_forward/down)/kernel$")
+
+
+@pytest.mark.thorough
+@every_architecture
+def test_float16_does_not_overflow(name):
+    """Nothing that is computed leaves its range; and where there is a residual stream, neither does the sum of what
+    all layers give, though it be beyond 65,504."""
+    it = tiny(name)
+    half = jax.jit(it.module.clone(dtype=jnp.float16).apply)
+    assert_finite(on_host(half(it.variables, *it.arguments)))
+    loud = traverse_util.flatten_dict(it.variables, sep="/")
+    writes = [path for path in loud if WRITES.search(path)]
+    if not writes:
+        return
+    loud |= {path: 4e4 * loud[path] / (np.abs(loud[path]).max() + 1e-3) for path in writes}
+    loud = traverse_util.unflatten_dict(loud, sep="/")
+    exact, rough = on_host((it.forward(loud, it.batch)[0], half(loud, *it.arguments)))
+    for one, other in zip(jax.tree.leaves(exact), jax.tree.leaves(rough), strict=True):
+        assert other.dtype == jnp.float16
+        error = np.linalg.norm(other.astype(np.float32) - one) / np.linalg.norm(one)
         assert error < 0.03, error
 
 

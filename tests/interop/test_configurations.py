@@ -202,13 +202,35 @@ REFUSED = {
     "activation": (GPT2, {"activation_function": "gelu_newer"}, "is 'gelu_newer', which is not supported; the nearest"),
     "another activation": (GPT2, {"activation_function": "quick_gelu"}, "which is not supported"),
     "scale": (GPT2, {"scale_attn_weights": 2}, "scale_attn_weights is 2; expected true or false"),
-    "layer scale": (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True, which"),
+    "layer scale": (
+        GPT2,
+        {"scale_attn_by_inverse_layer_idx": 1},
+        "scale_attn_by_inverse_layer_idx is 1; expected",
+    ),
     "cross-attention": (GPT2, {"add_cross_attention": True}, "add_cross_attention is True, which is not supported"),
     "tied": (GPT2, {"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'; expected true or false"),
     "alias": (GPT2, {"hidden_size": 16}, "n_embd is 8 and hidden_size is 16; expected them to agree"),
     "quantised": (LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}, which is not"),
-    "window": (LLAMA, {"sliding_window": 128}, "sliding_window is 128, which is not supported; expected null"),
-    "tensor parallel": (LLAMA, {"pretraining_tp": 2}, "pretraining_tp is 2, which is not supported; expected 1"),
+    "window": (
+        LLAMA,
+        {"sliding_window": 128},
+        "sliding_window is 128 without layer_types, and transformers' Llama",
+    ),
+    "windows of too few": (
+        LLAMA,
+        {"sliding_window": 9, "layer_types": ["full_attention"]},
+        "layer_types has 1 entries; expected 2, as num_hidden_layers says",
+    ),
+    "windows of no size": (
+        LLAMA,
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        "sliding_window is null and layer_types has 'sliding_attention'; expected the window of these",
+    ),
+    "windows of another kind": (
+        LLAMA,
+        {"layer_types": ["full_attention", "chunked_attention"]},
+        "layer_types is ['full_attention', 'chunked_attention']; expected 'sliding_attention' or 'full_attention' for",
+    ),
     "key-value heads": (LLAMA, {"num_key_value_heads": 3}, "num_key_value_heads is 3, which does not divide"),
     "odd heads": (LLAMA, {"head_dim": 3}, "the heads have 3 dimensions"),
     "heads of nothing": (LLAMA, {"num_attention_heads": 16}, "num_attention_heads is 16, which does not divide"),
@@ -228,9 +250,25 @@ REFUSED = {
         "YaRNScaling's slow is 4.0 and its fast 1.0; expected 0 < slow < fast",
     ),
     "bert without tying": (BERT, {"tie_word_embeddings": False}, "tie_word_embeddings is False, which is not"),
-    "bert decoder": (BERT, {"is_decoder": True}, "is_decoder is True, which is not supported"),
+    "bert decoder": (BERT, {"is_decoder": "yes"}, "is_decoder is 'yes'; expected true or false"),
     "t5 feed-forward": (T5, {"feed_forward_proj": "gated-gulu"}, "'gated-gulu', which is not supported; the nearest"),
-    "marian, two widths": (MARIAN, {"decoder_ffn_dim": 7}, "encoder_ffn_dim is 16 and decoder_ffn_dim 7"),
+    "t5 gate": (T5, {"is_gated_act": True}, "is_gated_act is True; expected False, as feed_forward_proj says"),
+    "t5 activation": (
+        T5,
+        {"dense_act_fn": "silu"},
+        "dense_act_fn is 'silu'; expected 'relu', as feed_forward",
+    ),
+    "marian, two vocabularies": (
+        MARIAN,
+        {"decoder_vocab_size": 7},
+        "vocab_size is 11 and decoder_vocab_size 7; expected them to agree, or share_encoder_decoder_embeddings false",
+    ),
+    "marian, heads": (MARIAN, {"decoder_attention_heads": 3}, "decoder_attention_heads is 3, which does not divide"),
+    "mamba, inner": (
+        {"model_type": "mamba", "hidden_size": 8},
+        {"intermediate_size": 12},
+        "intermediate_size is 12; expected a multiple of hidden_size, 8",
+    ),
     "marian, pre-norm": (MARIAN, {"normalize_before": True}, "normalize_before is True, which is not supported"),
     "mistral window": (LLAMA, {"model_type": "mistral", "sliding_window": 0}, "sliding_window is 0; expected a whole"),
     "dynamic": (LLAMA, {"rope_parameters": {"rope_type": "dynamic"}}, "rope_parameters.rope_type is 'dynamic', which"),
@@ -326,7 +364,7 @@ USED = {
     "gpt2": {
         "vocab_size": 12, "n_positions": 7, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_inner": 5,
         "activation_function": "relu", "layer_norm_epsilon": 1e-3, "initializer_range": 0.1,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": False, "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True,
     },
     "llama": {
         "vocab_size": 12, "hidden_size": 16, "intermediate_size": 5, "num_hidden_layers": 3,
@@ -344,11 +382,41 @@ def test_every_used_field_is_used(kind, name):
 
 
 def test_no_field_is_forgotten_by_the_test_above():
-    refused_when_set = {"n_special", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "pretraining_tp"}
+    refused_when_set = {"n_special"}
     with_llama3_only = {"partial_rotary_factor", "max_position_embeddings", "original_max_position_embeddings"}
+    with_llama3_only |= {"sliding_window", "layer_types"}  # each with the other alone, below
     gpt2, llama = ({*fields.reads, *fields.refuses} for fields in (GPT2_FIELDS, LLAMA_FIELDS))
     assert gpt2 == USED["gpt2"].keys() | (refused_when_set & gpt2)
     assert llama == USED["llama"].keys() | (refused_when_set & llama) | with_llama3_only
+
+
+def windows(depth, types, **changes):
+    config = LLAMA | {"num_hidden_layers": depth, "sliding_window": 5} | changes
+    return module_of(config | {"layer_types": [f"{'sliding' if c == 's' else 'full'}_attention" for c in types]})[1]
+
+
+def test_the_shortest_pattern_of_windows():
+    of = lambda *given, **changes: [mixer.window for mixer in windows(*given, **changes).mixers]
+    assert of(4, "ffff", sliding_window=None) == [None]
+    assert of(4, "ssss") == [5]
+    assert of(6, "fsfsfs") == [None, 5]
+    assert of(6, "fssfss") == [None, 5, 5]
+    assert of(4, "fssf") == [None, 5, 5, None]  # no turn of three: four layers are no multiple of it
+
+
+def test_a_pattern_of_windows_there_and_back(tmp_path):
+    """With the layers of a turn apart, and each turn on the leading axis."""
+    module = windows(4, "fsfs")
+    variables = initial(module)
+    arch_jax.save_pretrained(module, variables, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "ministral"
+    loaded, back = arch_jax.load_pretrained(tmp_path)
+    assert loaded == module
+    assert_equal(back, variables)
+    apart, layers = arch_jax.load_pretrained(tmp_path, scan=False)
+    assert_equal(layers, module.unrolled(variables)[1])
+    arch_jax.save_pretrained(apart, layers, tmp_path / "apart")
+    assert (tmp_path / "apart" / SINGLE).read_bytes() == (tmp_path / SINGLE).read_bytes()
 
 
 def test_positions_in_both_layouts():
@@ -431,9 +499,11 @@ def test_bad_tensors(name, tmp_path):
 def test_numbers_beyond_the_dtype(tmp_path):
     checkpoint(tmp_path, LLAMA)
     change_tensors(tmp_path, lambda t: t[NORM].put(3, 1e6))
-    with pytest.raises(UsageError, match=r"input_layernorm.weight' holds numbers beyond float16; expected a wider"):
+    with pytest.raises(UsageError, match=r"norm.weight' holds numbers beyond float16; expected dtype='bfloat16'"):
         arch_jax.load_pretrained(tmp_path, dtype="float16")
     assert arch_jax.load_pretrained(tmp_path)[0]
+    _, variables = arch_jax.load_pretrained(tmp_path, dtype="bfloat16")
+    assert abs(max(float(leaf.max()) for leaf in jax.tree.leaves(variables)) / 1e6 - 1) < 4e-3
 
 
 def test_tied_output_layers(tmp_path):

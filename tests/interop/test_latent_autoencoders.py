@@ -115,7 +115,9 @@ REFUSED = {
     "fewer units": ({"layers_per_block": 2}, "'encoder.down_blocks.0.resnets.1.norm1.weight' is missing"),
 }
 REFUSED_KL = {
-    "mean": ({"latents_mean": [0.0, 0.0]}, "latents_mean is .*, which is not supported; expected null"),
+    "mean": ({"latents_mean": [0.0]}, r"channel_mean is \(0.0,\); expected \d numbers, one a channel, or none"),
+    "standard deviation": ({"latents_std": 2.0}, "latents_std is 2.0; expected a list of numbers, or null"),
+    "an entry": ({"latents_std": [None]}, r"latents_std\[0\] is None; expected a finite number"),
     "shift": ({"shift_factor": "0.1"}, "shift_factor is '0.1'; expected a finite number, or null"),
     "a convolution less": ({"use_quant_conv": False}, "has the tensor 'quant_conv.*', which the module lacks"),
 }

@@ -1,4 +1,4 @@
-"""config.json of published checkpoints: what loads, and what is refused because it changes the outputs.
+"""config.json of published checkpoints: what loads, what is refused because it changes the outputs, what is written.
 
 published_configurations.jsonl holds them as public repositories have them, one a line, with repository, commit and
 path; of long tables of labels only how many there are, and people's own folders are "elsewhere". "refused" is a
@@ -15,9 +15,10 @@ import jax
 import pytest
 
 import arch_jax
-from arch_jax import registry
+from arch_jax import fields, registry
 from arch_jax.errors import UsageError
-from arch_jax.interop.configurations import checkpoint_types, module_of
+from arch_jax.interop.configurations import checkpoint_types, configuration_of, module_of, settings_of
+from arch_jax.interop.facts import DROPPED, facts_of
 
 LINES = Path(__file__).with_name("published_configurations.jsonl").read_text(encoding="utf-8").splitlines()
 #: What a table of labels is where the file has the number of its rows.
@@ -48,6 +49,7 @@ def test_they_are_of_every_type_and_many_hands():
     types = collections.Counter(module_of(row["config"])[0].name for row in LOADED)
     assert types["Mamba2"] > 1  # in their authors' form
     few = {"vit_mae", "mamba2", "xlstm"}  # of which no more were found in public repositories
+    few |= {"ministral"}  # Ministral's own file calls itself "mistral"
     written = {kind.name for kind in checkpoint_types() if kind.write is not None}
     assert {name for name in written if types[name] < 2} == few
 
@@ -64,6 +66,84 @@ def test_it_loads_and_every_field_is_accounted_for(row):
 def test_it_is_refused_for_what_changes_its_outputs(row):
     with pytest.raises(UsageError, match=row["refused"]):
         module_of(row["config"])
+
+
+#: Written as another type: transformers' Llama and Mistral know no `layer_types`, and its Ministral does.
+RENAMED = {"model_type", "architectures"}
+#: That Ministral has no biases, and never splits its products.
+RENAMED_LLAMA = RENAMED | {"attention_bias", "mlp_bias", "pretraining_tp"}
+WRITTEN = [row for row in LOADED if module_of(row["config"])[0].write is not None]
+
+
+def loaded(config):
+    kind, module = module_of(config)
+    return kind, module.clone(facts=facts_of(kind, config))
+
+
+@pytest.mark.parametrize("row", WRITTEN, ids=name_of)
+def test_what_is_written_is_what_was_read(row):
+    config = row["config"]
+    kind, module = loaded(config)
+    written_as, written = configuration_of(module)
+    other = written_as is not kind
+    assert other == ("layer_types" in config)
+    without = {*DROPPED, *((RENAMED_LLAMA if kind.name == "llama" else RENAMED) if other else ())}
+    kept = lambda fields: {name: fields[name] for name in config if name in fields and name not in without}
+    assert kept(written) == kept(config)
+    assert written.keys() - config.keys() <= RENAMED, "what the file does not say is not invented"
+    assert module_of(written) == (written_as, module)
+
+
+def test_every_type_that_is_written_keeps_its_facts():
+    for kind in checkpoint_types():
+        declared = {field.name: field for field in fields.settings(kind.module)}["facts"]
+        assert declared.default is None
+        assert not declared.compare
+    read = {module_of(row["config"])[0].name for row in WRITTEN}
+    unpublished = {"ministral", "xlstm"}  # in what was found
+    assert read == {kind.name for kind in checkpoint_types() if kind.write is not None} - unpublished
+
+
+#: Changes of a module, of whatever has the field.
+CHANGES = {
+    "vocabulary": 77, "depth": 2, "width": 96, "initial_std": 0.5, "dropout": 0.25, "classes": 3, "resolution": 64,
+    "norm.epsilon": 0.125, "mixer.heads": 4, "position.length": 33, "tied": None, "layer_scale": 0.5,
+}  # fmt: skip
+ONE_OF_EACH = {module_of(row["config"])[0].name: row for row in reversed(WRITTEN)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.thorough] * (name not in ("llama", "resnet"))) for name in ONE_OF_EACH],
+)
+def test_the_module_counts(name):
+    """Each field changed after loading: a file says the changed module, and keeps what has nothing to do with it."""
+    config = ONE_OF_EACH[name]["config"]
+    module = loaded(config)[1]
+    changed = 0
+    for path, value in CHANGES.items():
+        head, _, last = path.partition(".")
+        owner = getattr(module, head, None) if last else module
+        if not hasattr(owner, last or head):
+            continue
+        before = getattr(owner, last or head)
+        value = not before if path == "tied" else value
+        try:
+            new = fields.override(module, {path: value})
+            _, written = configuration_of(new)
+        except arch_jax.errors.UsageError:  # not a module, or not one of theirs
+            continue
+        changed += 1
+        read = module_of(written)[1]
+        assert settings_of(read) == settings_of(new), path
+        if path == "initial_std" and hasattr(read, "initial_std") and read.initial_std != before:
+            assert read.initial_std == value
+        if path == "dropout":  # where the type has a field for it
+            plain = configuration_of(new.clone(facts=None))[1]
+            assert {f: v for f, v in plain.items() if "drop" in f and v == value}.items() <= written.items()
+        for tokens in ("bos_token_id", "transformers_version", "_diffusers_version"):
+            assert written.get(tokens) == config.get(tokens) or tokens not in config
+    assert changed
 
 
 #: Published checkpoint -> the model that it is, as registered.

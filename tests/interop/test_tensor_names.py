@@ -18,6 +18,7 @@ TIED = {
     "gpt2": {"vocab_size": 11, "n_positions": 6, "n_embd": 8, "n_layer": 1, "n_head": 2},
     "llama": HEADS | {"tie_word_embeddings": True},
     "mistral": HEADS | {"tie_word_embeddings": True, "num_key_value_heads": 1},
+    "ministral": HEADS | {"tie_word_embeddings": True, "num_key_value_heads": 1},
     "mamba": {"vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 1, "tie_word_embeddings": True},
     "mamba2": {
         "vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 1, "num_heads": 4, "head_dim": 4, "n_groups": 1,

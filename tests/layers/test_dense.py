@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from arch_jax.layers.dense import Dense, Embedding, affine, joint
+from arch_jax.layers.norms import RMSNorm
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (4, 2, 3), (2, 1, 4, 3), (0, 2, 3)])
@@ -49,3 +50,23 @@ def test_a_table_looks_up_and_attends():
     assert np.isnan(outside[:5]).all()
     np.testing.assert_array_equal(outside[5], table[5])
     np.testing.assert_allclose(layer.apply(variables, found[:1], method="attend"), found[:1] @ table.T, atol=1e-6)
+
+
+def test_what_is_added_to_a_stream_does_not_overflow_in_float16():
+    """Its products are summed in float32, and so is the bias; the norm that reads the stream returns to float16."""
+    x = jnp.full((2, 8), 300.0, jnp.float16)
+    kernel, bias = np.full((8, 4), 300.0, np.float32), np.arange(4, dtype=np.float32)
+    layer = Dense(4, dtype=jnp.float16, to_stream=True)
+    variables = jax.tree.map(jnp.asarray, {"params": {"kernel": kernel, "bias": bias}})
+    y = layer.apply(variables, x)
+    np.testing.assert_array_equal(y, np.broadcast_to(720_000 + bias, (2, 4)))
+    slope = jax.grad(lambda v: layer.apply(v, x).sum())(variables)["params"]["kernel"]
+    np.testing.assert_array_equal(slope, np.full((8, 4), 600.0))
+    assert np.isinf(Dense(4, dtype=jnp.float16).apply(variables, x)).all()
+    for dtype in (jnp.bfloat16, jnp.float32):  # whose range is wide enough
+        assert Dense(4, dtype=dtype, to_stream=True).apply(variables, x).dtype == dtype
+    scale = {"params": {"scale": jnp.ones(4)}}
+    stream = jnp.asarray([[1e6, -1e6, 3e5, 0]], jnp.float32)
+    normed = RMSNorm(dtype=jnp.float16).apply(scale, stream)
+    assert normed.dtype == jnp.float16
+    np.testing.assert_allclose(normed, RMSNorm().apply(scale, stream), rtol=1e-3)

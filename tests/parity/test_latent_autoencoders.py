@@ -36,6 +36,7 @@ CONFIGURATIONS = {
         {"block_out_channels": [6, 10], "layers_per_block": 1, "norm_num_groups": 2, "in_channels": 1,
          "out_channels": 1, "latent_channels": 3, "mid_block_add_attention": False, "use_quant_conv": False,
          "use_post_quant_conv": False, "scaling_factor": 0.3611, "shift_factor": 0.1159, "sample_size": 64,
+         "latents_mean": [0.5, -1.0, 2.0], "latents_std": [0.5, 1.0, 8.0],
          **blocks(0, 1)},
         (10, 26),
     ),
@@ -92,6 +93,9 @@ def test_moments_and_reconstruction(name, tmp_path):
     model.save_pretrained(tmp_path)
     module, variables = arch_jax.load_pretrained(tmp_path)
     assert (module.scale, module.shift) == (model.config.scaling_factor, model.config.shift_factor or 0)
+    for ours, theirs in (("channel_mean", "latents_mean"), ("channel_std", "latents_std")):
+        recorded = getattr(model.config, theirs)
+        assert getattr(module, ours) == (None if recorded is None else tuple(recorded))
     x, inputs = images(name)
     with torch.no_grad():
         posterior = model.encode(inputs).latent_dist

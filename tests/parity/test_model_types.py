@@ -51,6 +51,28 @@ CASES = {
         MARIAN | {"scale_embedding": True, "activation_function": "swish", "decoder_layers": 3},
     ),
     "marian, embeddings apart": ("MarianMTModel", MARIAN | {"share_encoder_decoder_embeddings": False}),
+    "marian, a decoder with sizes of its own": (
+        "MarianMTModel", MARIAN | {"decoder_ffn_dim": 20, "decoder_attention_heads": 2},
+    ),
+    "marian, two vocabularies": (
+        "MarianMTModel",
+        MARIAN | {"vocab_size": 75, "decoder_vocab_size": 61, "share_encoder_decoder_embeddings": False},
+    ),
+    "bert, causal": ("BertLMHeadModel", BERT | {"is_decoder": True}),
+    "ministral, every second layer with a window of 5": (
+        "MinistralForCausalLM",
+        MISTRAL | {
+            "num_hidden_layers": 4, "head_dim": 8, "sliding_window": 5,
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+        },
+    ),
+    "ministral, no turn but all layers": (
+        "MinistralForCausalLM",
+        MISTRAL | {
+            "num_hidden_layers": 3, "head_dim": 8, "sliding_window": 4,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+    ),
     "mistral, window of 5": ("MistralForCausalLM", MISTRAL | {"sliding_window": 5}),
     "mistral, no window, one kv head, heads of 6": (
         "MistralForCausalLM",

@@ -20,6 +20,10 @@ GPT2 = {
     },
     "untied, exact gelu": {"tie_word_embeddings": False, "activation_function": "gelu"},
     "one layer, silu, upcast": {"n_layer": 1, "activation_function": "silu", "reorder_and_upcast_attn": True},
+    "scores divided by the layer's number": {"scale_attn_by_inverse_layer_idx": True, "n_layer": 3},
+    "the same, not scaled otherwise": {
+        "scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False, "reorder_and_upcast_attn": True,
+    },
     "tanh gelu by another name, dropout": {"activation_function": "gelu_pytorch_tanh", "resid_pdrop": 0.3},
 }  # fmt: skip
 

@@ -22,7 +22,12 @@ CONFIGURATIONS = {
         "depths": [2, 1, 1],
         "downsample_in_bottleneck": True,
     },
-}
+    "stride at once, gelu": {
+        "layer_type": "basic", "hidden_sizes": [8, 16], "depths": [2, 1], "downsample_in_first_stage": True,
+        "hidden_act": "gelu",
+    },
+    "bottleneck, widths of its own, silu": {"hidden_sizes": [10, 20, 30], "depths": [1, 2, 1], "hidden_act": "silu"},
+}  # fmt: skip
 
 
 def reference(settings, seed=0):
@@ -118,8 +123,12 @@ def test_what_transformers_has_no_model_for(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"hidden_sizes": [8, 24], "layer_type": "basic", "depths": [1, 1]}, r"hidden_sizes is \[8, 24\]; expected"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        (
+            {"hidden_sizes": [8, 24], "layer_type": "basic", "depths": [1]},
+            r"hidden_sizes is \[8, 24\] and depths \[1\]; expected one of each for a stage",
+        ),
+        ({"hidden_sizes": [3], "depths": [1]}, r"widths is \(3,\); expected at least 4 for each of the 1 stages"),
+        ({"hidden_act": "mish"}, "hidden_act is 'mish'"),
         ({"depths": []}, r"depths is \[\]; expected a list"),
     ],
 )

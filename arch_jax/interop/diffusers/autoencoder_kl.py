@@ -22,11 +22,22 @@ from arch_jax.models.autoencoder.autoencoder_kl import AutoencoderKL
 
 def _shift(name: str, value: Any) -> float:
     """Any finite number; null is 0."""
-    if value is None:
-        return 0.0
+    return 0.0 if value is None else _finite(name, value)
+
+
+def _finite(name: str, value: Any) -> float:
     if type(value) not in (int, float) or not -3e38 < value < 3e38:
         raise UsageError(f"{name} is {shown(value)}; expected a finite number, or null")
     return float(value)
+
+
+def _by_channel(name: str, value: Any) -> tuple[float, ...] | None:
+    """A finite number of each channel of the latents, or null."""
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple):
+        raise UsageError(f"{name} is {shown(value)}; expected a list of numbers, or null")
+    return tuple(_finite(f"{name}[{place}]", item) for place, item in enumerate(value))
 
 
 AUTOENCODER_KL_FIELDS = Fields(
@@ -35,8 +46,9 @@ AUTOENCODER_KL_FIELDS = Fields(
         "use_quant_conv": Field(flag, True),
         "use_post_quant_conv": Field(flag, True),
         "shift_factor": Field(_shift),
+        "latents_mean": Field(_by_channel),
+        "latents_std": Field(_by_channel),
     },
-    refuses={"latents_mean": (None,), "latents_std": (None,)},
 ).beside(CODER_FIELDS)
 
 
@@ -46,6 +58,8 @@ def _read(c: Mapping[str, Any]) -> AutoencoderKL:
         moments_convolution=c["use_quant_conv"],
         latent_convolution=c["use_post_quant_conv"],
         shift=c["shift_factor"],
+        channel_mean=c["latents_mean"],
+        channel_std=c["latents_std"],
     )
 
 
@@ -54,8 +68,8 @@ def _write(m: Mapping[str, Any], module: AutoencoderKL) -> dict[str, Any]:
         "use_quant_conv": module.moments_convolution,
         "use_post_quant_conv": module.latent_convolution,
         "shift_factor": module.shift or None,
-        "latents_mean": None,
-        "latents_std": None,
+        "latents_mean": None if module.channel_mean is None else list(module.channel_mean),
+        "latents_std": None if module.channel_std is None else list(module.channel_std),
         "force_upcast": True,
     }
 

@@ -82,6 +82,7 @@ ACTIVATION_NAMES = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_python_tanh": "gelu_tanh",
     "relu": "relu",
+    "relu6": "relu6",
     "sigmoid": "sigmoid",
     "silu": "silu",
     "swish": "silu",

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, Kind, component
 from arch_jax.layers.dense import Dense, joint
-from arch_jax.layers.mixers.contract import Norm, adapted
+from arch_jax.layers.mixers.contract import Norm, Place, adapted
 from arch_jax.layers.transformer import cache
 from arch_jax.layers.transformer.cache import Cache
 from arch_jax.layers.transformer.patterns import Pattern
@@ -39,6 +39,8 @@ class Attention(nn.Module):
       window: the number of latest tokens, itself included, that a token sees; None is all.
       softcap: scores are squashed to (-softcap, softcap) by softcap * tanh(scores / softcap); None disables it.
       scale: factor of the scores; None is head_size^-0.5.
+      scale_by_layer: whether the scores of layer i, counted from 1, are also divided by i (Mistral's GPT-2, as
+        transformers' scale_attn_by_inverse_layer_idx); in a pattern of several mixers i counts the turns.
       qk_norm: norm of each head's query and key, before the rotation (Henry et al. 2020, 2010.04245; Qwen 3), or None.
       relative: the term for the distance of two tokens: "alibi", "relative_buckets" (T5), "shaw", or None.
       output_bias: whether the output has a bias; None is as `bias` says.
@@ -66,6 +68,7 @@ class Attention(nn.Module):
     query_gain: float = 1.0
     initial_std: float | None = 0.02
     residual_scale: float = 1.0
+    scale_by_layer: bool = False
     implementation: str = "auto"
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
@@ -74,6 +77,11 @@ class Attention(nn.Module):
         if self.window is not None and self.window < 1:
             raise UsageError(f"window is {self.window}; expected at least 1 token, which sees only itself, or none")
         super().__post_init__()
+
+    @property
+    def placed(self) -> bool:
+        """True if the layer's place in the stack is an argument of it."""
+        return self.scale_by_layer
 
     def sizes(self, width: int) -> tuple[int, int, int]:
         """(heads, kv_heads, head_size) for inputs of `width`.
@@ -118,8 +126,10 @@ class Attention(nn.Module):
         state: Cache | None = None,
         train: bool = False,
         bias: Float[Array, "#batch #heads #time source"] | None = None,
+        place: Place | None = None,
     ) -> tuple[Float[Array, "batch time width"], Cache | None]:
-        """As every mixer; `bias` is added to the scores (a term that layers share; "source" is the cache's places)."""
+        """As every mixer; `bias` is added to the scores (a term that layers share; "source" is the cache's places).
+        `place` is the layer's place, where the scores are scaled by it."""
         x = read_where_real(x, segment_ids)
         batch, time, width = x.shape
         heads, kv_heads, head_size = self.sizes(width)
@@ -146,6 +156,8 @@ class Attention(nn.Module):
             run, position, _ = runs_and_positions(segment_ids)
         if self.rope is not None:
             q, k = self.rope(q, position), self.rope(k, position)
+        if self.scale_by_layer and place is not None:
+            q = q / jnp.asarray(place[0] + 1, q.dtype)
         if state is not None:
             state, seen = cache.store(state, (k, v), run, self.window)
             k, v = (entry.astype(q.dtype) for entry in seen.entries)
@@ -154,7 +166,7 @@ class Attention(nn.Module):
         y = y.reshape(batch, time, heads * head_size)
         output_bias = self.bias if self.output_bias is None else self.output_bias
         settings = (output_bias, *settings[1:])
-        y = Dense(width, *settings, gain=self.residual_scale, parent=self, name="output")(y)
+        y = Dense(width, *settings, gain=self.residual_scale, parent=self, name="output", to_stream=True)(y)
         if run is not None:  # with a bias, the output at padding would not be 0
             y = jnp.where(run[:, :, None] > 0, y, jnp.zeros((), y.dtype))
         return y, state

@@ -7,9 +7,9 @@ Segment id 0 is padding: its output is 0 and it leaves the state untouched. A ch
 `at`, a `SequencePosition`: each row's last segment id and position, so that a sequence may be fed in any chunks.
 
 A mixer (or feed-forward) may have a field `residual_scale`: a factor on the initial weights of its output, which a
-decoder sets when it scales them with its depth. A mixer whose initial parameters depend on the layer has the class
-attribute `placed = True` and takes one argument more, `place`: (number of the layer, how many there are). In a pattern
-of several mixers that is the number of the turn.
+decoder sets when it scales them with its depth. A mixer that depends on the layer (most do in their initial parameters
+alone) has an attribute `placed` that is true and takes one argument more, `place`: (number of the layer, how many there
+are). In a pattern of several mixers that is the number of the turn.
 """
 
 from typing import Annotated, Any

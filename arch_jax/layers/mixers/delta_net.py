@@ -173,7 +173,7 @@ class DeltaNet(nn.Module):
         y = rms_norm(o, scale, self.norm_epsilon).reshape(batch, time, values).astype(self.dtype)
         if self.gate:
             y = y * jax.nn.silu(read["gate"])
-        y = Dense(width, *settings, gain=self.residual_scale, parent=self, name="output")(y)
+        y = Dense(width, *settings, gain=self.residual_scale, parent=self, name="output", to_stream=True)(y)
         return y, None if state is None else DeltaState(end.s, recent, after)
 
     def _log_decay(self, rate: Float[Array, "batch time heads"]) -> Float[Array, "batch time heads"]:

@@ -220,7 +220,7 @@ class Hyena(nn.Module):
                 v, cache = ops.streamed(u, h[:, channels], cache, run, position, self.form)
                 caches.append(cache.u)
             v = v + u * skip[channels].astype(u.dtype)
-        output = Dense(width, gain=self.residual_scale, **dense, parent=self, name="output")
+        output = Dense(width, gain=self.residual_scale, **dense, parent=self, name="output", to_stream=True)
         y = output(v * gates[0])
         if run is not None:  # with a bias, the output at padding would not be 0
             y = jnp.where(run[..., None] > 0, y, 0)

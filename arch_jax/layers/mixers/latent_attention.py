@@ -136,7 +136,9 @@ class LatentAttention(nn.Module):
             y = attention(q, k[:, :, None], c[:, :, None], mask=seen.visible[:, None], **options)
             y = jnp.einsum("bthc,chd->bthd", y, w_uv)
 
-        output = Dense(width, self.bias, *settings, gain=self.residual_scale, parent=self, name="output")
+        output = Dense(
+            width, self.bias, *settings, gain=self.residual_scale, parent=self, name="output", to_stream=True
+        )
         y = output(y.reshape(batch, time, heads * value_size))
         if run is not None:  # with a bias, the output at padding would not be 0
             y = jnp.where(run[:, :, None] > 0, y, jnp.zeros((), y.dtype))

@@ -90,7 +90,7 @@ class _HeadsMixer(nn.Module):
         run, position, after = runs(x, segment_ids, state)
         y, sums = self.mix(q, k, v, run, position, state)
         y = y.reshape(batch, time, heads * head_size).astype(self.dtype)
-        y = Dense(width, *settings, gain=self.residual_scale, parent=self, name="output")(y)
+        y = Dense(width, *settings, gain=self.residual_scale, parent=self, name="output", to_stream=True)(y)
         if run is not None:  # with a bias, the output at padding would not be 0
             y = jnp.where(run[:, :, None] > 0, y, jnp.zeros((), y.dtype))
         return y, None if state is None else LinearAttentionState(*sums, after)

@@ -201,7 +201,7 @@ class MLSTM(nn.Module):
         if self.initial_std is None:
             parts = 1 if self.expansion is not None else 2  # that write to the residual stream, a layer
             std, gain = 2 / (max(1.0, 1 / (parts * self.residual_scale**2)) * math.sqrt(width)), 1.0
-        y = Dense(width, False, std, gain=gain, **dtypes, name="output")(y)
+        y = Dense(width, False, std, gain=gain, **dtypes, name="output", to_stream=True)(y)
         y = real_only(y, run)  # the skip has passed the convolution's bias on
         return y, None if state is None else MLSTMMixerState(end.s, end.m, recent, after)
 

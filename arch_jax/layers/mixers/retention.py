@@ -167,6 +167,7 @@ class Retention(nn.Module):
             **dtypes,
             parent=self,
             name="output",
+            to_stream=True,
         )(y)
         return y, None if state is None else RetentionState(end.s, after)
 

@@ -100,6 +100,8 @@ class TokenShiftMixer(nn.Module):
 
     #: Its initial parameters depend on the layer's place in the stack.
     placed: ClassVar[bool] = True
+    #: Names of the layers whose outputs are added to the residual stream.
+    last: ClassVar[tuple[str, ...]] = ("output",)
 
     def starting(self, name: str, value: Callable[[], Array], dtype: DType | None = None) -> Array:
         """A parameter that starts from `value()`, in the dtype of the computation or the given one."""
@@ -109,7 +111,7 @@ class TokenShiftMixer(nn.Module):
     def dense(self, name: str, features: int, initial: Callable = nn.initializers.zeros) -> Dense:
         """A linear layer without bias."""
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
-        return Dense(features, False, initial=initial, **dtypes, parent=self, name=name)
+        return Dense(features, False, initial=initial, to_stream=name in self.last, **dtypes, parent=self, name=name)
 
     def mixed(self, name: str, x: Array, earlier: Array, start: Callable[[Array], Array]) -> Array:
         """mu * x_t + (1 - mu) * x_{t-1}, with a mu for each channel that starts from `start(channel / width)`."""
@@ -214,6 +216,7 @@ class ChannelMixer(TokenShiftMixer):
     """
 
     name_of_mixer: ClassVar[str] = ""
+    last: ClassVar[tuple[str, ...]] = ("value",)
 
     hidden: int | None = None
     dtype: DType = jnp.float32

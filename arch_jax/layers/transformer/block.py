@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from arch_jax.layers.mixers.contract import Cross, FeedForward, Mixer, Norm, Place, unbound
+from arch_jax.ops.float16 import stream_dtype
 from arch_jax.ops.tracing import asks_for_values
 
 #: Positions of the norms in a residual block; see `Block`.
@@ -91,8 +92,9 @@ class Block(nn.Module):
         y, other = part(x if self.placement == "post" else norm(f"{name}_norm")(x))
         if self.placement == "sandwich":
             y = norm(f"{name}_output_norm")(y)
+        stream = x.dtype
         x = x + dropout(y)
-        return norm(f"{name}_norm")(x) if self.placement == "post" else x, other
+        return (norm(f"{name}_norm")(x) if self.placement == "post" else x).astype(stream), other
 
 
 class PatternTurn(nn.Module):
@@ -129,6 +131,8 @@ class Stack(nn.Module):
     turns of the pattern. With a state, or with `scan=False`, layers are unrolled; with `scan=False` the parameters of
     layer i lie under `layer_i`. `unrolled_variables` turns the first form into the second.
 
+    The residual stream of a computation in float16 is float32, and comes out as such (`ops.float16`).
+
     Attributes:
       blocks: the repeating pattern.
       depth: number of layers in all.
@@ -155,6 +159,7 @@ class Stack(nn.Module):
         train: bool = False,
         context: Context | None = None,
     ) -> tuple[Float[Array, "batch time width"], tuple | None]:
+        x = x.astype(stream_dtype(x.dtype))
         blocks = unbound(self.blocks)
         count = -(-self.depth // len(blocks))
         if self.scans and state is None:

@@ -82,4 +82,5 @@ class CrossAttention(nn.Module):
         k, v = (entry.astype(q.dtype) for entry in remembered)
         y = attention(q, k, v, mask=mask, scale=self.scale, implementation=self.implementation)
         y = y.reshape(batch, time, self.heads * size)
-        return Dense(width, *settings, gain=self.residual_scale, parent=self, name="output")(y), remembered
+        output = Dense(width, *settings, gain=self.residual_scale, to_stream=True, parent=self, name="output")
+        return output(y), remembered

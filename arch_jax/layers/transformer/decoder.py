@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense, Embedding
+from arch_jax.layers.facts import CheckpointFacts, facts_field
 from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.mixers.contract import FeedForward, Mixer, Norm, Position, adapted, check_sizes
 from arch_jax.layers.norms import RMSNorm
@@ -79,6 +80,7 @@ class Decoder(nn.Module):
       remat: whether activations are recomputed in the backward pass to save memory.
       dtype: of the computation; softmax, norms' statistics and losses are at least float32.
       parameter_dtype: of the parameters.
+      facts: the checkpoint's own, where the module was loaded from one.
     """
 
     shardings: ClassVar = SHARDINGS
@@ -103,6 +105,7 @@ class Decoder(nn.Module):
     embedding_std: float | None = None
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
+    facts: CheckpointFacts | None = facts_field()
 
     def __post_init__(self) -> None:
         check_sizes(self)

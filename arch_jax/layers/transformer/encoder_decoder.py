@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense, Embedding
+from arch_jax.layers.facts import CheckpointFacts, facts_field
 from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.mixers.contract import Cross, FeedForward, Mixer, Norm, Position, adapted, check_sizes
 from arch_jax.layers.norms import LayerNorm
@@ -46,18 +47,21 @@ class EncoderDecoder(nn.Module):
     """A Transformer for sequence to sequence: the original of 2017, T5 and Marian are settings of it.
 
     Attributes:
-      vocabulary: number of tokens, of source and target together.
+      vocabulary: number of tokens of the target, and of the source unless that has its own.
       depth: blocks of the encoder.
       width: size of the residual stream.
       mixer: self-attention; bidirectional in the encoder, causal in the decoder.
+      decoder_mixer: self-attention of the decoder if it is not `mixer`.
       cross: the decoder's attention to the source.
       feed_forward: the position-wise part of each block.
+      decoder_feed_forward: that of the decoder's blocks if it is not `feed_forward`.
       norm: of each part, and at the end of both stacks unless the placement is "post".
       placement: position of the norms: "pre", "post" or "sandwich"; see `layers.transformer.block.Block`.
       position: added to the embeddings, or None.
       relative: a term of the scores that all layers of a stack share (T5), or None; bidirectional in the encoder.
       decoder_depth: blocks of the decoder; None is as many as the encoder has.
       shared: whether source and target have one embedding table.
+      source_vocabulary: number of tokens of the source if it is not `vocabulary`; needs tables of their own.
       tied: whether the output layer is the target's table (Press & Wolf 2017, 1608.05859).
       scale_embedding: whether embeddings are multiplied by sqrt(width) (Vaswani et al. 2017, section 3.4).
       scale_logits: whether the last hidden states are multiplied by 1/sqrt(width) before a tied output layer (T5).
@@ -68,6 +72,7 @@ class EncoderDecoder(nn.Module):
       remat: whether activations are recomputed in the backward pass to save memory.
       dtype: of the computation; softmax, norms' statistics and losses are at least float32.
       parameter_dtype: of the parameters.
+      facts: the checkpoint's own, where the module was loaded from one.
     """
 
     shardings: ClassVar = (
@@ -94,12 +99,16 @@ class EncoderDecoder(nn.Module):
     scale_embedding: bool = False
     scale_logits: bool = False
     logits_bias: bool = False
+    decoder_mixer: Mixer | None = None
+    decoder_feed_forward: FeedForward | None = None
+    source_vocabulary: int | None = None
     dropout: PartialShare = 0.0
     initial_std: float = 0.02
     scan: bool = True
     remat: bool = False
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
+    facts: CheckpointFacts | None = facts_field()
 
     def __post_init__(self) -> None:
         check_sizes(self)
@@ -107,18 +116,25 @@ class EncoderDecoder(nn.Module):
             raise UsageError(
                 f"decoder_depth is {self.decoder_depth}; expected at least 1, or none for as many as depth"
             )
+        if self.source_vocabulary is not None and (self.shared or self.source_vocabulary < 1):
+            raise UsageError(
+                f"source_vocabulary is {self.source_vocabulary} and shared {str(self.shared).lower()}; expected at "
+                "least 1 token and shared=false, or source_vocabulary=none for one vocabulary"
+            )
         super().__post_init__()
 
     def setup(self) -> None:
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         part = functools.partial(adapted, **dtypes)
         settings = {"dropout": self.dropout, "placement": self.placement, "parent": None}
-        parts = (part(self.norm), part(self.feed_forward))
-        encoder = Block(part(self.mixer, causal=False), *parts, **settings)
-        decoder = Block(part(self.mixer, causal=True), *parts, cross=part(self.cross), **settings)
+        norm = part(self.norm)
+        encoder = Block(part(self.mixer, causal=False), norm, part(self.feed_forward), **settings)
+        mixer, feed_forward = self.decoder_parts
+        decoder = Block(part(mixer, causal=True), norm, part(feed_forward), cross=part(self.cross), **settings)
         self.embedding = Embedding(self.vocabulary, self.width, self.initial_std, **dtypes)
         if not self.shared:
-            self.source_embedding = Embedding(self.vocabulary, self.width, self.initial_std, **dtypes)
+            entries = self.source_vocabulary or self.vocabulary
+            self.source_embedding = Embedding(entries, self.width, self.initial_std, **dtypes)
         if self.position is not None:
             self.position_embedding = part(self.position)
         if self.relative is not None:
@@ -137,6 +153,11 @@ class EncoderDecoder(nn.Module):
             )
 
     @property
+    def decoder_parts(self) -> tuple[nn.Module, nn.Module]:
+        """Self-attention and feed-forward part of the decoder."""
+        return self.decoder_mixer or self.mixer, self.decoder_feed_forward or self.feed_forward
+
+    @property
     def decoder_layers(self) -> int:
         """Blocks of the decoder."""
         return self.decoder_depth or self.depth
@@ -151,7 +172,7 @@ class EncoderDecoder(nn.Module):
         """Logits for the token after each of the target.
 
         Args:
-          source: indices in [0, vocabulary); one outside gives NaN.
+          source: indices in [0, vocabulary), or [0, source_vocabulary); one outside gives NaN.
           target: the target so far, beginning with the start token.
           source_mask: True at real tokens of the source; padding is on the right. None is all.
           train: whether dropout is active (needs `rngs={"dropout": key}`).
@@ -179,7 +200,9 @@ class EncoderDecoder(nn.Module):
         bias = self._bias("encoder_relative", positions[:, None] - positions)
         ids = None if source_mask is None else source_mask.astype(jnp.int32)
         x, _ = self.encoder(x, ids, None, train, Context(bias))
-        return x if self.placement == "post" else self.drop(self.encoder_norm(x), deterministic=not train)
+        if self.placement != "post":
+            x = self.drop(self.encoder_norm(x), deterministic=not train)
+        return x.astype(self.dtype)
 
     def start(
         self,
@@ -195,7 +218,7 @@ class EncoderDecoder(nn.Module):
         if self.position is not None:
             self.position.check(length)
         batch = memory.shape[0]
-        mixer = adapted(self.mixer, causal=True)
+        mixer = adapted(self.decoder_parts[0], causal=True)
         layers = tuple(
             (mixer.initial_state(batch, length, self.width, self.dtype), None) for _ in range(self.decoder_layers)
         )
@@ -242,7 +265,8 @@ class EncoderDecoder(nn.Module):
         if self.relative is None:
             return None
         distance = distance if distance.ndim == 3 else distance[None]
-        return getattr(self, name)(distance, self.mixer.heads)
+        mixer = self.mixer if name == "encoder_relative" else self.decoder_parts[0]
+        return getattr(self, name)(distance, mixer.heads)
 
     def _read(self, x, train):
         """Logits from the decoder's last hidden states."""

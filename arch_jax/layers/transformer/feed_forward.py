@@ -72,7 +72,8 @@ class MLP(nn.Module):
         settings = {"bias": self.bias, "dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         h = Dense(self.hidden or 4 * width, initial_std=self.initial_std, **settings, name="up")(x)
         h = activation(self.activation)(h)
-        return Dense(width, initial_std=self.initial_std, gain=self.residual_scale, **settings, name="down")(h)
+        settings |= {"gain": self.residual_scale, "to_stream": True}
+        return Dense(width, initial_std=self.initial_std, **settings, name="down")(h)
 
 
 @component("swiglu", kind="feed_forward")
@@ -109,4 +110,5 @@ class SwiGLU(nn.Module):
         gate = Dense(hidden, initial_std=self.initial_std, **settings, name="gate")(x)
         up = Dense(hidden, initial_std=self.initial_std, **settings, name="up")(x)
         h = activation(self.activation)(gate) * up
-        return Dense(width, initial_std=self.initial_std, gain=self.residual_scale, **settings, name="down")(h)
+        settings |= {"gain": self.residual_scale, "to_stream": True}
+        return Dense(width, initial_std=self.initial_std, **settings, name="down")(h)

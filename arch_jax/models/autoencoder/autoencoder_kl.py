@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
+from arch_jax.layers.facts import CheckpointFacts, facts_field
 from arch_jax.layers.vision.unet_blocks import convolution
 from arch_jax.models.autoencoder.latent_encoder_decoder import LatentDecoder, LatentEncoder, check_coders, check_sides
 from arch_jax.ops.latents import draw_gaussian, gaussian_log_density
@@ -52,9 +53,12 @@ class AutoencoderKL(nn.Module):
       latent_convolution: whether a 1 x 1 convolution precedes the decoder.
       scale: factor of z for a diffusion model; not applied here.
       shift: subtracted from z before that.
+      channel_mean: subtracted from z instead, of each channel (Playground 2.5, 2402.17245); None is `shift` for all.
+      channel_std: of each channel, which z is then divided by too; None is 1 for all.
       variance: of a pixel given z, in the likelihood that `draws` gives.
       dtype: of the computation; the likelihood and the statistics are at least float32.
       parameter_dtype: of the parameters.
+      facts: the checkpoint's own, where the module was loaded from one.
     """
 
     resolution: int = 512
@@ -70,14 +74,22 @@ class AutoencoderKL(nn.Module):
     scale: float = 0.18215
     shift: Signed = 0.0
     variance: float = 1.0
+    channel_mean: tuple[float, ...] | None = None
+    channel_std: tuple[float, ...] | None = None
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
+    facts: CheckpointFacts | None = facts_field()
 
     def __post_init__(self) -> None:
         check_coders(self.resolution, self.channels, self.latent, self.widths, self.units, self.groups, self.attention)
         for name in ("scale", "variance"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected a number above 0, such as 1")
+        for name in ("channel_mean", "channel_std"):
+            given = getattr(self, name)
+            if given is not None and (len(given) != self.latent or (name == "channel_std" and min(given) <= 0)):
+                above = "" if name == "channel_mean" else " above 0"
+                raise UsageError(f"{name} is {given}; expected {self.latent} numbers{above}, one a channel, or none")
         super().__post_init__()
 
     def setup(self) -> None:

@@ -133,7 +133,9 @@ class VectorAutoencoder(nn.Module):
 
 def unit_rows(x: Float[Array, "rows size"]) -> Float[Array, "rows size"]:
     """Each row divided by its Euclidean length; rows of 0 stay 0."""
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
+    precise = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # a square of 256 is beyond float16
+    square = jnp.sum(jnp.square(precise), axis=-1, keepdims=True)
+    return (precise * jax.lax.rsqrt(jnp.maximum(square, 1e-24))).astype(x.dtype)
 
 
 _SHARED = {"family": "autoencoder", "objective": "autoencode", "architecture": "vector_autoencoder"}

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
+from arch_jax.layers.facts import CheckpointFacts, facts_field
 from arch_jax.layers.vision.unet_blocks import convolution
 from arch_jax.models.autoencoder.autoencoder_kl import PAPER as LATENT_DIFFUSION
 from arch_jax.models.autoencoder.codebook import Codebook, QuantisedAutoencoder
@@ -52,6 +53,7 @@ class VQModel(QuantisedAutoencoder):
       least: codes whose average count falls below it are moved to a vector of the batch; 0 disables it.
       dtype: of the computation; distances to codes and the norms' statistics are at least float32.
       parameter_dtype: of the parameters.
+      facts: the checkpoint's own, where the module was loaded from one.
     """
 
     resolution: int = 256
@@ -69,6 +71,7 @@ class VQModel(QuantisedAutoencoder):
     least: float = 0.0
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
+    facts: CheckpointFacts | None = facts_field()
 
     def __post_init__(self) -> None:
         check_coders(self.resolution, self.channels, self.latent, self.widths, self.units, self.groups, self.attention)

@@ -17,6 +17,7 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
 from arch_jax.layers.dense import Dense
+from arch_jax.layers.facts import CheckpointFacts, facts_field
 from arch_jax.layers.mixers.contract import Norm, adapted
 from arch_jax.layers.norms import LayerNorm
 from arch_jax.layers.transformer.feed_forward import activation
@@ -84,6 +85,7 @@ class ConvNeXt(nn.Module):
         first, and in equal steps between.
       dtype: of the computation.
       parameter_dtype: of the parameters.
+      facts: the checkpoint's own, where the module was loaded from one.
     """
 
     classes: int = 1000
@@ -97,6 +99,7 @@ class ConvNeXt(nn.Module):
     stochastic_depth: PartialShare = 0.0
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
+    facts: CheckpointFacts | None = facts_field()
 
     def __post_init__(self) -> None:
         if len(self.blocks) != len(self.widths) or not self.blocks:

@@ -20,6 +20,7 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
 from arch_jax.layers.dense import Dense
+from arch_jax.layers.facts import CheckpointFacts, facts_field
 from arch_jax.layers.mixers.contract import Norm
 from arch_jax.layers.norms import BatchNorm
 from arch_jax.layers.vision.convolution_norm import ConvolutionNorm
@@ -57,6 +58,7 @@ class EfficientNet(nn.Module):
       norm: after each convolution.
       dtype: of the computation.
       parameter_dtype: of the parameters.
+      facts: the checkpoint's own, where the module was loaded from one.
     """
 
     classes: int = 1000
@@ -83,6 +85,7 @@ class EfficientNet(nn.Module):
     norm: Norm = BatchNorm(epsilon=1e-3, momentum=0.99)
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
+    facts: CheckpointFacts | None = facts_field()
 
     def __post_init__(self) -> None:
         if not (self.depth_factor > 0 and self.width_factor > 0):

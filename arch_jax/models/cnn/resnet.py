@@ -4,9 +4,10 @@ A residual block adds the output of its layers to its input (equations 1 and 2):
 
     y = f(F(x) + s(x))        plain: y = f(F(x))
 
-with f = ReLU, and F two 3 x 3 convolutions (figure 5, left) or the bottleneck 1 x 1, 3 x 3, 1 x 1 whose outer sides are
-four times as wide (right), batch norm after each. s is the identity where the shapes agree. Elsewhere it is option A of
-section 4.1, every second pixel with zeros for the new channels, or option B, a 1 x 1 convolution of stride 2.
+with f = ReLU (or another activation), and F two 3 x 3 convolutions (figure 5, left) or the bottleneck 1 x 1, 3 x 3, 1 x
+1 whose outer sides are four times as wide (right), batch norm after each. s is the identity where the shapes agree.
+Elsewhere it is option A of section 4.1, every second pixel with zeros for the new channels, or option B, a 1 x 1
+convolution of stride 2.
 
 On ImageNet (table 1) a 7 x 7 convolution and a pooling, both of stride 2, come first, then four stages; on CIFAR
 (section 4.2) one 3 x 3 convolution and three stages of n blocks, 6n + 2 layers in all.
@@ -22,8 +23,10 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
 from arch_jax.layers.dense import Dense
+from arch_jax.layers.facts import CheckpointFacts, facts_field
 from arch_jax.layers.mixers.contract import Norm, adapted
 from arch_jax.layers.norms import BatchNorm
+from arch_jax.layers.transformer.feed_forward import activation
 from arch_jax.layers.vision.convolution import MaxPool
 from arch_jax.layers.vision.convolution_norm import ConvolutionNorm
 from arch_jax.ops.convolution.pooling import global_average
@@ -48,6 +51,8 @@ class Residual(nn.Module):
       stride_first: whether a bottleneck's stride is that of its first convolution.
       zero_scale: whether the last norm's scale starts at 0.
       norm: after each convolution.
+      activation: f; the layers before it keep ReLU.
+      features: channels that it gives; None is `width`, four times as many of a bottleneck.
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """
@@ -59,6 +64,8 @@ class Residual(nn.Module):
     stride_first: bool = False
     zero_scale: bool = False
     norm: Norm = BatchNorm()
+    activation: str = "relu"
+    features: int | None = None
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
 
@@ -68,21 +75,21 @@ class Residual(nn.Module):
     ) -> Float[Array, "batch new_height new_width features"]:
         shared = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         last = adapted(self.norm, initial_scale=0.0) if self.zero_scale else self.norm
+        f = activation(self.activation)
+        features = self.features or self.width * (EXPANSION if self.bottleneck else 1)
         layer = lambda features, size, stride, name, norm=self.norm, f="relu": ConvolutionNorm(
             features, size, stride, normalise=norm, activation=f, **shared, name=name
         )
         if self.bottleneck:
-            features = EXPANSION * self.width
             first, second = (self.stride, 1) if self.stride_first else (1, self.stride)
             y = layer(self.width, 1, first, "convolution_1")(x, train)
             y = layer(self.width, 3, second, "convolution_2")(y, train)
             y = layer(features, 1, 1, "convolution_3", last, None)(y, train)
         else:
-            features = self.width
             y = layer(features, 3, self.stride, "convolution_1")(x, train)
             y = layer(features, 3, 1, "convolution_2", last, None)(y, train)
         if self.shortcut == "none":
-            return nn.relu(y)
+            return f(y)
         if x.shape != y.shape and self.shortcut == "projection":
             x = layer(features, 1, self.stride, "shortcut", f=None)(x, train)
         elif x.shape != y.shape:
@@ -90,7 +97,7 @@ class Residual(nn.Module):
             x = x[:, :: self.stride, :: self.stride]
             # Half of the zeros before and half after, as the reference implementations for CIFAR have them.
             x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
-        return nn.relu(y + x.astype(y.dtype))
+        return f(y + x.astype(y.dtype))
 
 
 @component("resnet", kind="model")
@@ -99,7 +106,7 @@ class ResNet(nn.Module):
 
     Attributes:
       classes: number of classes.
-      blocks: in each stage; a stage's first block has stride 2, but the first stage's.
+      blocks: in each stage; a stage's first block has stride 2, but the first stage's (see `first_stride`).
       width: channels of the 3 x 3 convolutions of the first stage; each further stage has twice as many.
       bottleneck: whether blocks are bottlenecks, or two 3 x 3 convolutions.
       stem: the first layers: "imagenet" (7 x 7 of stride 2, pooling of stride 2) or "cifar" (3 x 3 of stride 1).
@@ -110,8 +117,12 @@ class ResNet(nn.Module):
       zero_scale: whether the scale of each block's last norm starts at 0, so that every block starts as f(s(x)) (Goyal
         et al. 2017, 1706.02677, section 5.1).
       norm: after each convolution.
+      activation: f of a block and of the stem, by name; inside a block it is ReLU, as in transformers.
+      first_stride: stride of the first stage's first block.
+      widths: channels that each stage gives; None doubles them from stage to stage.
       dtype: of the computation.
       parameter_dtype: of the parameters.
+      facts: the checkpoint's own, where the module was loaded from one.
     """
 
     classes: int = 1000
@@ -123,13 +134,30 @@ class ResNet(nn.Module):
     stride_first: bool = False
     zero_scale: bool = False
     norm: Norm = BatchNorm()
+    activation: str = "relu"
+    first_stride: int = 1
+    widths: tuple[int, ...] | None = None
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
+    facts: CheckpointFacts | None = facts_field()
 
     def __post_init__(self) -> None:
         if not self.blocks or min(self.blocks) < 1:
             raise UsageError(f"blocks is {self.blocks}; expected at least one in each stage, such as (2, 2, 2, 2)")
+        if self.first_stride < 1:
+            raise UsageError(f"first_stride is {self.first_stride}; expected at least 1")
+        least = EXPANSION if self.bottleneck else 1
+        if self.widths is not None and (len(self.widths) != len(self.blocks) or min(self.widths) < least):
+            raise UsageError(
+                f"widths is {self.widths}; expected at least {least} for each of the {len(self.blocks)} stages, or none"
+            )
         super().__post_init__()
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Channels that each stage gives."""
+        first = self.width * (EXPANSION if self.bottleneck else 1)
+        return self.widths or tuple(first * 2**stage for stage in range(len(self.blocks)))
 
     @nn.compact
     def __call__(
@@ -138,19 +166,22 @@ class ResNet(nn.Module):
         """Logits of each class."""
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = ConvolutionNorm(self.width, size, stride, normalise=self.norm, **dtypes, name="stem")(images, train)
+        stem = {"normalise": self.norm, "activation": self.activation}
+        x = ConvolutionNorm(self.width, size, stride, **stem, **dtypes, name="stem")(images, train)
         if self.stem == "imagenet":
             x = MaxPool(3, 2, padding=1)(x)
         for stage, count in enumerate(self.blocks):
             for place in range(count):
                 x = Residual(
-                    width=self.width * 2**stage,
-                    stride=2 if stage and not place else 1,
+                    width=self.features[stage] // (EXPANSION if self.bottleneck else 1),
+                    features=self.features[stage],
+                    stride=1 if place else 2 if stage else self.first_stride,
                     bottleneck=self.bottleneck,
                     shortcut=self.shortcut,
                     stride_first=self.stride_first,
                     zero_scale=self.zero_scale,
                     norm=self.norm,
+                    activation=self.activation,
                     **dtypes,
                     name=f"stage_{stage}_block_{place}",
                 )(x, train)

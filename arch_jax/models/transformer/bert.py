@@ -23,6 +23,7 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import encoded
 from arch_jax.layers.dense import Dense, Embedding
+from arch_jax.layers.facts import CheckpointFacts, facts_field
 from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.mixers.contract import FeedForward, Mixer, Norm, Position, adapted, check_sizes
 from arch_jax.layers.norms import LayerNorm
@@ -43,7 +44,7 @@ class BERT(nn.Module):
       vocabulary: number of tokens.
       depth: number of blocks.
       width: size of the residual stream.
-      mixer: self-attention; it is made bidirectional.
+      mixer: self-attention; it is made bidirectional, or causal as `causal` says.
       feed_forward: the position-wise part of each block.
       norm: of the embeddings and of each part.
       position: added to the embeddings, or None.
@@ -56,12 +57,14 @@ class BERT(nn.Module):
       embedding: whether there is `embedding`, the mean of the hidden states at real tokens, of length 1 (Reimers &
         Gurevych 2019, 1908.10084, section 3).
       activation: of the head for masked tokens.
+      causal: whether a token sees only itself and earlier ones: BERT as a decoder (Rothe et al. 2020, 1907.12461).
       dropout: dropout rate of the embeddings and of each part's output.
       initial_std: standard deviation of the initial weights.
       scan: whether equal layers are scanned: compile time that does not grow with depth.
       remat: whether activations are recomputed in the backward pass to save memory.
       dtype: of the computation; softmax, norms' statistics and losses are at least float32.
       parameter_dtype: of the parameters.
+      facts: the checkpoint's own, where the module was loaded from one.
     """
 
     shardings: ClassVar = SHARDINGS
@@ -80,12 +83,14 @@ class BERT(nn.Module):
     classes: int | None = None
     embedding: bool = False
     activation: str = "gelu"
+    causal: bool = False
     dropout: PartialShare = 0.1
     initial_std: float = 0.02
     scan: bool = True
     remat: bool = False
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
+    facts: CheckpointFacts | None = facts_field()
 
     def __post_init__(self) -> None:
         check_sizes(self)
@@ -133,11 +138,12 @@ class BERT(nn.Module):
             position = part(self.position).clone(parent=self, name="position_embedding")
             x = x + position(jnp.arange(tokens.shape[1]), self.width)
         x = dropout(norm("embedding_norm")(x))
-        block = Block(
-            part(self.mixer, causal=False), part(self.norm), part(self.feed_forward), self.dropout, "post", parent=None
-        )
+        mixer = part(self.mixer, causal=self.causal)
+        block = Block(mixer, part(self.norm), part(self.feed_forward), self.dropout, "post", parent=None)
         ids = None if mask is None else mask.astype(jnp.int32)
         x, _ = Stack((block,), self.depth, self.scan, self.remat, parent=self, name="stack")(x, ids, None, train)
+
+        x = x.astype(self.dtype)
 
         found = {"hidden": x}
         if self.pooler:
@@ -151,8 +157,9 @@ class BERT(nn.Module):
         if self.classes is not None:
             found["classes"] = dense(self.classes, name="classifier")(dropout(found["pooled"]))
         if self.embedding:
-            weight = jnp.ones(tokens.shape, x.dtype) if mask is None else mask.astype(x.dtype)
-            total = jnp.einsum("btw,bt->bw", x, weight).astype(jnp.promote_types(x.dtype, jnp.float32))
+            precise = jnp.promote_types(x.dtype, jnp.float32)
+            weight = jnp.ones(tokens.shape, precise) if mask is None else mask.astype(precise)
+            total = jnp.einsum("btw,bt->bw", x.astype(precise), weight)
             length = jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(total), axis=-1, keepdims=True), 1e-24))
             found["embedding"] = (total / length).astype(x.dtype)
         return found

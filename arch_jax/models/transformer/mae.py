@@ -26,6 +26,7 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
 from arch_jax.layers.dense import Dense
+from arch_jax.layers.facts import CheckpointFacts, facts_field
 from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.mixers.contract import FeedForward, Mixer, Norm, adapted, unbound
 from arch_jax.layers.norms import LayerNorm
@@ -66,6 +67,7 @@ class MAE(nn.Module):
       initial_std: standard deviation of the initial class and mask token.
       dtype: of the computation.
       parameter_dtype: of the parameters.
+      facts: the checkpoint's own, where the module was loaded from one.
     """
 
     resolution: int = 224
@@ -87,6 +89,7 @@ class MAE(nn.Module):
     initial_std: float = 0.02
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
+    facts: CheckpointFacts | None = facts_field()
 
     def __post_init__(self) -> None:
         if self.patch < 1 or self.resolution < 1 or self.resolution % self.patch:

@@ -139,6 +139,26 @@ def test_scanned_and_unrolled_are_the_same():
 
 
 @pytest.mark.thorough
+def test_scores_divided_by_the_layers_number():
+    """Layer i, counted from 1, attends as one whose scale is 1 / i of theirs: scanned, unrolled and with a cache."""
+    model, variables = made(**{"depth": 3, "mixer.initial_std": 1.0, "scan": True})
+    model = model.clone(mixer=model.mixer.clone(scale_by_layer=True))
+    apart, layers = model.unrolled(variables)
+    assert not apart.scan
+    found = applied(apart, layers, TOKENS)
+    for i in range(3):  # the same by weights: a score is linear in the query
+        query = layers["params"]["stack"][f"layer_{i}"]["mixer"]["query"]
+        query["kernel"] = query["kernel"] / (i + 1)  # of a tree of its own: the scanned one keeps what it has
+    plain = model.clone(mixer=model.mixer.clone(scale_by_layer=False))
+    expected = applied(plain.clone(scan=False), layers, TOKENS)
+    assert np.abs(expected - applied(plain, variables, TOKENS)).max() > 1e-3
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(applied(model, variables, TOKENS), expected, atol=1e-5)
+    logits, state = stepped(model, variables, TOKENS[:, :5], model.initial_state(2, 10))
+    np.testing.assert_allclose(logits, expected[:, :5], atol=1e-5)
+    np.testing.assert_allclose(stepped(model, variables, TOKENS[:, 5:], state)[0], expected[:, 5:], atol=1e-5)
+
+
 @pytest.mark.parametrize("depth", [4, 3])
 def test_hybrid_takes_mixers_in_turn(depth):
     """Layer i takes mixer i modulo their number, scanned by turns where the depth is whole turns."""
@@ -183,3 +203,18 @@ def test_swiglu_hidden_width():
 def test_unknown_activation_is_named():
     with pytest.raises(UsageError, match=r"'gelu_tan'.*'gelu_tanh'"):
         jax.eval_shape(MLP(activation="gelu_tan").init, jax.random.key(0), jnp.zeros((1, 4)))
+
+
+@pytest.mark.parametrize("placement", ["pre", pytest.param("post", marks=pytest.mark.thorough)])
+def test_a_stream_beyond_float16(placement):
+    """What the blocks give sums to more than 65,504: with a cache and whole; gradients are finite too."""
+    model, variables = made(placement=placement, scan=False)
+    for layer in variables["params"]["stack"].values():
+        layer["feed_forward"]["down"]["kernel"] = layer["feed_forward"]["down"]["kernel"] * 5e5
+    half = model.clone(dtype=jnp.float16)
+    exact = np.asarray(applied(model, variables, TOKENS))
+    logits, _ = stepped(half, variables, TOKENS, half.initial_state(2, 10))
+    assert logits.dtype == jnp.float16
+    np.testing.assert_allclose(logits, exact, atol=0.02 * np.abs(exact).max())
+    slope = jax.jit(jax.grad(lambda v: jnp.sum(half.apply(v, TOKENS).astype(jnp.float32))))(variables)
+    chex.assert_tree_all_finite(slope)

@@ -14,10 +14,12 @@ from arch_jax.errors import UsageError
 from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.norms import LayerNorm
 from arch_jax.layers.transformer.block import Block
+from arch_jax.layers.transformer.feed_forward import MLP
 from arch_jax.layers.transformer.positions import LearnedPosition
 from arch_jax.sampling import beam_search
 
-NAMES = {"transformer-base": {}, "t5-small": {}, "t5-v1.1-small": {"decoder_depth": 3}}
+OWN = {"decoder_mixer": Attention(heads=2, head_size=6), "decoder_feed_forward": MLP(hidden=20)}
+NAMES = {"transformer-base": {}, "t5-small": {}, "t5-v1.1-small": {"decoder_depth": 3, **OWN}}
 #: T5 v1.1 has what T5 has, and gates in its feed-forward layers.
 every = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.thorough] * (name == "t5-small")) for name in NAMES]

@@ -20,12 +20,12 @@ CONVNEXT_FIELDS = Fields(
         "layer_norm_eps": Field(number, 1e-12),
         "layer_scale_init_value": Field(number, 1e-6),
     },
-    no_effect=because("follows from hidden_sizes", "num_stages")
-    | because("images may have any size", "image_size")
+    no_effect=because("images may have any size", "image_size")
     | because("stochastic depth is not taken over", "drop_path_rate")
     | because("concerns initial weights alone", "initializer_range")
     | because("selects what a backbone returns", "out_features out_indices stage_names"),
     refuses={"num_channels": (3,)},
+    follows={"num_stages": "hidden_sizes"},
 )
 
 

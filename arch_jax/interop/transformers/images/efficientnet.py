@@ -47,9 +47,9 @@ EFFICIENTNET_FIELDS = Fields(
     },
     no_effect=because("dropout and stochastic depth are not taken over", "dropout_rate drop_connect_rate")
     | because("concerns training alone", "batch_norm_momentum initializer_range")
-    | because("follows from num_block_repeats", "num_hidden_layers")
     | because("selects what a backbone returns", "out_features out_indices stage_names"),
     refuses={"num_channels": (3,), "pooling_type": ("mean",)},
+    follows={"num_hidden_layers": "num_block_repeats"},
 )
 #: Channels of the first and the last convolution, before the factor: transformers has no fields for them.
 _STEM, _HEAD = 32, 1280

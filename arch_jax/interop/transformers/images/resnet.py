@@ -7,8 +7,8 @@ from arch_jax.errors import UsageError
 from arch_jax.interop.checkpoint_type import CheckpointType, image_inputs
 from arch_jax.interop.configuration_fields import Field, Fields, because, choice, counts, flag, whole, wholes
 from arch_jax.interop.row import BATCH_COUNTS, Naming, Row, blocks_of, linear_rows, normed_convolution_rows
-from arch_jax.interop.transformers.library import CLASSES, TRANSFORMERS, class_fields, label_count
-from arch_jax.models.cnn.resnet import EXPANSION, ResNet
+from arch_jax.interop.transformers.library import ACTIVATION_NAMES, CLASSES, TRANSFORMERS, class_fields, label_count
+from arch_jax.models.cnn.resnet import ResNet
 
 RESNET_FIELDS = Fields(
     reads=CLASSES
@@ -18,41 +18,44 @@ RESNET_FIELDS = Fields(
         "depths": Field(counts, (3, 4, 6, 3)),
         "layer_type": Field(choice({"basic": "basic", "bottleneck": "bottleneck"}), "bottleneck"),
         "downsample_in_bottleneck": Field(flag, False),
+        "downsample_in_first_stage": Field(flag, False),
+        "hidden_act": Field(choice(ACTIVATION_NAMES), "relu"),
     },
     no_effect=because("selects what a backbone returns", "out_features out_indices stage_names"),
-    refuses={"num_channels": (3,), "hidden_act": ("relu",), "downsample_in_first_stage": (False,)},
+    refuses={"num_channels": (3,)},
 )
 
 
 def _read(c: Mapping[str, Any]) -> ResNet:
     bottleneck = c["layer_type"] == "bottleneck"
-    width, stages = c["embedding_size"], len(c["depths"])
-    expected = tuple(width * 2**stage * (EXPANSION if bottleneck else 1) for stage in range(stages))
-    if c["hidden_sizes"] != expected:
+    widths = c["hidden_sizes"]
+    if len(widths) != len(c["depths"]):
         raise UsageError(
-            f"hidden_sizes is {list(c['hidden_sizes'])}; expected {list(expected)}, which double from stage to stage"
+            f"hidden_sizes is {list(widths)} and depths {list(c['depths'])}; expected one of each for a stage"
         )
-    return ResNet(
+    module = ResNet(
         classes=label_count(c),
         blocks=c["depths"],
-        width=width,
+        width=c["embedding_size"],
         bottleneck=bottleneck,
         stride_first=bottleneck and c["downsample_in_bottleneck"],
+        first_stride=2 if c["downsample_in_first_stage"] else 1,
+        activation=c["hidden_act"],
     )
+    return module if module.features == widths else module.clone(widths=widths)
 
 
 def _write(m: Mapping[str, Any], module: ResNet) -> dict[str, Any]:
-    outer = EXPANSION if module.bottleneck else 1
     return {
         "architectures": ["ResNetForImageClassification"],
         **class_fields(module.classes),
         "num_channels": 3,
         "embedding_size": module.width,
-        "hidden_sizes": [module.width * 2**stage * outer for stage in range(len(module.blocks))],
+        "hidden_sizes": list(module.features),
         "depths": list(module.blocks),
         "layer_type": "bottleneck" if module.bottleneck else "basic",
-        "hidden_act": "relu",
-        "downsample_in_first_stage": False,
+        "hidden_act": module.activation.replace("gelu_tanh", "gelu_new"),
+        "downsample_in_first_stage": module.first_stride == 2,
         "downsample_in_bottleneck": module.stride_first,
     }
 

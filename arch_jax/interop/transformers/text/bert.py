@@ -6,7 +6,7 @@ from typing import Any
 
 from arch_jax.errors import UsageError
 from arch_jax.interop.checkpoint_type import CheckpointType, text_inputs
-from arch_jax.interop.configuration_fields import Field, Fields, because, choice, divides, number, whole
+from arch_jax.interop.configuration_fields import Field, Fields, because, choice, divides, flag, number, whole
 from arch_jax.interop.row import LayerRows, Naming, Row, Tensors, linear_rows, norm_rows
 from arch_jax.interop.transformers.library import (
     ACTIVATION_NAMES,
@@ -34,6 +34,7 @@ BERT_FIELDS = Fields(
         "type_vocab_size": Field(whole, 2),
         "initializer_range": Field(number, 0.02),
         "layer_norm_eps": Field(number, 1e-12),
+        "is_decoder": Field(flag, False),
     },
     no_effect=because(DROPOUT, "attention_probs_dropout_prob classifier_dropout hidden_dropout_prob")
     | because("was written with the multilingual checkpoints and is read nowhere", "directionality")
@@ -42,9 +43,8 @@ BERT_FIELDS = Fields(
         "pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type",
     ),
     refuses={
-        "tie_word_embeddings": (True,),
+        "tie_word_embeddings": (True,),  # no BERT with an output layer of its own has been published
         "position_embedding_type": ("absolute", None),
-        "is_decoder": (False,),
         "alibi_starting_size": (None,),  # biases of attention, by code beside the checkpoint
     },
 )
@@ -64,6 +64,7 @@ def _read(c: Mapping[str, Any]) -> BERT:
         norm=LayerNorm(epsilon=c["layer_norm_eps"]),
         position=LearnedPosition(length=c["max_position_embeddings"], initial_std=std),
         types=c["type_vocab_size"],
+        causal=c["is_decoder"],
         activation=c["hidden_act"],
         dropout=0.0,
         initial_std=std,
@@ -86,8 +87,10 @@ def _write(m: Mapping[str, Any], module: BERT) -> dict[str, Any]:
     if heads not in _CLASSES:
         said = ", ".join(f"{name} {has}" for name, has in zip(("pooler", "masked", "following", "classes"), heads))
         raise UsageError(f"transformers has no BERT with these heads ({said}); the nearest is BertForPreTraining")
+    name = "BertLMHeadModel" if module.causal and module.masked else _CLASSES[heads]
     return text_fields(module) | {
-        "architectures": [_CLASSES[heads]],
+        "architectures": [name],
+        "is_decoder": module.causal,
         "initializer_range": module.initial_std,
         "hidden_size": m["width"],
         "num_hidden_layers": m["depth"],

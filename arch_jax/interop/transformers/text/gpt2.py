@@ -37,16 +37,17 @@ GPT2_FIELDS = Fields(
         "initializer_range": Field(number, 0.02),
         "tie_word_embeddings": Field(flag, True),
         "scale_attn_weights": Field(flag, True),
+        "scale_attn_by_inverse_layer_idx": Field(flag, False),
     },
     no_effect=because(DROPOUT, "attn_pdrop embd_pdrop resid_pdrop")
-    | because("repeats n_positions", "n_ctx")
     | because("concerns special tokens of the vocabulary's own, of which there are none", "predict_special_tokens")
     | because("computes attention scores in float32, which ours always are", "reorder_and_upcast_attn")
     | because(
         "belongs to a head that summarises a sequence",
         "summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj",
     ),
-    refuses={"n_special": (0,), "scale_attn_by_inverse_layer_idx": (False,)},
+    refuses={"n_special": (0,)},
+    follows={"n_ctx": "n_positions"},
     aliases={
         "hidden_size": "n_embd",
         "max_position_embeddings": "n_positions",
@@ -65,7 +66,13 @@ def _read(c: Mapping[str, Any]) -> Decoder:
         vocabulary=c["vocab_size"],
         depth=c["n_layer"],
         width=c["n_embd"],
-        mixer=Attention(heads=c["n_head"], bias=True, scale=None if c["scale_attn_weights"] else 1.0, initial_std=std),
+        mixer=Attention(
+            heads=c["n_head"],
+            bias=True,
+            scale=None if c["scale_attn_weights"] else 1.0,
+            scale_by_layer=c["scale_attn_by_inverse_layer_idx"],
+            initial_std=std,
+        ),
         feed_forward=MLP(hidden=hidden, activation=c["activation_function"], initial_std=std),
         norm=LayerNorm(epsilon=c["layer_norm_epsilon"]),
         position=LearnedPosition(length=c["n_positions"], initial_std=std),
@@ -89,7 +96,7 @@ def _write(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
         "embd_pdrop": module.dropout,
         "attn_pdrop": 0.0,
         "scale_attn_weights": m["mixer"].get("scale") is None,
-        "scale_attn_by_inverse_layer_idx": False,
+        "scale_attn_by_inverse_layer_idx": m["mixer"].get("scale_by_layer", False),
         "reorder_and_upcast_attn": False,
         "add_cross_attention": False,
     }

@@ -1,5 +1,10 @@
-"""Llama and Mistral (`model_type` "llama", "mistral"): one decoder, with biases or with a sliding window."""
+"""Llama, Mistral and Ministral: one decoder, with biases, with a sliding window, or with one in some of the layers.
 
+Which layers have a window, `layer_types` says. transformers reads it under the name "ministral" alone; published files
+have it under "mistral" and "llama" too, and mean the same.
+"""
+
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,12 +23,25 @@ from arch_jax.interop.configuration_fields import (
     whole_or_none,
 )
 from arch_jax.interop.row import LINEAR, LayerRows, Naming, Row, linear_rows, norm_rows
+from arch_jax.interop.strict_json import shown
 from arch_jax.interop.transformers.library import ACTIVATION_NAMES, DROPOUT, TRANSFORMERS, text_fields, their_activation
 from arch_jax.interop.transformers.text.rope import ROPE_FIELDS, ROPE_REFUSES, read_rope, write_rope
 from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.norms import RMSNorm
 from arch_jax.layers.transformer.decoder import Decoder
 from arch_jax.layers.transformer.feed_forward import SwiGLU
+
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+
+
+def _layer_types(name: str, value: Any) -> tuple[bool, ...] | None:
+    """For each layer, true if it has the window; None where the file does not say."""
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or not all(item in (_SLIDING, _FULL) for item in value):
+        raise UsageError(f"{name} is {shown(value)}; expected {_SLIDING!r} or {_FULL!r} for each layer")
+    return tuple(item == _SLIDING for item in value)
+
 
 _SHARED = {
     "vocab_size": Field(whole, 32_000),
@@ -45,9 +63,11 @@ LLAMA_FIELDS = Fields(
         "num_key_value_heads": Field(whole_or_none),
         "attention_bias": Field(flag, False),
         "mlp_bias": Field(flag, False),
+        "sliding_window": Field(whole_or_none),
+        "layer_types": Field(_layer_types),
     },
-    no_effect=_NO_EFFECT,
-    refuses={"pretraining_tp": (1, None)} | ROPE_REFUSES,
+    no_effect=_NO_EFFECT | because("splits products in parts, with the same sums", "pretraining_tp"),
+    refuses=ROPE_REFUSES,
 )
 MISTRAL_FIELDS = Fields(
     reads=_SHARED
@@ -56,6 +76,7 @@ MISTRAL_FIELDS = Fields(
         "num_key_value_heads": Field(whole_or_none, 8),
         "max_position_embeddings": Field(whole, 4096 * 32),
         "sliding_window": Field(whole_or_none, 4096),
+        "layer_types": Field(_layer_types),
     },
     no_effect=_NO_EFFECT,
     refuses=ROPE_REFUSES,
@@ -72,21 +93,17 @@ def _read(c: Mapping[str, Any]) -> Decoder:
     if size % 2:
         raise UsageError(f"the heads have {size} dimensions, which can't be rotated in pairs; expected an even number")
     whole("num_attention_heads * head_dim", heads * size)
+    windows = _windows(c)
     std = c["initializer_range"]
     head_size = None if size * heads == c["hidden_size"] else size
+    bias = c.get("attention_bias", False)
+    attention = functools.partial(Attention, heads, kv_heads or heads, head_size, read_rope(c), bias, initial_std=std)
+    mixers = tuple(attention(window=window) for window in windows)
     return Decoder(
         vocabulary=c["vocab_size"],
         depth=c["num_hidden_layers"],
         width=c["hidden_size"],
-        mixer=Attention(
-            heads,
-            kv_heads or heads,
-            head_size,
-            read_rope(c),
-            bias=c.get("attention_bias", False),
-            window=c.get("sliding_window"),
-            initial_std=std,
-        ),
+        mixer=mixers[0] if len(mixers) == 1 else mixers,
         feed_forward=SwiGLU(
             hidden=c["intermediate_size"], activation=c["hidden_act"], bias=c.get("mlp_bias", False), initial_std=std
         ),
@@ -97,6 +114,26 @@ def _read(c: Mapping[str, Any]) -> Decoder:
     )
 
 
+def _windows(c: Mapping[str, Any]) -> tuple[int | None, ...]:
+    """The windows of a turn of the layers' pattern, the shortest of which the depth is a multiple."""
+    depth, window, sliding = c["num_hidden_layers"], c["sliding_window"], c["layer_types"]
+    if sliding is None:
+        if window is not None and "attention_bias" in c:
+            raise UsageError(
+                f"sliding_window is {window} without layer_types, and transformers' Llama has no window; expected "
+                "layer_types, sliding_window null, or model_type 'mistral'"
+            )
+        return (window,)
+    if len(sliding) != depth:
+        raise UsageError(f"layer_types has {len(sliding)} entries; expected {depth}, as num_hidden_layers says")
+    if any(sliding) and window is None:
+        raise UsageError(
+            f"sliding_window is null and layer_types has {_SLIDING!r}; expected the window of these layers"
+        )
+    turn = next(n for n in range(1, depth + 1) if depth % n == 0 and sliding == sliding[:n] * (depth // n))
+    return tuple(window if slides else None for slides in sliding[:turn])
+
+
 def _write_llama(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
     own = {"attention_bias": m["mixer"].get("bias", False), "mlp_bias": m["feed_forward"].get("bias", False)}
     return {"architectures": ["LlamaForCausalLM"], "pretraining_tp": 1} | own | _shared_fields(m, module)
@@ -105,6 +142,13 @@ def _write_llama(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
 def _write_mistral(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
     own = {"sliding_window": m["mixer"].get("window")}
     return {"architectures": ["MistralForCausalLM"]} | own | _shared_fields(m, module)
+
+
+def _write_ministral(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
+    windows = [getattr(mixer, "window", None) for mixer in module.mixers]
+    kinds = [_FULL if windows[i % len(windows)] is None else _SLIDING for i in range(module.depth)]
+    own = {"sliding_window": next(filter(None, windows), None), "layer_types": kinds}
+    return {"architectures": ["MinistralForCausalLM"]} | own | _shared_fields(m, module)
 
 
 def _shared_fields(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
@@ -146,7 +190,7 @@ def _naming(module: Decoder) -> Naming:
             *norm_rows("model.norm", "final_norm"),
             Row("lm_head.weight", ("logits/kernel",), axes=LINEAR),
         ),
-        stacks=(LayerRows("stack", module.depth, rows),),
+        stacks=(LayerRows("stack", module.depth, rows, pattern=module.turn),),
         buffers=re.compile(r"(model\.)?(layers\.[0-9]+\.self_attn\.)?rotary_emb\.inv_freq"),
         copies={"lm_head.weight": "model.embed_tokens.weight"},
     )
@@ -167,3 +211,4 @@ _TYPE = {
 }
 LLAMA_TYPE = CheckpointType(names=("llama",), fields=LLAMA_FIELDS, write=_write_llama, **_TYPE)
 MISTRAL_TYPE = CheckpointType(names=("mistral",), fields=MISTRAL_FIELDS, write=_write_mistral, **_TYPE)
+MINISTRAL_TYPE = CheckpointType(names=("ministral",), fields=MISTRAL_FIELDS, write=_write_ministral, **_TYPE)

@@ -97,16 +97,16 @@ def check_step_sizes(c: Mapping[str, Any]) -> None:
 
 def _read(c: Mapping[str, Any]) -> Decoder:
     check_step_sizes(c)
-    width, inner = c["hidden_size"], c["expand"] * c["hidden_size"]
-    whole("expand * hidden_size", inner)
-    if c["intermediate_size"] not in (None, inner):
-        raise UsageError(f"intermediate_size is {c['intermediate_size']}; expected {inner}, expand times hidden_size")
+    # Where both are there, what wrote the file built its tensors by intermediate_size.
+    width, inner = c["hidden_size"], c["intermediate_size"] or c["expand"] * c["hidden_size"]
+    if whole("expand * hidden_size", inner) % width:
+        raise UsageError(f"intermediate_size is {inner}; expected a multiple of hidden_size, {width}")
     return Decoder(
         vocabulary=c["vocab_size"],
         depth=c["num_hidden_layers"],
         width=width,
         mixer=Mamba(
-            expand=c["expand"],
+            expand=inner // width,
             state=c["state_size"],
             convolution=c["conv_kernel"],
             step_rank=None if c["time_step_rank"] == math.ceil(width / 16) else c["time_step_rank"],

@@ -73,31 +73,38 @@ _POSITIONS = re.compile(r"(model\.)?(encoder|decoder)\.embed_positions\.weight")
 
 
 def _read(c: Mapping[str, Any]) -> EncoderDecoder:
-    for one, other in (
-        ("encoder_ffn_dim", "decoder_ffn_dim"),
-        ("encoder_attention_heads", "decoder_attention_heads"),
-        ("vocab_size", "decoder_vocab_size"),
-    ):
-        if c[other] is not None and c[one] != c[other]:
-            raise UsageError(
-                f"{one} is {c[one]} and {other} {c[other]}, which is not supported; expected them to agree"
-            )
-    heads, std = c["encoder_attention_heads"], c["init_std"]
-    divides("encoder_attention_heads", heads, "d_model", c["d_model"])
+    source, target, shared = c["vocab_size"], c["decoder_vocab_size"], c["share_encoder_decoder_embeddings"]
+    target = source if target is None else target
+    if shared and source != target:
+        raise UsageError(
+            f"vocab_size is {source} and decoder_vocab_size {target}; expected them to agree, or "
+            "share_encoder_decoder_embeddings false"
+        )
+    std = c["init_std"]
+    for side in ("encoder", "decoder"):
+        divides(f"{side}_attention_heads", c[f"{side}_attention_heads"], "d_model", c["d_model"])
     if c["d_model"] % 2:
         raise UsageError(f"d_model is {c['d_model']}; expected an even number, half sines and half cosines")
+    heads = [c[f"{side}_attention_heads"] for side in ("encoder", "decoder")]
+    mixer, decoder_mixer = (Attention(heads=n, bias=True, initial_std=std) for n in heads)
+    hidden = [c[f"{side}_ffn_dim"] for side in ("encoder", "decoder")]
+    form = {"activation": c["activation_function"], "initial_std": std}
+    feed_forward, decoder_feed_forward = (MLP(hidden=n, **form) for n in hidden)
     return EncoderDecoder(
-        vocabulary=c["vocab_size"],
+        vocabulary=target,
         depth=c["encoder_layers"],
         width=c["d_model"],
-        mixer=Attention(heads=heads, bias=True, initial_std=std),
-        cross=CrossAttention(heads=heads, bias=True, initial_std=std),
-        feed_forward=MLP(hidden=c["encoder_ffn_dim"], activation=c["activation_function"], initial_std=std),
+        mixer=mixer,
+        decoder_mixer=None if decoder_mixer == mixer else decoder_mixer,
+        cross=CrossAttention(heads=heads[1], bias=True, initial_std=std),
+        feed_forward=feed_forward,
+        decoder_feed_forward=None if decoder_feed_forward == feed_forward else decoder_feed_forward,
         norm=LayerNorm(epsilon=1e-5),
         placement="post",
         position=SinusoidalPosition(interleaved=False),
         decoder_depth=None if c["decoder_layers"] == c["encoder_layers"] else c["decoder_layers"],
-        shared=c["share_encoder_decoder_embeddings"],
+        shared=shared,
+        source_vocabulary=None if source == target else source,
         tied=c["tie_word_embeddings"],
         scale_embedding=c["scale_embedding"],
         logits_bias=True,
@@ -106,13 +113,17 @@ def _read(c: Mapping[str, Any]) -> EncoderDecoder:
 
 
 def _write(m: Mapping[str, Any], module: EncoderDecoder) -> dict[str, Any]:
-    sizes = {"ffn_dim": m["feed_forward"].get("hidden", 1), "attention_heads": m["mixer"].get("heads", 1)}
+    parts = {"encoder": ("mixer", "feed_forward"), "decoder": ("decoder_mixer", "decoder_feed_forward")}
+    heads = {f"{side}_attention_heads": m[mixer].get("heads", 1) for side, (mixer, _) in parts.items()}
+    hidden = {f"{side}_ffn_dim": m[forward].get("hidden", 1) for side, (_, forward) in parts.items()}
     return text_fields(module) | {
+        "vocab_size": module.source_vocabulary or module.vocabulary,
         "architectures": ["MarianMTModel"],
         "d_model": m["width"],
         "encoder_layers": m["depth"],
         "decoder_layers": module.decoder_layers,
-        **{f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()},
+        **heads,
+        **hidden,
         "decoder_vocab_size": module.vocabulary,
         "max_position_embeddings": 1024,
         "activation_function": their_activation(m),

@@ -26,7 +26,7 @@ RWKV_FIELDS = Fields(
     | because("the recurrence has no bound on positions", "max_position_embeddings")
     # Evaluation halves the residual stream, and what is added to it, every so many layers: behind a norm nothing is
     # left of it but the share that epsilon has in a variance.
-    | because("rescales the residual stream against overflow in float16, before norms undo it", "rescale_every"),
+    | because("rescales the residual stream against overflow in float16, where ours is float32", "rescale_every"),
 )
 
 

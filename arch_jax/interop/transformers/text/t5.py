@@ -8,7 +8,18 @@ import numpy as np
 
 from arch_jax.errors import UsageError, nearest
 from arch_jax.interop.checkpoint_type import CheckpointType, text_pair_inputs
-from arch_jax.interop.configuration_fields import Field, Fields, because, flag, number, positive, whole, whole_or_none
+from arch_jax.interop.configuration_fields import (
+    Field,
+    Fields,
+    because,
+    choice,
+    flag,
+    number,
+    positive,
+    unchanged,
+    whole,
+    whole_or_none,
+)
 from arch_jax.interop.row import LINEAR, LayerRows, Naming, Row, Tensors, linear_rows, norm_rows
 from arch_jax.interop.strict_json import shown
 from arch_jax.interop.transformers.library import ACTIVATION_NAMES, DROPOUT, TRANSFORMERS, text_fields
@@ -51,9 +62,10 @@ T5_FIELDS = Fields(
         "feed_forward_proj": Field(_feed_forward, "relu"),
         "tie_word_embeddings": Field(flag, True),
         "scale_decoder_outputs": Field(_flag_or_none),
+        "dense_act_fn": Field(unchanged),
+        "is_gated_act": Field(_flag_or_none),
     },
     no_effect=because(DROPOUT, "classifier_dropout dropout_rate")
-    | because("repeats feed_forward_proj", "dense_act_fn is_gated_act")
     | because("the relative positions have no bound", "n_positions")
     | because("selects what is returned", "output_past"),
     refuses={"is_encoder_decoder": (True,), "is_decoder": (False,)},
@@ -66,9 +78,19 @@ T5_FIELDS = Fields(
 )
 
 
+def _check_repeated(c: Mapping[str, Any], gated: bool, activation: str) -> None:
+    """Refuses what repeats feed_forward_proj and says otherwise: transformers would follow it."""
+    if c["is_gated_act"] not in (None, gated):
+        raise UsageError(f"is_gated_act is {c['is_gated_act']}; expected {gated}, as feed_forward_proj says")
+    named = c["dense_act_fn"]
+    if named is not None and choice(ACTIVATION_NAMES)("dense_act_fn", named) != activation:
+        raise UsageError(f"dense_act_fn is {named!r}; expected {activation!r}, as feed_forward_proj says")
+
+
 def _read(c: Mapping[str, Any]) -> EncoderDecoder:
     whole("num_heads * d_kv", c["num_heads"] * c["d_kv"])
     gated, activation = c["feed_forward_proj"]
+    _check_repeated(c, gated, activation)
     tied, scaled = c["tie_word_embeddings"], c["scale_decoder_outputs"]
     attention = {"heads": c["num_heads"], "head_size": c["d_kv"], "scale": 1.0, "initial_std": None}
     attention |= {"query_gain": c["d_kv"] ** -0.5}

@@ -73,4 +73,5 @@ class Bidirectional(nn.Module):
         both = jnp.concatenate([forward, backward], axis=-1)
         initial = nn.initializers.lecun_normal()
         scaled = lambda *arguments: initial(*arguments) * self.residual_scale
-        return Dense(x.shape[-1], False, initial=scaled, **dtypes, parent=self, name="output")(both), None
+        output = Dense(x.shape[-1], False, initial=scaled, to_stream=True, **dtypes, parent=self, name="output")
+        return output(both), None

@@ -133,7 +133,7 @@ class RecurrentMixer(nn.Module):
         y = out.swapaxes(0, 1).astype(self.dtype)
         if hidden != width:
             scaled = lambda *arguments: lecun(*arguments) * self.residual_scale
-            y = Dense(width, False, initial=scaled, **dtypes, parent=self, name="output")(y)
+            y = Dense(width, False, initial=scaled, **dtypes, parent=self, name="output", to_stream=True)(y)
         if state is None:
             return y, None
         after = {name: new.astype(getattr(begin, name).dtype) for name, new in zip(("h", "c"), carry)}

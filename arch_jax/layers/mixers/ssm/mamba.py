@@ -277,15 +277,15 @@ class _Block(nn.Module):
         check_state(state, self.state_class, x.shape[0], self.name_of_mixer)
         run, _, after = runs(x, segment_ids, state)
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
-        dense = lambda name, features, fan_in, gain=1.0: Dense(
-            features, self.bias, initial=uniform(fan_in**-0.5, gain), **dtypes, parent=self, name=name
+        dense = lambda name, features, fan_in, gain=1.0, last=False: Dense(
+            features, self.bias, initial=uniform(fan_in**-0.5, gain), to_stream=last, **dtypes, parent=self, name=name
         )
         layers = [dense(name, inner, width) for name in ("input", "gate")]
         u, z = joint(x, layers) if state is None else (layer(x) for layer in layers)
         short = ShortConvolution(self.convolution, self.convolution_bias, **dtypes, parent=self, name="convolution")
         u, latest = short(u, run, None if state is None else state.convolution)
         y, mixed = self.mix(nn.silu(u), width, run, segment_ids, state)
-        y = dense("output", width, inner, self.residual_scale)(y * nn.silu(z))
+        y = dense("output", width, inner, self.residual_scale, last=True)(y * nn.silu(z))
         y = real_only(y, run) if self.bias else y  # else the output at padding is 0 as it is
         return y, None if state is None else self.state_class(mixed, latest, after)
 

@@ -178,8 +178,8 @@ class Mamba2(nn.Module):
             carried, before = ops.MatrixState(state.s, state.at.last_run), state.convolution
 
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
-        dense = lambda name, features, fan_in, gain=1.0: Dense(
-            features, self.bias, initial=uniform(fan_in**-0.5, gain), **dtypes, parent=self, name=name
+        dense = lambda name, features, fan_in, gain=1.0, last=False: Dense(
+            features, self.bias, initial=uniform(fan_in**-0.5, gain), to_stream=last, **dtypes, parent=self, name=name
         )
         together = joint if state is None else lambda x, layers: [layer(x) for layer in layers]
         sizes = {"gate": inner, "input": inner, "B": shared, "C": shared, "delta": heads}
@@ -208,6 +208,6 @@ class Mamba2(nn.Module):
         y = (y + u * D[:, None]).reshape(batch, time, inner)
 
         norm = GatedNorm(self.groups, self.epsilon, **dtypes, parent=self, name="norm")
-        y = dense("output", width, inner, self.residual_scale)(norm(y, z))
+        y = dense("output", width, inner, self.residual_scale, last=True)(norm(y, z))
         y = real_only(y, run) if self.bias else y  # else the output at padding is 0 as it is
         return y, None if state is None else Mamba2State(carried.s, before, after)
