@@ -74,6 +74,7 @@ _HOME = {
     "RWKV7": "layers.mixers.rwkv7",
     "RWKV7Channel": "layers.mixers.rwkv7",
     "RandomPairs": "data",
+    "Range": "ranges",
     "Repeats": "data",
     "Retention": "layers.mixers.retention",
     "Ring": "data",

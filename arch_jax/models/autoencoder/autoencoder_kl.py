@@ -74,7 +74,7 @@ class AutoencoderKL(nn.Module):
     scale: float = 0.18215
     shift: Signed = 0.0
     variance: float = 1.0
-    channel_mean: tuple[float, ...] | None = None
+    channel_mean: tuple[Signed, ...] | None = None
     channel_std: tuple[float, ...] | None = None
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
