@@ -95,14 +95,15 @@ def perceptron(scores: Float[Array, "*batch classes"], targets: Int[Array, "*bat
 
     Args:
       scores: of each class, over the last axis; two or more.
-      targets: the true classes, in [0, classes).
+      targets: the true classes, in [0, classes); any other gives NaN.
     """
     classes = jnp.arange(scores.shape[-1])
     true = jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
     others = jnp.where(classes == targets[..., None], -jnp.inf, scores)
     # One of several equal ones: the gradient of a maximum would be shared among them.
     highest = jnp.take_along_axis(scores, jnp.argmax(others, axis=-1)[..., None], axis=-1)[..., 0]
-    return jnp.where(highest >= true, highest - true, 0)
+    loss = jnp.where(highest >= true, highest - true, 0)
+    return jnp.where((targets >= 0) & (targets < scores.shape[-1]), loss, jnp.nan)
 
 
 def coverage_loss(weights: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from arch_jax.errors import UsageError
-from arch_jax.ops.losses import cross_entropy, cross_entropy_reference
+from arch_jax.ops.losses import cross_entropy, cross_entropy_reference, perceptron
 
 VARIANTS = [{}, {"label_smoothing": 0.1}, {"label_smoothing": 1, "z_loss": 1e-2}]
 
@@ -83,3 +83,10 @@ def test_mistakes_are_named(settings):
     ((name, value),) = settings.items()
     with pytest.raises(UsageError, match=f"{name} is {value}; expected"):
         cross_entropy(*map(jnp.asarray, examples()), **settings)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, perceptron])
+def test_classes_that_do_not_exist(loss):
+    """A class of -1 is not the last one."""
+    found = loss(jnp.array([[0.0, 1.0, 3.0]] * 4), jnp.array([-1, 3, -100, 2]))
+    np.testing.assert_array_equal(np.isnan(found), [True, True, True, False])

@@ -139,7 +139,9 @@ def test_a_classifier_of_tokens_is_called_so(tmp_path):
         arch_jax.load_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("value", [None, 3, 2.5, b"x", [], {}, object(), True, ("a",)], ids=repr)
+@pytest.mark.parametrize(
+    "value", [None, 3, 2.5, b"x", [], {}, object(), True, ("a",)], ids=lambda value: type(value).__name__
+)
 def test_arguments_that_are_no_folder(value, decoder):
     import jaxtyping
 

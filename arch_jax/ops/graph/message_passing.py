@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from arch_jax.ops.precision import at_least_float32
+from arch_jax.ops.precision import at_least_float32, look_up
 
 __all__ = ["is_real", "propagate", "propagate_reference", "symmetric_weights", "symmetric_weights_reference"]
 
@@ -25,11 +25,13 @@ def propagate(
 ) -> Float[Array, "nodes features"]:
     """y_i = sum over edges j -> i of w_ji x_j: the product with the weighted adjacency matrix, edge by edge.
 
+    An edge from a node that does not exist gives NaN where it ends; one to such a node ends nowhere.
+
     Returns:
       A row a node, in the dtype of `nodes`; 0 where no edge arrives. Sums are made in at least float32.
     """
     precise = jnp.promote_types(nodes.dtype, jnp.float32)
-    messages = nodes.astype(precise)[senders] * weights[:, None].astype(precise)
+    messages = look_up(nodes.astype(precise), senders) * weights[:, None].astype(precise)
     return jax.ops.segment_sum(messages, receivers, nodes.shape[0]).astype(nodes.dtype)
 
 
@@ -60,7 +62,8 @@ def symmetric_weights(
     weights, loops = at_least_float32((weights, loops))
     degree = loops + jax.ops.segment_sum(weights, receivers, loops.shape[0])
     inverse = jnp.where(degree > 0, jax.lax.rsqrt(jnp.where(degree > 0, degree, 1)), 0)
-    of_edges, of_loops = inverse[senders] * weights * inverse[receivers], loops * inverse**2
+    begin, end = (look_up(inverse[:, None], ends)[:, 0] for ends in (senders, receivers))
+    of_edges, of_loops = begin * weights * end, loops * inverse**2
     return of_edges.astype(dtypes[0]), of_loops.astype(dtypes[1])
 
 

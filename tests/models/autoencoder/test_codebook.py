@@ -27,3 +27,11 @@ def test_codes_that_are_parameters_have_no_averages():
     assert variables.keys() == {"params"}
     apply = jax.jit(lambda variables: module.apply(variables, X, True, mutable=["codebook"]))
     assert not apply(variables)[1]
+
+
+def test_codes_that_do_not_exist():
+    """A code of -1 is not the last one: it has no numbers."""
+    book = Codebook(codes=4, width=2)
+    variables = book.init(jax.random.key(0), jnp.zeros((1, 2)))
+    found = book.apply(variables, jnp.array([-1, 4, 3]), method="look_up")
+    np.testing.assert_array_equal(np.isnan(found).all(-1), [True, True, False])

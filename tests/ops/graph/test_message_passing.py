@@ -65,3 +65,17 @@ def test_spectrum(seed):
         values = np.linalg.eigvalsh(matrix)
         assert values.min() > -1 + 1e-6
         assert values.max() == pytest.approx(1)
+
+
+def test_nodes_that_do_not_exist():
+    """A sender of -1 is not the last node: what it sends is no number. A receiver that is none receives nothing."""
+    x, weights = jnp.arange(6.0).reshape(3, 2), jnp.ones(3)
+    for wrong in (-1, 3):
+        y = message_passing.propagate(x, jnp.array([0, 1, wrong]), jnp.array([1, 1, 2]), weights)
+        np.testing.assert_array_equal(y, [[0, 0], [2, 4], [np.nan, np.nan]])
+        y = message_passing.propagate(x, jnp.array([0, 1, 2]), jnp.array([1, 1, wrong]), weights)
+        np.testing.assert_array_equal(y, [[0, 0], [2, 4], [0, 0]])
+        between, _ = message_passing.symmetric_weights(
+            jnp.array([0, 1, wrong]), jnp.array([1, 0, 2]), weights, jnp.ones(3)
+        )
+        np.testing.assert_array_equal(np.isnan(between), [False, False, True])
