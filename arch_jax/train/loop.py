@@ -170,7 +170,7 @@ class _Run:
             self.directory.settle()
             self.directory.cut_metrics(step)
             if begun and step < last and due(experiment, step, last)[0]:
-                shown = self._show(step, self._evaluated(step, state), again=True)
+                shown = self._show(step, self._alone(step, self._variables(state)), again=True)
             pending, pace, numbers = None, Pace(), experiment.numbers
             while step < last and not votes.stopping:
                 count = until_boundary(experiment, step, last)
@@ -270,7 +270,7 @@ class _Run:
         bad = next((name for name, value in validation.items() if not math.isfinite(value)), None)
         if bad is not None:
             raise Diverged(self._not_finite(step, f"validation {bad}", validation[bad]))
-        variables = self._evaluated(step, state)
+        variables = self._alone(step, variables)
         if not self.leading:  # all processes gave their parts; what follows the first does alone
             return validation, variables
         finished = step >= self.experiment.steps
@@ -307,10 +307,9 @@ class _Run:
         variables = self.placement.whole(state).evaluated
         return {**variables, "frozen": self.held} if self.held else variables
 
-    def _evaluated(self, step: int, state: Any) -> Any:
-        """The same for what the first process does alone: measures and figures. All give their parts."""
-        alone = self.shows or step >= self.experiment.steps
-        return self.placement.shown(self._variables(state)) if alone else self._variables(state)
+    def _alone(self, step: int, variables: Any) -> Any:
+        """The variables for what the first process does alone, measures and figures. All give their parts."""
+        return self.placement.shown(variables) if self.shows or step >= self.experiment.steps else variables
 
     def _show(self, step: int, variables: Any, again: bool = False) -> list[Path]:
         """Draws samples and figures, after the save: whatever they do, the run goes on or is resumed from there.
