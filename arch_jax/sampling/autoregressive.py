@@ -15,7 +15,7 @@ from jaxtyping import Array, Int
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.ops.token_sampling import check_sampling, sample
-from arch_jax.protocols import unrolled, vocabulary
+from arch_jax.protocols import check_head, unrolled, vocabulary
 from arch_jax.sampling.base import Sampler, check_count, numbered
 
 
@@ -106,6 +106,7 @@ def generate(
         sampling settings out of range.
     """
     check_sampling(temperature, top_k, top_p)
+    check_head(module)
     if length < 1:
         raise UsageError(f"length is {length}; expected at least 1 token to generate")
     tokens, segment_ids = pad_prompts(prompt, vocabulary(module))
