@@ -40,6 +40,16 @@ def class_count(module: Any) -> int | None:
     return getattr(module, "classes", None)
 
 
+def check_head(module: Any) -> None:
+    """Refuses a decoder without an output layer, where logits are needed.
+
+    Raises:
+      UsageError: the module gives hidden states.
+    """
+    if not getattr(module, "head", True):
+        raise UsageError("head is false, so the model gives hidden states; expected a model with an output layer")
+
+
 def attends(module: Any) -> bool:
     """True if an encoder-decoder has a method `attention` that gives its weights over the source."""
     return bool(getattr(module, "attends", False))

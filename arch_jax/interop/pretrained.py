@@ -62,7 +62,7 @@ def load_pretrained(
       dtype: of the parameters and the computation, whatever the checkpoint is stored in: "float32", "bfloat16",
         "float16", "float64", or the type of that name. In float16 the residual stream is float32.
       ignore: names of fields of config.json that are unknown here and, as you know, change nothing in the outputs, such
-        as `("trained_by",)`.
+        as `("trained_by",)`; and of tensors that the module does not need, such as another task's head.
       **changes: fields of the module, as in `create`: `scan=False`, `dropout=0.1`, `**{"mixer.implementation": "xla"}`.
 
     Returns:
@@ -86,10 +86,12 @@ def load_pretrained(
     # The tensors are opened once the configuration is known to be sound.
     opened = functools.cache(lambda files: open_checkpoint(folder, files))
     kind, module = module_of(configuration, opened, ignore)
-    module, tensors = fitted_to_checkpoint(kind, opened(kind.library.files), module)
     generation = read_object(plain_file(folder, _GENERATION)) if (folder / _GENERATION).exists() else None
     known = {name: value for name, value in configuration.items() if name not in ignore}
-    module = fields.override(module.clone(facts=facts_of(kind, known, generation)), settings)
+    module = module.clone(facts=facts_of(kind, known, generation))
+    stored = {name: tensor for name, tensor in opened(kind.library.files).items() if name not in ignore}
+    module, tensors = fitted_to_checkpoint(kind, stored, module)
+    module = fields.override(module, settings)
     return module, variables_of(kind, tensors, module)
 
 

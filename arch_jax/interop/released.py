@@ -43,6 +43,11 @@ def _said(name: str, field: Field) -> dict[str, Field]:
     return {f"{place}{name}": field for place in _PLACES}
 
 
+def _class_number(name: str, value: Any) -> int | None:
+    """A number of classes; 0 for features, null for the published number."""
+    return value if type(value) is int and value == 0 else whole_or_none(name, value)
+
+
 def _image_shape(name: str, value: Any) -> tuple[int, int, int] | None:
     if value is None:
         return None
@@ -68,7 +73,7 @@ _FIELDS = Fields(
     reads={
         "architecture": Field(unchanged),
         "model_args.img_size": Field(_image_size),
-        **_said("num_classes", Field(whole_or_none)),
+        **_said("num_classes", Field(_class_number)),
         **_said("input_size", Field(_image_shape)),
         **_said("fixed_input_size", Field(flag, False)),
     },
@@ -138,7 +143,8 @@ def released_type(
         changes = {name: 0.0 for name in ("dropout", "stochastic_depth") if hasattr(found, name)}
         if hasattr(found, "resolution"):  # a table of positions
             changes["resolution"] = _resolution(c, found.resolution)
-        return found.clone(classes=_agreed(c, "num_classes") or found.classes, **changes)
+        classes = _agreed(c, "num_classes")
+        return found.clone(classes=found.classes if classes is None else classes or None, **changes)
 
     return CheckpointType(
         library=Library(library, "architecture", FILES["transformers"], _FIELDS),

@@ -26,6 +26,8 @@ from arch_jax.interop.tensors import check_finite, read_tensor, wrong_shape
 _INNER_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 #: The most parts, between dots, of a prefix that wrappers put before all names.
 _MOST_PARTS = 4
+#: The most tensors that a message names.
+_MOST_NAMED = 8
 #: How far a stored table may be from the one computed here: sines of angles up to some tens, in float32 or less.
 _ROUNDING = {"bfloat16": 2e-2, "float16": 2e-3}
 
@@ -81,13 +83,14 @@ def variables_of(kind: CheckpointType, tensors: Tensors, module: nn.Module) -> d
     """
     naming = naming_of(kind, module, tensors)
     names = kind.namings[naming](module)
-    _check_layers(names, tensors)
+    said = _said(module)
+    _check_layers(names, tensors, said)
     for name, shape in names.sizes.items():
         for spelling in (*names.spellings(name), *names.twins(name)):
             if spelling in tensors and tuple(tensors[spelling].shape) != shape:
                 raise wrong_shape(spelling, tensors[spelling].shape, shape)
     parts = parts_of(kind, module, naming)
-    found = _found(names, parts, tensors)
+    found = _found(names, parts, tensors, said)
     dtype = np.dtype(module.parameter_dtype)
     variables: dict[str, Any] = {}
     for part in parts:
@@ -155,7 +158,19 @@ def _check_variables(parts: list[Part], module: Any, leaves: dict[str, Any]) -> 
             raise UsageError(f"the parameter {name!r} has dtype {leaves[path].dtype}; expected float32 or such")
 
 
-def _check_layers(names: Naming, tensors: Tensors) -> None:
+def _said(module: Any) -> str:
+    """The class that config.json names, as messages add it."""
+    named = None if module.facts is None else module.facts.settings.get("architectures")
+    return f" (config.json calls it {shown(named[0])})" if isinstance(named, list) and named else ""
+
+
+def _instead(names: Naming, tensors: Tensors, said: str) -> str:
+    """A tensor that is there where a whole stack is missing, and what the file may be, as the message adds them."""
+    known = sorted(name for name in tensors if not names.buffers.fullmatch(name))
+    return f"; it has {shown(known[0])}{said}" if known else said
+
+
+def _check_layers(names: Naming, tensors: Tensors, said: str) -> None:
     """Refuses another number of layers than the module has; without it, a depth of 10^9 would be looked through."""
     for stack in names.stacks:
         pattern = names.layer(stack)
@@ -164,10 +179,11 @@ def _check_layers(names: Naming, tensors: Tensors) -> None:
             of = "" if len(names.stacks) == 1 else f" of the {stack.ours}"
             raise UsageError(
                 f"the checkpoint has tensors of {len(layers)} layers{of}; expected {stack.depth}, the depth"
+                + ("" if layers else _instead(names, tensors, said))
             )
 
 
-def _found(names: Naming, parts: list[Part], tensors: Tensors) -> dict[str, str]:
+def _found(names: Naming, parts: list[Part], tensors: Tensors, said: str) -> dict[str, str]:
     """Full name -> name in the checkpoint, once none is missing, unknown or of another shape."""
     found: dict[str, str] = {}
     # A tied tensor may be stored under the name of any of those that are it.
@@ -179,7 +195,8 @@ def _found(names: Naming, parts: list[Part], tensors: Tensors) -> dict[str, str]
             full = part.theirs(layer)
             name = next((name for name in (*names.spellings(full), *twins(full)) if name in tensors), None)
             if name is None:
-                raise UsageError(f"the tensor {full!r} is missing from the checkpoint{nearest(full, spare)}")
+                near = nearest(full, spare or tensors)
+                raise UsageError(f"the tensor {full!r} is missing from the checkpoint{near}{said}")
             if not part.fits(tuple(tensors[name].shape)):
                 raise wrong_shape(name, tensors[name].shape, part.shape)
             found[full] = name
@@ -188,8 +205,10 @@ def _found(names: Naming, parts: list[Part], tensors: Tensors) -> dict[str, str]
     spare -= copies.keys()
     if spare:
         name = min(spare)
+        listed = ", ".join(repr(one[:80]) for one in sorted(spare)[:_MOST_NAMED]) + "," * (len(spare) == 1)
         raise UsageError(
-            f"the checkpoint has the tensor {shown(name)}, which the module lacks{nearest(name[:80], found)}"
+            f"the checkpoint has the tensor {shown(name)}, which the module lacks{nearest(name[:80], found)}; if "
+            f"what is left over is not needed, load_pretrained(..., ignore=({listed})) leaves it out{said}"
         )
     for name, full in copies.items():
         _check_copy(tensors, name, found.get(full))

@@ -14,7 +14,7 @@ from arch_jax.inputs import calls
 from arch_jax.layers.sowing import outputs_of
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.losses import cross_entropy, perceptron, weighted
-from arch_jax.protocols import check_example
+from arch_jax.protocols import check_example, class_count
 from arch_jax.ranges import Count, Share
 
 
@@ -107,6 +107,8 @@ class Classify(ObjectiveBase):
                 f"the objective 'classify' takes labelled images, and the data has {', '.join(data.shapes)}; "
                 "expected images and labels, such as arch_jax.Images()"
             )
+        if class_count(self.model) is None and hasattr(self.model, "classes"):
+            raise UsageError(f"model.classes is none, so the model gives features; set model.classes={classes}")
         if classes > self.model.classes:
             field = "classes" if "classes" in self.model.__dataclass_fields__ else "outputs"
             raise UsageError(

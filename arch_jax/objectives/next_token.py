@@ -17,7 +17,7 @@ from arch_jax.figures.samples import Samples
 from arch_jax.inputs import calls
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.ops.losses import cross_entropy, weighted
-from arch_jax.protocols import check_length, sequence_limit
+from arch_jax.protocols import check_head, check_length, sequence_limit
 from arch_jax.ranges import Count, Share
 from arch_jax.sampling.autoregressive import Autoregressive
 
@@ -88,6 +88,7 @@ class NextToken(ObjectiveBase):
                 f"the objective 'next_token' takes sequences of tokens, and the data has {', '.join(data.shapes)}; "
                 "expected tokens and targets, such as arch_jax.Text()"
             )
+        check_head(self.model)
         vocabulary = data.tokenizer.vocabulary
         if vocabulary > self.model.vocabulary:
             raise UsageError(

@@ -15,7 +15,7 @@ from jaxtyping import Array, Int
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.ops.token_sampling import check_sampling, sample
-from arch_jax.protocols import unrolled
+from arch_jax.protocols import check_head, unrolled
 from arch_jax.sampling.arguments import (
     check_decoder,
     check_key,
@@ -116,6 +116,7 @@ def generate(
     """
     check_decoder(module)
     check_variables(variables)
+    check_head(module)
     temperature, top_k, top_p = check_sampling(temperature, top_k, top_p)
     length = length_of(length, "generate")
     tokens, segment_ids = pad_prompts(prompt, module.vocabulary)

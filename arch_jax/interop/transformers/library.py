@@ -1,6 +1,7 @@
 """transformers' `config.json`: the fields that all its models share, and its names of activations and classes."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +9,8 @@ import flax.linen as nn
 from arch_jax import fields
 from arch_jax.errors import UsageError
 from arch_jax.interop.checkpoint_type import Library
-from arch_jax.interop.configuration_fields import Field, Fields, because, whole_or_none
+from arch_jax.interop.configuration_fields import Field, Fields, because, unchanged, whole_or_none
+from arch_jax.interop.row import Tensors
 from arch_jax.interop.safetensors import FILES
 from arch_jax.interop.strict_json import shown
 
@@ -120,16 +122,51 @@ def _label_count(name: str, value: Any) -> int | None:
     return len(value)
 
 
-#: The fields that say how many classes a classifier has.
-CLASSES = {"id2label": Field(_label_count), "num_labels": Field(whole_or_none)}
+#: The fields that say how many classes a classifier has, and whether there is one.
+CLASSES = {"id2label": Field(_label_count), "num_labels": Field(whole_or_none), "architectures": Field(unchanged)}
+#: A class without a head, such as ViTModel.
+_BASE = re.compile(r"(?!.*(?:LMHead|MT)Model)\w+Model")
 
 
-def label_count(c: Mapping[str, Any]) -> int:
-    """The number of classes from the fields of `CLASSES`, read; transformers' default is 2."""
-    return c["id2label"] or c["num_labels"] or 2
+def is_base(named: Any) -> bool:
+    """True if `architectures` names a class without a head."""
+    return isinstance(named, list) and len(named) == 1 and _BASE.fullmatch(str(named[0])) is not None
 
 
-def class_fields(classes: int) -> dict[str, dict]:
-    """The fields that say how many classes there are, as transformers writes them."""
+def label_count(c: Mapping[str, Any]) -> int | None:
+    """The number of classes from the fields of `CLASSES`, read; transformers' default is 2. None without classifier."""
+    return None if is_base(c["architectures"]) else c["id2label"] or c["num_labels"] or 2
+
+
+def architectures(name: str, module: Any) -> list[str]:
+    """The class that a file names: `name`, or where the module has no head, the one without."""
+    headless = getattr(module, "classes", 1) is None or not getattr(module, "head", True)
+    return [re.sub(r"(LMHeadModel|For[A-Z]\w+)$", "Model", name) if headless else name]
+
+
+def classifier(name: str) -> Callable[[Any, Tensors], Any]:
+    """The module with the classifier that the tensors have under a name, where config.json names a class without."""
+
+    def adjusted(module: Any, tensors: Tensors) -> Any:
+        kernel = tensors.get(f"{name}.weight")
+        return module if kernel is None or module.classes is not None else module.clone(classes=int(kernel.shape[0]))
+
+    return adjusted
+
+
+def output_layer(name: str) -> Callable[[Any, Tensors], Any]:
+    """The module without an output layer, where config.json names a class that has none and the tensors have none."""
+
+    def adjusted(module: Any, tensors: Tensors) -> Any:
+        base = module.facts is not None and is_base(module.facts.settings.get("architectures"))
+        return module.clone(head=False) if base and not module.tied and name not in tensors else module
+
+    return adjusted
+
+
+def class_fields(classes: int | None) -> dict[str, dict]:
+    """The fields that say how many classes there are, as transformers writes them; none without a classifier."""
+    if classes is None:
+        return {}
     names = {str(number): f"LABEL_{number}" for number in range(classes)}
     return {"id2label": names, "label2id": {name: int(number) for number, name in names.items()}}

@@ -72,6 +72,7 @@ class Decoder(nn.Module):
       embedding_std: standard deviation of the initial embedding if it is not `initial_std`.
       logit_softcap: logits are squashed to (-c, c) by c * tanh(logits / c) (Gemma 2, 2408.00118); None disables it.
       tied: whether the output layer is the embedding table (Press & Wolf 2017, 1608.05859).
+      head: whether there is an output layer; without it the outputs are the last hidden states, "batch time width".
       dropout: dropout rate of the embeddings and of each part's output.
       initial_std: standard deviation of the initial embedding and output layer.
       scale_residual: whether the weights that write to the residual stream start smaller by 1/sqrt(2 depth) (GPT-2),
@@ -103,6 +104,7 @@ class Decoder(nn.Module):
     logit_softcap: float | None = None
     embedding_norm: bool = False
     embedding_std: float | None = None
+    head: bool = True
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
     facts: CheckpointFacts | None = facts_field()
@@ -140,7 +142,7 @@ class Decoder(nn.Module):
         self.stack = Stack(blocks, self.depth, self.scan, self.remat)
         if self.placement != "post":
             self.final_norm = part(self.norm)
-        if not self.tied:
+        if self.head and not self.tied:
             self.logits = Dense(self.vocabulary, False, self.initial_std, **dtypes)
 
     def _block(self, i, part):
@@ -171,8 +173,8 @@ class Decoder(nn.Module):
         segment_ids: Int[Array, "batch time"] | None = None,
         state: DecoderState | None = None,
         train: bool = False,
-    ) -> Float[Array, "batch time vocabulary"] | tuple[Float[Array, "batch time vocabulary"], DecoderState]:
-        """Logits for the token after each; with a state, `(logits, new state)`.
+    ) -> Float[Array, "batch time _"] | tuple[Float[Array, "batch time _"], DecoderState]:
+        """Logits "batch time vocabulary" for the token after each; with a state, `(logits, new state)`.
 
         Args:
           tokens: indices in [0, vocabulary); one outside gives NaN.
@@ -201,12 +203,14 @@ class Decoder(nn.Module):
         x = self.embedding_dropout(x, deterministic=not train)
         x, layers = self.stack(x, segment_ids, None if state is None else state.layers, train)
         x = x if self.placement == "post" else self.final_norm(x)
+        out = self._logits(x) if self.head else x.astype(self.dtype)
+        return out if state is None else (out, DecoderState(layers=layers, at=at))
+
+    def _logits(self, x):
         logits = self.embedding.attend(x) if self.tied else self.logits(x)
-        if self.logit_softcap is not None:
-            logits = self.logit_softcap * jnp.tanh(logits / self.logit_softcap)
-        if state is None:
+        if self.logit_softcap is None:
             return logits
-        return logits, DecoderState(layers=layers, at=at)
+        return self.logit_softcap * jnp.tanh(logits / self.logit_softcap)
 
     def unrolled(self, variables: Any) -> tuple["Decoder", Any]:
         """The same model with a parameter tree for each layer, the form for decoding.

@@ -73,7 +73,7 @@ class ConvNeXt(nn.Module):
     """ConvNeXt on images, "batch height width channels".
 
     Attributes:
-      classes: number of classes.
+      classes: number of classes; None for none, and features "batch channels" instead of logits.
       blocks: in each stage.
       widths: channels of each stage.
       patch: pixels on a side of the first convolution, and its stride.
@@ -88,7 +88,7 @@ class ConvNeXt(nn.Module):
       facts: the checkpoint's own, where the module was loaded from one.
     """
 
-    classes: int = 1000
+    classes: int | None = 1000
     blocks: tuple[int, ...] = (3, 3, 9, 3)
     widths: tuple[int, ...] = (96, 192, 384, 768)
     patch: int = 4
@@ -136,7 +136,7 @@ class ConvNeXt(nn.Module):
                     name=f"stage_{stage}_block_{place}",
                 )(x, train)
         x = norm("logits_norm", self.final_norm)(global_average(x))
-        return Dense(self.classes, initial=INITIAL, **dtypes, name="logits")(x)
+        return x if self.classes is None else Dense(self.classes, initial=INITIAL, **dtypes, name="logits")(x)
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuses images that are too small.

@@ -40,7 +40,7 @@ class EfficientNet(nn.Module):
     """EfficientNet on images, "batch height width channels".
 
     Attributes:
-      classes: number of classes.
+      classes: number of classes; None for none, and features "batch channels" instead of logits.
       depth_factor: of the blocks in each stage, rounded up.
       width_factor: of all channels, rounded to multiples of `divisor`.
       stages: expansion, channels, blocks, the first block's stride and the kernel's size, for each row of table 1.
@@ -61,7 +61,7 @@ class EfficientNet(nn.Module):
       facts: the checkpoint's own, where the module was loaded from one.
     """
 
-    classes: int = 1000
+    classes: int | None = 1000
     depth_factor: float = 1.0
     width_factor: float = 1.0
     stages: tuple[tuple[int, int, int, int, int], ...] = (
@@ -130,7 +130,7 @@ class EfficientNet(nn.Module):
                 number += 1
         x = global_average(ConvolutionNorm(end(self.head), 1, **shared, name="head")(x, train))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return Dense(self.classes, initial_std=0.01, **dtypes, name="logits")(x)
+        return x if self.classes is None else Dense(self.classes, initial_std=0.01, **dtypes, name="logits")(x)
 
 
 _DEPARTURES = (

@@ -26,7 +26,7 @@ class MobileNetV2(nn.Module):
     """MobileNetV2 on images, "batch height width channels".
 
     Attributes:
-      classes: number of classes.
+      classes: number of classes; None for none, and features "batch channels" instead of logits.
       multiplier: of all widths; the last one does not shrink below 1,280.
       stages: expansion, channels, blocks and the first block's stride, for each row of table 2.
       stem: channels of the first convolution.
@@ -40,7 +40,7 @@ class MobileNetV2(nn.Module):
       facts: the checkpoint's own, where the module was loaded from one.
     """
 
-    classes: int = 1000
+    classes: int | None = 1000
     multiplier: float = 1.0
     stages: tuple[tuple[int, int, int, int], ...] = (
         (1, 16, 1, 1),
@@ -91,7 +91,7 @@ class MobileNetV2(nn.Module):
         last = self.channels(self.head) if self.multiplier > 1 else self.head
         x = global_average(ConvolutionNorm(last, 1, **shared, name="head")(x, train))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return Dense(self.classes, initial_std=0.01, **dtypes, name="logits")(x)
+        return x if self.classes is None else Dense(self.classes, initial_std=0.01, **dtypes, name="logits")(x)
 
 
 @register(

@@ -105,7 +105,7 @@ class ResNet(nn.Module):
     """Residual or plain network on images, "batch height width channels".
 
     Attributes:
-      classes: number of classes.
+      classes: number of classes; None for none, and features "batch channels" instead of logits.
       blocks: in each stage; a stage's first block has stride 2, but the first stage's (see `first_stride`).
       width: channels of the 3 x 3 convolutions of the first stage; each further stage has twice as many.
       bottleneck: whether blocks are bottlenecks, or two 3 x 3 convolutions.
@@ -125,7 +125,7 @@ class ResNet(nn.Module):
       facts: the checkpoint's own, where the module was loaded from one.
     """
 
-    classes: int = 1000
+    classes: int | None = 1000
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     width: int = 64
     bottleneck: bool = False
@@ -185,7 +185,8 @@ class ResNet(nn.Module):
                     **dtypes,
                     name=f"stage_{stage}_block_{place}",
                 )(x, train)
-        return Dense(self.classes, initial_std=0.01, **dtypes, name="logits")(global_average(x))
+        x = global_average(x)
+        return x if self.classes is None else Dense(self.classes, initial_std=0.01, **dtypes, name="logits")(x)
 
 
 _BASIC_DEPARTURES = (

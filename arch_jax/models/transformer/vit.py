@@ -77,7 +77,7 @@ class ViT(nn.Module):
     """A Transformer on patches of images, "batch height width channels".
 
     Attributes:
-      classes: number of classes.
+      classes: number of classes; None for none, and features "batch channels" instead of logits.
       resolution: resolution that the positions are for; other sizes are interpolated.
       patch: pixels on a side of a patch.
       depth: layers.
@@ -96,7 +96,7 @@ class ViT(nn.Module):
       facts: the checkpoint's own, where the module was loaded from one.
     """
 
-    classes: int = 1000
+    classes: int | None = 1000
     resolution: int = 224
     patch: int = 16
     depth: int = 12
@@ -152,7 +152,8 @@ class ViT(nn.Module):
         x, _ = stack.clone(parent=self, name="stack")(dropout(x), None, None, train)
         x = part(self.norm).clone(parent=self, name="final_norm")(x)
         pooled = x[:, 0] if token else x.mean(1, dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)
-        return dense(self.classes, name="logits")(pooled)
+        x = pooled
+        return x if self.classes is None else dense(self.classes, name="logits")(x)
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuses images that the patches don't divide.

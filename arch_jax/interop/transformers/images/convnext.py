@@ -6,7 +6,15 @@ from typing import Any
 from arch_jax.interop.checkpoint_type import CheckpointType, image_inputs
 from arch_jax.interop.configuration_fields import Field, Fields, because, choice, counts, number, whole, wholes
 from arch_jax.interop.row import Naming, Row, blocks_of, convolution_rows, linear_rows, norm_rows
-from arch_jax.interop.transformers.library import ACTIVATION_NAMES, CLASSES, TRANSFORMERS, class_fields, label_count
+from arch_jax.interop.transformers.library import (
+    ACTIVATION_NAMES,
+    CLASSES,
+    TRANSFORMERS,
+    architectures,
+    class_fields,
+    classifier,
+    label_count,
+)
 from arch_jax.layers.norms import LayerNorm
 from arch_jax.models.cnn.convnext import ConvNeXt
 
@@ -43,7 +51,7 @@ def _read(c: Mapping[str, Any]) -> ConvNeXt:
 
 def _write(m: Mapping[str, Any], module: ConvNeXt) -> dict[str, Any]:
     return {
-        "architectures": ["ConvNextForImageClassification"],
+        "architectures": architectures("ConvNextForImageClassification", module),
         **class_fields(module.classes),
         "num_channels": 3,
         "patch_size": module.patch,
@@ -69,7 +77,10 @@ def _naming(module: ConvNeXt) -> Naming:
         rows += convolution_rows(f"{theirs}.dwconv", f"{ours}/depthwise")
         rows += norm_rows(f"{theirs}.layernorm", f"{ours}/norm")
         rows += linear_rows(f"{theirs}.pwconv1", f"{ours}/up") + linear_rows(f"{theirs}.pwconv2", f"{ours}/down")
-    return Naming((*rows, *norm_rows("convnext.layernorm", "logits_norm"), *linear_rows("classifier", "logits")))
+    return Naming(
+        (*rows, *norm_rows("convnext.layernorm", "logits_norm"), *linear_rows("classifier", "logits")),
+        prefix="convnext.",
+    )
 
 
 CONVNEXT_TYPE = CheckpointType(
@@ -81,4 +92,5 @@ CONVNEXT_TYPE = CheckpointType(
     namings={"transformers": _naming},
     write=_write,
     inputs=lambda module: image_inputs(),
+    adjusted=classifier("classifier"),
 )

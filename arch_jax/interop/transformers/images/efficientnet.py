@@ -21,7 +21,14 @@ from arch_jax.interop.configuration_fields import (
 )
 from arch_jax.interop.row import BATCH_COUNTS, Naming, blocks_of, linear_rows, normed_convolution_rows, pointwise_rows
 from arch_jax.interop.strict_json import shown
-from arch_jax.interop.transformers.library import CLASSES, TRANSFORMERS, class_fields, label_count
+from arch_jax.interop.transformers.library import (
+    CLASSES,
+    TRANSFORMERS,
+    architectures,
+    class_fields,
+    classifier,
+    label_count,
+)
 from arch_jax.layers.norms import BatchNorm
 from arch_jax.layers.vision.inverted_residual import divisible
 from arch_jax.models.cnn.efficientnet import EfficientNet
@@ -112,7 +119,7 @@ def _pixels(module: EfficientNet) -> int:
 def _write(m: Mapping[str, Any], module: EfficientNet) -> dict[str, Any]:
     stages = {name: list(values) for name, values in zip(_STAGES, zip(*module.stages))}
     return {
-        "architectures": ["EfficientNetForImageClassification"],
+        "architectures": architectures("EfficientNetForImageClassification", module),
         **class_fields(module.classes),
         "num_channels": 3,
         "width_coefficient": module.width_factor,
@@ -146,7 +153,7 @@ def _naming(module: EfficientNet) -> Naming:
         theirs = f"{block}.projection.project"
         rows += normed_convolution_rows(f"{theirs}_conv", f"{theirs}_bn", f"{ours}/project")
     rows += normed_convolution_rows("efficientnet.encoder.top_conv", "efficientnet.encoder.top_bn", "head")
-    return Naming((*rows, *linear_rows("classifier", "logits")), buffers=BATCH_COUNTS)
+    return Naming((*rows, *linear_rows("classifier", "logits")), buffers=BATCH_COUNTS, prefix="efficientnet.")
 
 
 EFFICIENTNET_TYPE = CheckpointType(
@@ -158,4 +165,5 @@ EFFICIENTNET_TYPE = CheckpointType(
     namings={"transformers": _naming},
     write=_write,
     inputs=lambda module: image_inputs(),
+    adjusted=classifier("classifier"),
 )

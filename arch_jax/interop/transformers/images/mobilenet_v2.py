@@ -7,7 +7,15 @@ from arch_jax.errors import UsageError
 from arch_jax.interop.checkpoint_type import CheckpointType, image_inputs
 from arch_jax.interop.configuration_fields import Field, Fields, because, flag, number, positive, whole
 from arch_jax.interop.row import BATCH_COUNTS, Naming, Row, blocks_of, linear_rows, normed_convolution_rows
-from arch_jax.interop.transformers.library import CLASSES, DROPOUT, TRANSFORMERS, class_fields, label_count
+from arch_jax.interop.transformers.library import (
+    CLASSES,
+    DROPOUT,
+    TRANSFORMERS,
+    architectures,
+    class_fields,
+    classifier,
+    label_count,
+)
 from arch_jax.layers.norms import BatchNorm
 from arch_jax.models.cnn.mobilenet import MobileNetV2
 
@@ -56,7 +64,7 @@ def _read(c: Mapping[str, Any]) -> MobileNetV2:
 
 def _write(m: Mapping[str, Any], module: MobileNetV2) -> dict[str, Any]:
     return {
-        "architectures": ["MobileNetV2ForImageClassification"],
+        "architectures": architectures("MobileNetV2ForImageClassification", module),
         **class_fields(module.classes),
         "num_channels": 3,
         "depth_multiplier": module.multiplier,
@@ -83,7 +91,11 @@ def _naming(module: MobileNetV2) -> Naming:
         theirs = f"layer.{at - 1}" if at else "conv_stem"
         for name, part in (("expand_1x1", "expand"), ("conv_3x3", "depthwise"), ("reduce_1x1", "project")):
             rows += layer(f"{theirs}.{name}", f"{ours}/{part}")
-    return Naming((*rows, *layer("conv_1x1", "head"), *linear_rows("classifier", "logits")), buffers=BATCH_COUNTS)
+    return Naming(
+        (*rows, *layer("conv_1x1", "head"), *linear_rows("classifier", "logits")),
+        buffers=BATCH_COUNTS,
+        prefix="mobilenet_v2.",
+    )
 
 
 MOBILENET_V2_TYPE = CheckpointType(
@@ -95,4 +107,5 @@ MOBILENET_V2_TYPE = CheckpointType(
     namings={"transformers": _naming},
     write=_write,
     inputs=lambda module: image_inputs(),
+    adjusted=classifier("classifier"),
 )

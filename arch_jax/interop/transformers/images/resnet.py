@@ -7,7 +7,15 @@ from arch_jax.errors import UsageError
 from arch_jax.interop.checkpoint_type import CheckpointType, image_inputs
 from arch_jax.interop.configuration_fields import Field, Fields, because, choice, counts, flag, whole, wholes
 from arch_jax.interop.row import BATCH_COUNTS, Naming, Row, blocks_of, linear_rows, normed_convolution_rows
-from arch_jax.interop.transformers.library import ACTIVATION_NAMES, CLASSES, TRANSFORMERS, class_fields, label_count
+from arch_jax.interop.transformers.library import (
+    ACTIVATION_NAMES,
+    CLASSES,
+    TRANSFORMERS,
+    architectures,
+    class_fields,
+    classifier,
+    label_count,
+)
 from arch_jax.models.cnn.resnet import ResNet
 
 RESNET_FIELDS = Fields(
@@ -47,7 +55,7 @@ def _read(c: Mapping[str, Any]) -> ResNet:
 
 def _write(m: Mapping[str, Any], module: ResNet) -> dict[str, Any]:
     return {
-        "architectures": ["ResNetForImageClassification"],
+        "architectures": architectures("ResNetForImageClassification", module),
         **class_fields(module.classes),
         "num_channels": 3,
         "embedding_size": module.width,
@@ -70,7 +78,7 @@ def _naming(module: ResNet) -> Naming:
         rows += layer(f"{theirs}.shortcut", f"{ours}/shortcut")
         for number in range(3 if module.bottleneck else 2):
             rows += layer(f"{theirs}.layer.{number}", f"{ours}/convolution_{number + 1}")
-    return Naming((*rows, *linear_rows("classifier.1", "logits")), buffers=BATCH_COUNTS)
+    return Naming((*rows, *linear_rows("classifier.1", "logits")), buffers=BATCH_COUNTS, prefix="resnet.")
 
 
 RESNET_TYPE = CheckpointType(
@@ -82,4 +90,5 @@ RESNET_TYPE = CheckpointType(
     namings={"transformers": _naming},
     write=_write,
     inputs=lambda module: image_inputs(),
+    adjusted=classifier("classifier.1"),
 )

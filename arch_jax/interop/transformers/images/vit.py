@@ -1,5 +1,6 @@
 """The Vision Transformer (`model_type` "vit")."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,9 @@ from arch_jax.interop.transformers.library import (
     CLASSES,
     DROPOUT,
     TRANSFORMERS,
+    architectures,
     class_fields,
+    classifier,
     label_count,
     their_activation,
 )
@@ -63,7 +66,7 @@ def _read(c: Mapping[str, Any]) -> ViT:
 
 def _write(m: Mapping[str, Any], module: ViT) -> dict[str, Any]:
     return {
-        "architectures": ["ViTForImageClassification"],
+        "architectures": architectures("ViTForImageClassification", module),
         **class_fields(module.classes),
         **vit_configuration(m, module),
         "hidden_dropout_prob": module.dropout,
@@ -111,7 +114,10 @@ def _naming(module: ViT) -> Naming:
         *linear_rows("classifier", "logits"),
     )
     sizes = {"vit.embeddings.cls_token": (1, 1, module.width)}
-    return Naming(rows, (vit_stack("vit.encoder.layer.{}", "stack", module.depth),), sizes=sizes)
+    stacks = (vit_stack("vit.encoder.layer.{}", "stack", module.depth),)
+    # The pooler of a ViTModel, which the last hidden states do not need.
+    pooler = re.compile(r"(vit\.)?pooler\.dense\.(weight|bias)")
+    return Naming(rows, stacks, prefix="vit.", sizes=sizes, buffers=pooler)
 
 
 VIT_TYPE = CheckpointType(
@@ -123,4 +129,5 @@ VIT_TYPE = CheckpointType(
     namings={"transformers": _naming},
     write=_write,
     inputs=lambda module: image_inputs(module.resolution, module.resolution),
+    adjusted=classifier("classifier"),
 )

@@ -144,16 +144,13 @@ def _naming(module: BERT) -> Naming:
 def _adjusted(module: BERT, tensors: Tensors) -> BERT:
     """The same BERT with the heads that the checkpoint has weights for."""
     has = lambda name: name in tensors or name.removeprefix(_PREFIX) in tensors
-    classifier = tensors.get("classifier.weight")
-    if classifier is not None and not has("bert.pooler.dense.weight"):
-        raise UsageError(
-            "the checkpoint classifies each token (it has 'classifier.weight' and no pooler), for which BERT has no "
-            "head; expected a classifier of sequences (BertForSequenceClassification), or the encoder alone (BertModel)"
-        )
+    pooler = has("bert.pooler.dense.weight")
+    # Without a pooler it is another task's, such as one of classes of tokens.
+    classifier = tensors.get("classifier.weight") if pooler else None
     return module.clone(
-        pooler=has("bert.pooler.dense.weight"),
+        pooler=pooler,
         masked=has("cls.predictions.bias") or has("cls.predictions.decoder.bias"),
-        following=has("cls.seq_relationship.weight"),
+        following=pooler and has("cls.seq_relationship.weight"),
         classes=None if classifier is None else int(classifier.shape[0]),
     )
 

@@ -17,7 +17,15 @@ from arch_jax.interop.configuration_fields import (
     whole_or_none,
 )
 from arch_jax.interop.row import LINEAR, LayerRows, Naming, Row, linear_rows, norm_rows
-from arch_jax.interop.transformers.library import ACTIVATION_NAMES, DROPOUT, TRANSFORMERS, text_fields, their_activation
+from arch_jax.interop.transformers.library import (
+    ACTIVATION_NAMES,
+    DROPOUT,
+    TRANSFORMERS,
+    architectures,
+    output_layer,
+    text_fields,
+    their_activation,
+)
 from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.norms import LayerNorm
 from arch_jax.layers.transformer.decoder import Decoder
@@ -83,7 +91,7 @@ def _read(c: Mapping[str, Any]) -> Decoder:
 
 def _write(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
     return text_fields(module) | {
-        "architectures": ["GPT2LMHeadModel"],
+        "architectures": architectures("GPT2LMHeadModel", module),
         "initializer_range": module.initial_std,
         "n_positions": m["position"].get("length", 1024),
         "n_embd": m["width"],
@@ -137,4 +145,6 @@ GPT2_TYPE = CheckpointType(
     namings={"transformers": _naming},
     write=_write,
     inputs=text_inputs,
+    adjusted=output_layer("lm_head.weight"),
+    unsaid=("head",),
 )

@@ -24,7 +24,15 @@ from arch_jax.interop.configuration_fields import (
 )
 from arch_jax.interop.row import LINEAR, LayerRows, Naming, Row, linear_rows, norm_rows
 from arch_jax.interop.strict_json import shown
-from arch_jax.interop.transformers.library import ACTIVATION_NAMES, DROPOUT, TRANSFORMERS, text_fields, their_activation
+from arch_jax.interop.transformers.library import (
+    ACTIVATION_NAMES,
+    DROPOUT,
+    TRANSFORMERS,
+    architectures,
+    output_layer,
+    text_fields,
+    their_activation,
+)
 from arch_jax.interop.transformers.text.rope import ROPE_FIELDS, ROPE_REFUSES, read_rope, write_rope
 from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.norms import RMSNorm
@@ -136,19 +144,23 @@ def _windows(c: Mapping[str, Any]) -> tuple[int | None, ...]:
 
 def _write_llama(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
     own = {"attention_bias": m["mixer"].get("bias", False), "mlp_bias": m["feed_forward"].get("bias", False)}
-    return {"architectures": ["LlamaForCausalLM"], "pretraining_tp": 1} | own | _shared_fields(m, module)
+    return (
+        {"architectures": architectures("LlamaForCausalLM", module), "pretraining_tp": 1}
+        | own
+        | _shared_fields(m, module)
+    )
 
 
 def _write_mistral(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
     own = {"sliding_window": m["mixer"].get("window")}
-    return {"architectures": ["MistralForCausalLM"]} | own | _shared_fields(m, module)
+    return {"architectures": architectures("MistralForCausalLM", module)} | own | _shared_fields(m, module)
 
 
 def _write_ministral(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
     windows = [getattr(mixer, "window", None) for mixer in module.mixers]
     kinds = [_FULL if windows[i % len(windows)] is None else _SLIDING for i in range(module.depth)]
     own = {"sliding_window": next(filter(None, windows), None), "layer_types": kinds}
-    return {"architectures": ["MinistralForCausalLM"]} | own | _shared_fields(m, module)
+    return {"architectures": architectures("MinistralForCausalLM", module)} | own | _shared_fields(m, module)
 
 
 def _shared_fields(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
@@ -208,6 +220,8 @@ _TYPE = {
     "namings": {"transformers": _naming},
     "inputs": text_inputs,
     "check_written": _check_written,
+    "adjusted": output_layer("lm_head.weight"),
+    "unsaid": ("head",),
 }
 LLAMA_TYPE = CheckpointType(names=("llama",), fields=LLAMA_FIELDS, write=_write_llama, **_TYPE)
 MISTRAL_TYPE = CheckpointType(names=("mistral",), fields=MISTRAL_FIELDS, write=_write_mistral, **_TYPE)

@@ -20,7 +20,7 @@ from arch_jax.interop.configuration_fields import (
 )
 from arch_jax.interop.row import LINEAR, LayerRows, Naming, Row, linear_rows, norm_rows
 from arch_jax.interop.strict_json import shown
-from arch_jax.interop.transformers.library import TRANSFORMERS, text_fields
+from arch_jax.interop.transformers.library import TRANSFORMERS, architectures, output_layer, text_fields
 from arch_jax.layers.mixers.ssm.mamba import Mamba
 from arch_jax.layers.norms import RMSNorm
 from arch_jax.layers.transformer.decoder import Decoder
@@ -130,7 +130,7 @@ def _write(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
     mixer = module.mixer[0] if isinstance(module.mixer, tuple) else module.mixer
     mixer = mixer if isinstance(mixer, Mamba) else Mamba()
     own = {
-        "architectures": ["MambaForCausalLM"],
+        "architectures": architectures("MambaForCausalLM", module),
         "state_size": mixer.state,
         "intermediate_size": mixer.expand * module.width,
         "time_step_rank": mixer.rank(module.width),
@@ -211,5 +211,7 @@ MAMBA_TYPE = CheckpointType(
     namings={"transformers": _naming},
     write=_write,
     inputs=text_inputs,
+    adjusted=output_layer("lm_head.weight"),
+    unsaid=("head",),
     renamed=present_name,
 )

@@ -9,7 +9,7 @@ from arch_jax.interop.checkpoint_type import CheckpointType, text_inputs
 from arch_jax.interop.configuration_fields import Field, Fields, because, divides, flag, whole
 from arch_jax.interop.row import Naming, Row, linear_rows
 from arch_jax.interop.strict_json import INFINITY, shown
-from arch_jax.interop.transformers.library import TRANSFORMERS
+from arch_jax.interop.transformers.library import TRANSFORMERS, architectures, output_layer
 from arch_jax.interop.transformers.text.mamba import (
     MAMBA_COMMON_FIELDS,
     check_step_sizes,
@@ -95,7 +95,7 @@ def _write(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
     mixer = mixer if isinstance(mixer, Mamba2) else Mamba2()
     least, most = mixer.step_limit or (0.0, math.inf)
     own = {
-        "architectures": ["Mamba2ForCausalLM"],
+        "architectures": architectures("Mamba2ForCausalLM", module),
         "state_size": mixer.state,
         "num_heads": max(1, mixer.expand * module.width // mixer.head_size),
         "head_dim": mixer.head_size,
@@ -128,5 +128,7 @@ MAMBA2_TYPE = CheckpointType(
     namings={"transformers": _naming},
     write=_write,
     inputs=text_inputs,
+    adjusted=output_layer("lm_head.weight"),
+    unsaid=("head",),
     renamed=present_name,
 )

@@ -7,7 +7,7 @@ from arch_jax.errors import UsageError
 from arch_jax.interop.checkpoint_type import CheckpointType, text_inputs
 from arch_jax.interop.configuration_fields import Field, Fields, because, flag, only, whole, whole_or_none
 from arch_jax.interop.row import LINEAR, LayerRows, Naming, Row, norm_rows
-from arch_jax.interop.transformers.library import TRANSFORMERS, text_fields
+from arch_jax.interop.transformers.library import TRANSFORMERS, architectures, output_layer, text_fields
 from arch_jax.layers.mixers.rwkv4 import RWKV4, RWKV4Channel
 from arch_jax.layers.norms import LayerNorm
 from arch_jax.layers.transformer.decoder import Decoder
@@ -56,7 +56,7 @@ def _write(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
             f"depth is {module.depth}; expected an even number, a time mixing and a channel mixing a layer"
         )
     return text_fields(module) | {
-        "architectures": ["RwkvForCausalLM"],
+        "architectures": architectures("RwkvForCausalLM", module),
         "hidden_size": module.width,
         "num_hidden_layers": module.depth // 2,
         "attention_hidden_size": mixers[0].hidden or module.width,
@@ -109,4 +109,6 @@ RWKV_TYPE = CheckpointType(
     namings={"transformers": _naming},
     write=_write,
     inputs=text_inputs,
+    adjusted=output_layer("head.weight"),
+    unsaid=("head",),
 )

@@ -7,7 +7,7 @@ from arch_jax.errors import UsageError
 from arch_jax.interop.checkpoint_type import CheckpointType, text_inputs
 from arch_jax.interop.configuration_fields import Field, Fields, because, divides, flag, number, positive, whole
 from arch_jax.interop.row import LINEAR, LayerRows, Naming, Row, linear_rows, norm_rows
-from arch_jax.interop.transformers.library import TRANSFORMERS, text_fields
+from arch_jax.interop.transformers.library import TRANSFORMERS, architectures, output_layer, text_fields
 from arch_jax.layers.mixers.mlstm import MLSTM
 from arch_jax.layers.norms import RMSNorm
 from arch_jax.layers.transformer.decoder import Decoder
@@ -90,7 +90,7 @@ def _write(m: Mapping[str, Any], module: Decoder) -> dict[str, Any]:
     hidden = m["feed_forward"].get("hidden", 1)
     usual = (width * 2.667 + 63) // 64 * 64 == hidden
     return text_fields(module) | {
-        "architectures": ["xLSTMForCausalLM"],
+        "architectures": architectures("xLSTMForCausalLM", module),
         "hidden_size": width,
         "embedding_dim": width,
         "num_hidden_layers": m["depth"],
@@ -155,4 +155,6 @@ XLSTM_TYPE = CheckpointType(
     namings={"transformers": _naming},
     write=_write,
     inputs=text_inputs,
+    adjusted=output_layer("lm_head.weight"),
+    unsaid=("head",),
 )
