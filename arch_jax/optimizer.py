@@ -220,7 +220,7 @@ def with_masters(inner: optax.GradientTransformation) -> optax.GradientTransform
 
 
 def kind_of(path: tuple, leaf: Any) -> ParameterKind:
-    """What a leaf of a tree of parameters is."""
+    """The kind of a leaf of a tree of parameters."""
     return parameter_kind([str(getattr(key, "key", key)) for key in path], leaf.ndim)
 
 

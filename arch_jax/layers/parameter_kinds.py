@@ -1,4 +1,4 @@
-"""What a parameter is: a matrix, a table of vectors, or neither, which decides about weight decay and Muon.
+"""The kind of a parameter: a matrix, a table of vectors, or neither, which decides about weight decay and Muon.
 
 A matrix takes one space to another; a table is read row by row. Biases, scales, rates of decay, mixing shares and the
 numbers of a state-space model are neither, whatever their rank. Most parameters say so by their name or their rank; the
@@ -28,7 +28,7 @@ def declare(kind: ParameterKind, *names: str) -> None:
 
 
 def parameter_kind(path: Sequence[str], rank: int) -> ParameterKind:
-    """What a parameter is.
+    """The kind of a parameter.
 
     Args:
       path: names from the tree's root to the parameter.

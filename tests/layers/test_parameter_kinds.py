@@ -1,4 +1,4 @@
-"""What each parameter of each model is, against a list written by hand; a name that it lacks fails until then."""
+"""The kind of each parameter of each model, against a list written by hand; a name that it lacks fails until then."""
 
 import jax
 import jax.numpy as jnp
