@@ -10,7 +10,15 @@ import pytest
 
 pytestmark = pytest.mark.thorough
 ROOT = Path(__file__).parent.parent
-SMALL = {"steps": 2, "data.batch": 2, "data.length": 16, "model.depth": 1, "model.width": 16, "model.mixer.heads": 2}
+SMALL = {
+    "steps": 2,
+    "optimizer.warmup": 0,
+    "data.batch": 2,
+    "data.length": 16,
+    "model.depth": 1,
+    "model.width": 16,
+    "model.mixer.heads": 2,
+}
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def state_shardings(state: TrainState, mesh: Mesh, patterns: Sequence[ShardingPa
             player = parts[1]
             for i in range(2, len(parts)):
                 path = "/".join(parts[i:])
-                if path in specs[player] and shapes[player][path].shape == leaf.shape:
+                if path in specs.get(player, ()) and shapes[player][path].shape == leaf.shape:
                     return NamedSharding(mesh, specs[player][path])
         return NamedSharding(mesh, PartitionSpec())
 

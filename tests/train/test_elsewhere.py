@@ -21,6 +21,7 @@ SMALL = {
     "objective.show_length": 4,
     "objective.prompt": "a",
     "steps": 2,
+    "optimizer.warmup": 0,
 }
 
 

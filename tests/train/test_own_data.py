@@ -28,6 +28,7 @@ SMALL = {
     "objective.show_length": 4,
     "objective.prompt": "a",
     "steps": 2,
+    "optimizer.warmup": 0,
 }
 OTHER = "hedcba fg\n" * 40
 pytestmark = pytest.mark.usefixtures("compiled_once")

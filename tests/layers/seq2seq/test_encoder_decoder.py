@@ -184,7 +184,7 @@ def test_source_and_target_may_have_words_of_their_own():
     shapes = jax.eval_shape(module.init, jax.random.key(0), *made("sutskever")[2:4])["params"]
     assert shapes["source_words"]["embedding"].shape[0] == 40
     with pytest.raises(UsageError, match="token 45, outside the vocabulary; expected 0 to 39"):
-        beam_search(module, {}, [[45, 1]], 2, start=0, stop=None)
+        beam_search(module, {"params": {}}, [[45, 1]], 2, start=0, stop=None)
 
 
 # The pointer-generator.

@@ -163,7 +163,7 @@ def test_sizes_out_of_range():
         jax.eval_shape(cross.init, jax.random.key(0), tokens, tokens)
     short = cross.clone(cross=cross.cross.clone(heads=5), position=LearnedPosition(length=3))
     with pytest.raises(UsageError, match="a sequence of 4 tokens is longer than the table of 3"):
-        beam_search(short, {}, np.ones((1, 4), np.int32), 2, start=0, stop=None)
+        beam_search(short, {"params": {}}, np.ones((1, 4), np.int32), 2, start=0, stop=None)
 
 
 def test_bert_heads():
