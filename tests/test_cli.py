@@ -179,7 +179,7 @@ def test_a_sequence_beyond_the_learned_positions(fails, tmp_path):
     sentence = fails("train", "gpt", "--workdir", tmp_path, *(word for s in settings for word in ("--set", s)))
     assert sentence == (
         "a sequence of 16 tokens is longer than the table of 8 learned positions; "
-        "use at most 8 tokens, or a model with position.length=16"
+        "use at most 8 tokens, or a model whose position.length is 16"
     )
 
 

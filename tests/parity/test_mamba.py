@@ -131,7 +131,7 @@ def test_gradients_of_the_scan():
     ("case", "change", "message"),
     [
         ("mamba", {"hidden_act": "gelu"}, "hidden_act is 'gelu', which is not supported"),
-        ("mamba", {"intermediate_size": 65}, "intermediate_size is 65; expected 64"),
+        ("mamba", {"intermediate_size": 65}, "intermediate_size is 65; expected a multiple of hidden_size, 32"),
         ("mamba", {"time_step_rank": "automatic"}, "time_step_rank is 'automatic'; .* or 'auto'"),
         ("mamba", {"conv_kernel": 10**6}, "conv_kernel is 1000000; expected at most 256"),
         ("mamba", {"stat_size": 8}, "unknown field of config.json 'stat_size'; .*'state_size'"),

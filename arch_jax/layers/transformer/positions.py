@@ -175,7 +175,7 @@ class LearnedPosition(nn.Module):
         if length > self.length:
             raise UsageError(
                 f"a sequence of {length} tokens is longer than the table of {self.length} learned positions; "
-                f"use at most {self.length} tokens, or a model with position.length={length}"
+                f"use at most {self.length} tokens, or a model whose position.length is {length}"
             )
 
 

@@ -62,7 +62,7 @@ def test_mistakes_are_named():
             "feature map .* 'elo'; the nearest is 'elu'",
         ),
         (lambda: LinearAttention(heads=2, chunk=0).init(key, x), "chunk is 0; expected at least 1"),
-        (lambda: Performer(heads=2, random_features=0).init(key, x), "features of the random projection is 0"),
+        (lambda: Performer(heads=2, random_features=0).init(key, x), "random_features is 0; expected at least 1"),
         (lambda: Linformer(rank=0), "rank of linformer is 0; expected"),
         (lambda: Linformer(heads=2, length=5).init(key, x), "6 positions; expected at most 5"),
     ]
