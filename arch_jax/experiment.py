@@ -26,7 +26,7 @@ from arch_jax.objectives import objective as named_objective
 from arch_jax.objectives.base import Objective
 from arch_jax.optimizer import Optimizer
 from arch_jax.protocols import batch_size
-from arch_jax.ranges import Count
+from arch_jax.ranges import Range
 from arch_jax.sampling.base import Sampler
 
 Model = Annotated[Any, fields.Kind("model")]
@@ -171,7 +171,7 @@ class Experiment:
     optimizer: Optimizer | tuple[Optimizer, ...] = Optimizer()
     steps: int = 1000
     name: str = ""
-    seed: Count = 0
+    seed: Annotated[int, Range(at_least=0, at_most=2**32 - 1)] = 0
     evaluate_every: int = 250
     checkpoint_every: int = 250
     log_every: int = 1
@@ -306,8 +306,10 @@ class Experiment:
         """The experiment that `to_json` described.
 
         Raises:
-          UsageError: a component or field that this version does not know.
+          UsageError: a component or field that this version does not know, or something else than an object.
         """
+        if not isinstance(data, Mapping):
+            raise UsageError(f"an experiment is {type(data).__name__}; expected a JSON object, as to_json() gives it")
         import_components()
         # Before there was a warm-up of the average, there was none.
         earlier = {"ema_warmup": False} if data.get("ema") is not None and "ema_warmup" not in data else {}

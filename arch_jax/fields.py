@@ -237,7 +237,8 @@ def _union(options: tuple, value: Any, path: str) -> Any:
             problems.append((option, problem))
     named = [problem for option, problem in problems if option is not types.NoneType]
     if len(named) == 1:
-        raise UsageError(f"{named[0]}" + (" or none" if len(problems) > 1 else ""))
+        told = str(named[0])
+        raise UsageError(told + (" or none" if len(problems) > 1 and not told.endswith("none") else ""))
     listed = isinstance(value, list | tuple) or (isinstance(value, str) and value.lstrip().startswith("["))
     if listed and (of_tuple := [p for o, p in problems if typing.get_origin(o) is tuple]):
         raise of_tuple[0]

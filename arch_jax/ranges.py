@@ -1,9 +1,9 @@
 """Ranges of numeric settings, checked wherever a component is made: by hand, from JSON, from the command line.
 
-A field of the package's own components that says nothing is a finite number: an `int` of at least 1 (a width, a depth,
-a number of classes), a `float` of at least 0 (a rate, a weight, a standard deviation). Others say so in their
-annotation, with one of the names below or a `Range` of their own: `warmup: Count = 0`. A component in a file of one's
-own has the ranges that it declares in this way. Of a tuple, every entry is held to it.
+A field of the package's own components that says nothing is a finite number: an `int` of at least 1 that fits into 32
+bits (a width, a depth, a number of classes), a `float` of at least 0 (a rate, a weight, a standard deviation). Others
+say so in their annotation, with one of the names below or a `Range` of their own: `warmup: Count = 0`. A component in a
+file of one's own has the ranges that it declares in this way. Of a tuple, every entry is held to it.
 """
 
 import dataclasses
@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 from arch_jax.errors import ArchJaxError, UsageError
+
+#: Sizes are numbers of 32 bits in compiled programs.
+LARGEST = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +48,13 @@ class Range:
         )
 
     def __str__(self) -> str:
-        ends = {"at least": self.at_least, "more than": self.above, "at most": self.at_most, "less than": self.below}
+        most = None if self.at_most == LARGEST else self.at_most
+        ends = {"at least": self.at_least, "more than": self.above, "at most": most, "less than": self.below}
         return " and ".join(f"{word} {end:g}" for word, end in ends.items() if end is not None) or "a finite number"
 
 
 #: None of something is a choice: a warm-up of 0 steps, a random seed.
-Count = Annotated[int, Range(at_least=0)]
+Count = Annotated[int, Range(at_least=0, at_most=LARGEST)]
 #: Negative, too: a bias, a shift, the lower end of an interval.
 Signed = Annotated[float, Range()]
 #: A part of a whole, which may be all of it.
@@ -63,7 +67,7 @@ Positive = Annotated[float, Range(above=0)]
 #: An end of an interval that may be infinity.
 Unlimited = Annotated[float, Range(at_least=0, infinite=True)]
 
-_DEFAULTS = {int: Range(at_least=1), float: Range(at_least=0)}
+_DEFAULTS = {int: Range(at_least=1, at_most=LARGEST), float: Range(at_least=0)}
 
 
 def range_of(annotation: Any, declared: bool = False) -> Range | None:
@@ -93,8 +97,10 @@ def held(cls: type, declared: bool = False) -> type:
       cls: the class.
       declared: as for `range_of`.
     """
-    found = {field.name: range_of(field.type, declared) for field in dataclasses.fields(cls)}
-    ranges = {name: allowed for name, allowed in found.items() if allowed is not None}
+    found = {
+        field.name: (range_of(field.type, declared), _takes_tuples(field.type)) for field in dataclasses.fields(cls)
+    }
+    ranges = {name: entry for name, entry in found.items() if entry[0] is not None}
     if not ranges:
         return cls
     name = "__post_init__" if hasattr(cls, "__post_init__") else "__init__"
@@ -115,6 +121,13 @@ def held(cls: type, declared: bool = False) -> type:
     return cls
 
 
+def _takes_tuples(annotation: Any) -> bool:
+    """Whether a field of numbers takes them as a tuple alone."""
+    parts = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
+    kinds = [one for one in parts or (annotation,) if one is not types.NoneType]
+    return all(one is tuple or typing.get_origin(one) is tuple for one in kinds)
+
+
 def _numbers(value: Any) -> Iterator[Any]:
     """A value, or every entry of a tuple and of the tuples in it."""
     if isinstance(value, tuple):
@@ -124,10 +137,13 @@ def _numbers(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _check(owner: Any, ranges: dict[str, Range]) -> None:
-    for name, allowed in ranges.items():
+def _check(owner: Any, ranges: dict[str, tuple[Range, bool]]) -> None:
+    for name, (allowed, listed) in ranges.items():
         value = getattr(owner, name, None)
+        if listed and isinstance(value, int | float):
+            raise UsageError(f"{name} is {value}; expected a tuple of numbers, such as ({value},)")
         for number in _numbers(value):
             if isinstance(number, int | float) and not isinstance(number, bool) and number not in allowed:
                 shown = f"{value}, with {number} in it" if isinstance(value, tuple) else value
-                raise UsageError(f"{name} is {shown}; expected {allowed}")
+                large = allowed.at_most is not None and number > allowed.at_most
+                raise UsageError(f"{name} is {shown}; expected {f'at most {allowed.at_most}' if large else allowed}")

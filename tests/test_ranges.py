@@ -10,7 +10,7 @@ import pytest
 from arch_jax import fields, registry
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Experiment, import_components
-from arch_jax.ranges import Count, PartialShare, Positive, Range, Share, Signed, held, range_of
+from arch_jax.ranges import LARGEST, Count, PartialShare, Positive, Range, Share, Signed, held, range_of
 from arch_jax.trained import Frozen, Start
 
 import_components()
@@ -84,9 +84,9 @@ def test_every_number_is_held_to_its_range():
 
 
 def test_ranges_of_annotations():
-    default, count = Range(at_least=1), Range(at_least=0)
+    default, count = Range(at_least=1, at_most=LARGEST), Range(at_least=0, at_most=LARGEST)
     assert range_of(int) == range_of(int | None) == range_of(tuple[int, ...]) == default
-    assert range_of(float) == range_of(float | int) == range_of(int | float | None) == count
+    assert range_of(float) == range_of(float | int) == range_of(int | float | None) == Range(at_least=0)
     assert range_of(Count) == range_of(Count | None) == range_of(tuple[Count, ...] | None) == count
     assert range_of(Signed) == Range()
     assert range_of(Annotated[float, Range(above=-1, at_most=3)]) == Range(above=-1, at_most=3)
@@ -110,6 +110,8 @@ def test_sentences():
     assert Settings(width=2, rate=0, bias=None, share=0, flag=False).rate == 0
     for change, sentence in [
         ({"width": 0}, "width is 0; expected at least 1"),
+        ({"width": 2**31}, "width is 2147483648; expected at most 2147483647"),
+        ({"widths": 3}, "widths is 3; expected a tuple of numbers, such as (3,)"),
         ({"rate": -0.1}, "rate is -0.1; expected at least 0"),
         ({"rate": math.inf}, "rate is inf; expected at least 0"),
         ({"dropout": 1.0}, "dropout is 1.0; expected at least 0 and less than 1"),

@@ -111,6 +111,8 @@ def length_of(length: Any, verb: str) -> int:
     length = whole("length", length, f"an integer, {expected}")
     if length < 1:
         raise UsageError(f"length is {length}; expected {expected}")
+    if length > _LARGEST:
+        raise UsageError(f"length is {length}; expected at most {_LARGEST} tokens")
     return length
 
 

@@ -1,5 +1,8 @@
 """The kind of each parameter of each model, against a list written by hand; a name that it lacks fails until then."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -82,6 +85,19 @@ def test_kinds_are_declared_once():
     with pytest.raises(UsageError, match="the parameter 'A_log' is declared as 'other' already, and now as 'matrix'"):
         parameter_kinds.declare("matrix", "A_log")
     parameter_kinds.declare("other", "A_log")
+    for wrong in ("otter", "", None, 3):
+        with pytest.raises(UsageError, match="unknown kind of parameter"):
+            parameter_kinds.declare(wrong, "test_parameter_kinds")
+    assert parameter_kind(("test_parameter_kinds",), 2) == "matrix"
+
+
+def test_what_is_imported_changes_no_kind():
+    """A name of the package's own is the same in a process that has not imported the layer that makes it."""
+    code = (
+        "import jax.numpy as jnp; from arch_jax.optimizer import Optimizer; tree = {'A_log': jnp.ones((3, 3))}; "
+        "before = Optimizer().decays(tree); import arch_jax; arch_jax.Mamba; print(before == Optimizer().decays(tree))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
 
 
 def test_what_decays_and_what_muon_turns():

@@ -17,6 +17,9 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.ranges import Count
 
+#: Tokens of a text to each place of its corrupted form, at most; and places.
+_MOST, _LONGEST = 16, 2**20
+
 
 def noise_counts(length: int, density: float | int, mean_span: float | int) -> tuple[int, int]:
     """(number of corrupted tokens, number of spans) in a text of `length` tokens; both at least 1."""
@@ -39,9 +42,14 @@ def span_lengths(source: int, density: float | int, mean_span: float | int) -> t
         noise, spans = noise_counts(tokens, density, mean_span)
         return tokens - noise + spans + 1, noise + spans + 1
 
-    tokens = 2
+    tokens = max(2, source - 1)  # so many always find room
     while lengths(tokens + 1)[0] <= source:
         tokens += 1
+        if tokens > _MOST * source:
+            raise UsageError(
+                f"density is {density}, so that {source} places would stand for more than {_MOST * source} tokens; "
+                "expected less, such as 0.15"
+            )
     return tokens, lengths(tokens)[1]
 
 
@@ -125,7 +133,7 @@ class Spans:
     split_seed: Count = 0
 
     def __post_init__(self):
-        check_whole("length", self.length, 4)
+        check_whole("length", self.length, 4, _LONGEST + 1)
         if not isinstance(self.density, numbers.Real) or not 0 < self.density < 1:
             raise UsageError(f"density is {self.density!r}; expected a fraction between 0 and 1, such as 0.15")
         if not isinstance(self.mean_span, numbers.Real) or not self.mean_span >= 1:

@@ -28,6 +28,8 @@ def _bpe_size(name: str) -> int:
     given = name.removeprefix("bpe:")
     if not (given.isascii() and given.isdigit()):
         raise UsageError(f"tokenizer {name!r} needs a size after 'bpe:'; expected a whole number such as 'bpe:1024'")
+    if len(given) > 9:
+        raise UsageError(f"tokenizer {name!r} is beyond any text; expected a size such as in 'bpe:1024'")
     if int(given) < 257:
         raise UsageError(
             f"tokenizer {name!r} has no room for a merge beside the 256 bytes; expected at least 257, as in 'bpe:1024'"

@@ -18,7 +18,7 @@ from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.norms import layer_norm
 from arch_jax.ops.recurrence import mlstm as ops
 from arch_jax.ops.segments import read_where_real
-from arch_jax.ranges import Count, Signed
+from arch_jax.ranges import Count, Positive, Signed
 
 
 @flax.struct.dataclass
@@ -85,7 +85,7 @@ class MLSTM(nn.Module):
     block_size: int | None = 4
     key_size: int | None = None
     value_size: int | None = None
-    gate_softcap: float | None = None
+    gate_softcap: Positive | None = None
     input_bias: Signed | None = None
     norm_epsilon: float = 1e-5
     epsilon: float = 1e-6

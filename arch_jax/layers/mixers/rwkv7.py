@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
-from arch_jax.layers import parameter_kinds
 from arch_jax.layers.mixers.contract import Place, check_state
 from arch_jax.layers.mixers.rwkv4 import (
     ChannelMixer,
@@ -25,8 +24,6 @@ from arch_jax.layers.mixers.rwkv4 import (
 from arch_jax.ops.recurrence import wkv as ops
 from arch_jax.ops.recurrence.linear import check_chunk
 from arch_jax.ops.segments import read_where_real
-
-parameter_kinds.declare("other", "bonus")  # a weight for each number of each head
 
 #: epsilon of the norm of each head.
 _EPSILON = 64e-5

@@ -19,7 +19,7 @@ from arch_jax.layers.sequence_position import advanced, at_start
 from arch_jax.layers.transformer.block import Block, Placement, Stack, unrolled_variables
 from arch_jax.layers.transformer.feed_forward import SwiGLU
 from arch_jax.ops.segments import read_where_real, runs_and_positions
-from arch_jax.ranges import PartialShare
+from arch_jax.ranges import PartialShare, Positive
 
 #: Where the parameters go on a mesh: (regular expression on the path, axis for each dimension from the right). As in
 #: Megatron-LM (1909.08053, section 3): heads and hidden units are sharded over "tensor" by columns of what goes into a
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
     remat: bool = False
     placement: Placement = "pre"
     scale_embedding: bool = False
-    logit_softcap: float | None = None
+    logit_softcap: Positive | None = None
     embedding_norm: bool = False
     embedding_std: float | None = None
     head: bool = True

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from arch_jax.fields import DType
-from arch_jax.layers import collections, parameter_kinds
+from arch_jax.layers import collections
 from arch_jax.ops.precision import look_up
 from arch_jax.ops.vector_quantisation import moved_codes, nearest_code, revived, straight_through
 
 collections.declare("codebook", average="copy", devices="mean")
-parameter_kinds.declare("table", "codes")
 
 
 class Codebook(nn.Module):

@@ -103,6 +103,18 @@ def _on_host(array: jax.Array | np.ndarray) -> bool:
     return not others and device.platform == "cpu" and array.is_fully_addressable and array.size <= _SMALL
 
 
+def _shares_threads(array: jax.Array | np.ndarray) -> bool:
+    """True for an array on several devices of one CPU.
+
+    They share its threads, and programs that each wait for all devices, under way together, take them all and wait for
+    ever: on 2 cores the save of a run that was resumed with mesh.fsdp=2 did not end.
+    """
+    if isinstance(array, np.ndarray):
+        return False
+    (device, *others) = array.sharding.device_set
+    return bool(others) and device.platform == "cpu"
+
+
 def checksums(arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, str]:
     """The checksum of each array, by name: 16 hexadecimal digits, equal for equal bits.
 
@@ -119,6 +131,8 @@ def checksums(arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, str]:
                 sums[name] = (0, 0)
             else:
                 sums[name] = _host_sums(np.asarray(array)) if _on_host(array) else _device_sums(array)
+                if _shares_threads(array):
+                    jax.block_until_ready(sums[name])
     return {name: f"{int(first):08x}{int(second):08x}" for name, (first, second) in jax.device_get(sums).items()}
 
 

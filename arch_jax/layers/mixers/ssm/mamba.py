@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import unknown
 from arch_jax.fields import DType, component
-from arch_jax.layers import parameter_kinds
 from arch_jax.layers.dense import Dense, joint
 from arch_jax.layers.mixers.contract import Mixer, adapted, check_state, real_only, runs
 from arch_jax.layers.mixers.short_convolution import ShortConvolution
@@ -22,8 +21,6 @@ from arch_jax.ops.recurrence import selective_scan as ops
 from arch_jax.ops.recurrence.linear import check_chunk
 from arch_jax.ops.segments import read_where_real
 from arch_jax.ranges import Count
-
-parameter_kinds.declare("other", "A_log")  # each channel's rates of decay
 
 
 @flax.struct.dataclass

@@ -14,7 +14,6 @@ from jaxtyping import Array, Complex, Float, Int
 
 from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import DType, component
-from arch_jax.layers import parameter_kinds
 from arch_jax.layers.dense import Dense, joint
 from arch_jax.layers.mixers.contract import check_state, real_only, runs
 from arch_jax.layers.sequence_position import at_start
@@ -24,8 +23,6 @@ from arch_jax.ops.recurrence.linear import check_chunk, resets
 from arch_jax.ops.segments import read_where_real
 
 FORMS = ("auto", "convolution", "recurrent")
-# Numbers of one channel's state space each, with an axis for the channels.
-parameter_kinds.declare("other", "log_A_real", "A_imag", "P", "B", "C")
 INITIAL = {"lin": ops.s4d_lin, "inv": ops.s4d_inv}
 
 
