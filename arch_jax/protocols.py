@@ -41,11 +41,13 @@ def class_count(module: Any) -> int | None:
 
 
 def check_head(module: Any) -> None:
-    """Refuses a decoder without an output layer, where logits are needed.
+    """Refuses a decoder without an output layer, or an encoder alone, where logits are needed.
 
     Raises:
       UsageError: the module gives hidden states.
     """
+    if getattr(module, "encoder_only", False):
+        raise UsageError("encoder_only is true, so the model gives hidden states; expected one with a decoder")
     if not getattr(module, "head", True):
         raise UsageError("head is false, so the model gives hidden states; expected a model with an output layer")
 

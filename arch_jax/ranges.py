@@ -97,9 +97,8 @@ def held(cls: type, declared: bool = False) -> type:
       cls: the class.
       declared: as for `range_of`.
     """
-    found = {
-        field.name: (range_of(field.type, declared), _takes_tuples(field.type)) for field in dataclasses.fields(cls)
-    }
+    kinds = {field.name: field.type for field in dataclasses.fields(cls)}
+    found = {name: (range_of(kind, declared), _takes_tuples(kind)) for name, kind in kinds.items()}
     ranges = {name: entry for name, entry in found.items() if entry[0] is not None}
     if not ranges:
         return cls

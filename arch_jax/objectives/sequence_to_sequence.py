@@ -19,7 +19,7 @@ from arch_jax.layers.seq2seq.encoder_decoder import RecurrentEncoderDecoder
 from arch_jax.objectives.base import Batch, ObjectiveBase, Pair
 from arch_jax.objectives.scheduled_sampling import DECAYS, truth_share, written_with_own_words
 from arch_jax.ops.losses import coverage_loss, cross_entropy, weighted
-from arch_jax.protocols import attends, check_length, source_vocabulary
+from arch_jax.protocols import attends, check_head, check_length, source_vocabulary
 from arch_jax.ranges import Count, Share
 from arch_jax.sampling.beam_search import BeamSearch
 
@@ -170,6 +170,7 @@ class SequenceToSequence(ObjectiveBase):
                 f"the objective 'sequence_to_sequence' takes pairs of sequences, and the data has "
                 f"{', '.join(data.shapes)}; expected source, target and labels, such as arch_jax.Multi30k()"
             )
+        check_head(self.model)
         if data.vocabulary > self.model.vocabulary:
             raise UsageError(
                 f"model.vocabulary is {self.model.vocabulary}, but the data has {data.vocabulary} tokens; set "

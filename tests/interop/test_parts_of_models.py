@@ -57,6 +57,8 @@ def test_a_decoder_without_its_head(tmp_path):
     np.testing.assert_allclose(base.apply(loaded, tokens, None, base.initial_state(2, 3))[0], hidden, atol=1e-5)
     with pytest.raises(UsageError, match="head is false, so the model gives hidden states; expected a model with an"):
         arch_jax.generate(base, loaded, [[1, 2]], 3, temperature=0)
+    with pytest.raises(UsageError, match="head is false, so the model gives hidden states"):
+        objective("next_token").with_model(base).check(arch_jax.Text(length=8).load())
     arch_jax.save_pretrained(base, loaded, tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text())["architectures"] == ["LlamaModel"]
     assert arch_jax.load_pretrained(tmp_path / "again")[0] == base
@@ -71,12 +73,29 @@ def test_a_head_that_is_lost(tmp_path):
 
 
 def test_an_encoder_alone(tmp_path):
-    checkpoint("t5", tmp_path, "T5EncoderModel", without("decoder", "lm_head"))
+    """Read where config.json names its class; elsewhere the decoder is lost."""
+    module, variables = checkpoint("t5", tmp_path, "T5EncoderModel", without("decoder", "lm_head"))
+    alone, loaded = arch_jax.load_pretrained(tmp_path)
+    assert alone == module.clone(encoder_only=True)
+    source = jnp.arange(6).reshape(2, 3)
+    memory = module.apply(variables, source, method="encode")
+    np.testing.assert_array_equal(alone.apply(loaded, source), memory)
+    np.testing.assert_array_equal(module.apply(variables, source, source).shape, (2, 3, 11))
+    with pytest.raises(UsageError, match="target is none; expected the tokens so far, or a model with encoder_only"):
+        module.apply(variables, source)
+    with pytest.raises(UsageError, match="encoder_only is true, so nothing can be decoded"):
+        alone.apply(loaded, memory, None, 3, method="start")
+    with pytest.raises(UsageError, match="encoder_only is true, so the model gives hidden states; expected one with a"):
+        objective("sequence_to_sequence").with_model(alone).check(arch_jax.RandomPairs(length=4).load())
+    arch_jax.save_pretrained(alone, loaded, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["architectures"] == ["T5EncoderModel"]
+    assert arch_jax.load_pretrained(tmp_path / "again")[0] == alone
+    checkpoint("t5", tmp_path, "T5ForConditionalGeneration", without("decoder", "lm_head"))
     with pytest.raises(UsageError) as caught:
         arch_jax.load_pretrained(tmp_path)
     said = "tensors of 0 layers of the decoder; expected 1, the depth; it has 'encoder.block.0.layer.0.SelfAttention.k"
     assert said in str(caught.value)
-    assert str(caught.value).endswith("(config.json calls it 'T5EncoderModel')")
+    assert str(caught.value).endswith("(config.json calls it 'T5ForConditionalGeneration')")
 
 
 OTHER = {

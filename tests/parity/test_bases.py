@@ -82,3 +82,21 @@ def test_features(name, tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     again = features(back(theirs, module, variables, tmp_path / "ours", given)).numpy()
     np.testing.assert_allclose(again, expected, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("form", ["relu", "gated-gelu"])
+def test_an_encoder_alone(form, tmp_path):
+    """T5EncoderModel, the text encoder of diffusion models, with padding."""
+    settings = {"vocab_size": 61, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    theirs = reference("T5EncoderModel", settings | {"feed_forward_proj": form}, tmp_path / "theirs")
+    module, variables = arch_jax.load_pretrained(tmp_path / "theirs")
+    assert module.encoder_only
+    tokens, mask = np.random.default_rng(0).integers(0, 61, (3, 9)), np.arange(9) < np.array([[9], [4], [7]])
+    with torch.no_grad():
+        given = {"attention_mask": torch.from_numpy(mask.astype(int))}
+        expected = theirs(torch.from_numpy(tokens), **given).last_hidden_state.numpy()
+    found = jax.jit(module.apply)(variables, tokens.astype(np.int32), None, mask)
+    np.testing.assert_allclose(found[mask], expected[mask], atol=1e-5 * np.abs(expected).max())
+    again = back(theirs, module, variables, tmp_path / "ours", torch.from_numpy(tokens)).last_hidden_state.numpy()
+    with torch.no_grad():
+        np.testing.assert_array_equal(again, theirs(torch.from_numpy(tokens)).last_hidden_state.numpy())

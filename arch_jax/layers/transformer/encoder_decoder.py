@@ -66,6 +66,7 @@ class EncoderDecoder(nn.Module):
       scale_embedding: whether embeddings are multiplied by sqrt(width) (Vaswani et al. 2017, section 3.4).
       scale_logits: whether the last hidden states are multiplied by 1/sqrt(width) before a tied output layer (T5).
       logits_bias: whether a bias is added to the logits (Marian).
+      encoder_only: whether there is no decoder, as in text encoders of diffusion models: the outputs are the memory.
       dropout: dropout rate of the embeddings and of each part's output.
       initial_std: standard deviation of the initial embeddings.
       scan: whether equal layers are scanned: compile time that does not grow with depth.
@@ -102,6 +103,7 @@ class EncoderDecoder(nn.Module):
     decoder_mixer: Mixer | None = None
     decoder_feed_forward: FeedForward | None = None
     source_vocabulary: int | None = None
+    encoder_only: bool = False
     dropout: PartialShare = 0.0
     initial_std: float = 0.02
     scan: bool = True
@@ -139,12 +141,17 @@ class EncoderDecoder(nn.Module):
             self.position_embedding = part(self.position)
         if self.relative is not None:
             self.encoder_relative = part(self.relative, bidirectional=True)
-            self.decoder_relative = part(self.relative, bidirectional=False)
         self.drop = nn.Dropout(self.dropout)
         self.encoder = Stack((encoder,), self.depth, self.scan, self.remat)
+        if self.placement != "post":
+            self.encoder_norm = part(self.norm)
+        if self.encoder_only:
+            return
+        if self.relative is not None:
+            self.decoder_relative = part(self.relative, bidirectional=False)
         self.decoder = Stack((decoder,), self.decoder_layers, self.scan, self.remat)
         if self.placement != "post":
-            self.encoder_norm, self.decoder_norm = part(self.norm), part(self.norm)
+            self.decoder_norm = part(self.norm)
         if not self.tied:
             self.logits = Dense(self.vocabulary, False, None, **dtypes)
         if self.logits_bias:
@@ -165,22 +172,26 @@ class EncoderDecoder(nn.Module):
     def __call__(
         self,
         source: Int[Array, "batch source"],
-        target: Int[Array, "batch time"],
+        target: Int[Array, "batch time"] | None = None,
         source_mask: Bool[Array, "batch source"] | None = None,
         train: bool = False,
-    ) -> Float[Array, "batch time vocabulary"]:
-        """Logits for the token after each of the target.
+    ) -> Float[Array, "batch _ _"]:
+        """Logits "batch time vocabulary" for the token after each of the target; of an encoder alone, the memory.
 
         Args:
           source: indices in [0, vocabulary), or [0, source_vocabulary); one outside gives NaN.
-          target: the target so far, beginning with the start token.
+          target: the target so far, beginning with the start token; not read by an encoder alone.
           source_mask: True at real tokens of the source; padding is on the right. None is all.
           train: whether dropout is active (needs `rngs={"dropout": key}`).
 
         Raises:
-          UsageError: a sequence is longer than a table of learned positions.
+          UsageError: a sequence is longer than a table of learned positions, or there is no target.
         """
         memory = self.encode(source, source_mask, train)
+        if self.encoder_only:
+            return memory
+        if target is None:
+            raise UsageError("target is none; expected the tokens so far, or a model with encoder_only=true")
         positions = jnp.arange(target.shape[1])
         x = self.drop(self._embed(self.embedding, target, positions), deterministic=not train)
         bias = self._bias("decoder_relative", positions[:, None] - positions)
@@ -213,8 +224,10 @@ class EncoderDecoder(nn.Module):
         """The state before the first token of a target of up to `length` tokens.
 
         Raises:
-          UsageError: `length` is beyond the table of learned positions.
+          UsageError: `length` is beyond the table of learned positions, or there is no decoder.
         """
+        if self.encoder_only:
+            raise UsageError("encoder_only is true, so nothing can be decoded; expected a model with a decoder")
         if self.position is not None:
             self.position.check(length)
         batch = memory.shape[0]

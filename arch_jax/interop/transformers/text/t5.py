@@ -68,7 +68,8 @@ T5_FIELDS = Fields(
     no_effect=because(DROPOUT, "classifier_dropout dropout_rate")
     | because("the relative positions have no bound", "n_positions")
     | because("selects what is returned", "output_past"),
-    refuses={"is_encoder_decoder": (True,), "is_decoder": (False,)},
+    # False is what an encoder alone says; the tensors are what they are.
+    refuses={"is_encoder_decoder": (True, False), "is_decoder": (False,)},
     aliases={
         "hidden_size": "d_model",
         "num_attention_heads": "num_heads",
@@ -119,7 +120,7 @@ def _write(m: Mapping[str, Any], module: EncoderDecoder) -> dict[str, Any]:
     names = {"gelu_tanh": "gelu" if gated else "gelu_new"}
     activation = names.get(feed_forward.get("activation"), feed_forward.get("activation", "relu"))
     return text_fields(module) | {
-        "architectures": ["T5ForConditionalGeneration"],
+        "architectures": ["T5EncoderModel" if module.encoder_only else "T5ForConditionalGeneration"],
         "d_model": m["width"],
         "d_kv": m["mixer"].get("head_size", 1),
         "d_ff": feed_forward.get("hidden", 1),
@@ -134,7 +135,7 @@ def _write(m: Mapping[str, Any], module: EncoderDecoder) -> dict[str, Any]:
         "feed_forward_proj": f"gated-{activation}" if gated else activation,
         "tie_word_embeddings": module.tied,
         "scale_decoder_outputs": module.scale_logits,
-        "is_encoder_decoder": True,
+        "is_encoder_decoder": not module.encoder_only,
         "decoder_start_token_id": 0,
         "eos_token_id": 1,
         "pad_token_id": 0,
@@ -171,7 +172,7 @@ _TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 def _naming(module: EncoderDecoder) -> Naming:
     table = "{}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    sides = ("encoder", "decoder")
+    sides = ("encoder",) if module.encoder_only else ("encoder", "decoder")
     return Naming(
         rows=(
             Row("shared.weight", ("embedding/embedding",)),
@@ -189,6 +190,9 @@ def _naming(module: EncoderDecoder) -> Naming:
 
 def _adjusted(module: EncoderDecoder, tensors: Tensors) -> EncoderDecoder:
     """transformers 5 writes tie_word_embeddings true whatever the weights are: what they are decides."""
+    said = None if module.facts is None else module.facts.settings.get("architectures")
+    if said == ["T5EncoderModel"] and not any(name.startswith("decoder.") for name in tensors):
+        return module.clone(encoder_only=True, tied=True)
     tables = [name for name in ("shared.weight", *_TABLES) if name in tensors]
     if "lm_head.weight" not in tensors or not tables:
         return module.clone(tied=True)
@@ -207,4 +211,5 @@ T5_TYPE = CheckpointType(
     write=_write,
     inputs=text_pair_inputs,
     adjusted=_adjusted,
+    unsaid=("encoder_only",),
 )
