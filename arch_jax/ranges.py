@@ -91,7 +91,8 @@ def range_of(annotation: Any, declared: bool = False) -> Range | None:
 def held(cls: type, declared: bool = False) -> type:
     """The dataclass or Linen module itself, whose instances from now on are refused where a number is out of its range.
 
-    A class's own check comes first: what it says is more to the point.
+    A class's own check comes first, since what it says is more to the point; but for numbers beyond all measure, of
+    which it might make arrays.
 
     Args:
       cls: the class.
@@ -102,11 +103,16 @@ def held(cls: type, declared: bool = False) -> type:
     ranges = {name: entry for name, entry in found.items() if entry[0] is not None}
     if not ranges:
         return cls
+    sizes = {
+        name: (Range(at_most=LARGEST), False) for name, (allowed, _) in ranges.items() if allowed.at_most == LARGEST
+    }
     name = "__post_init__" if hasattr(cls, "__post_init__") else "__init__"
     inner = getattr(cls, name)
 
     @functools.wraps(inner)
     def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        if name == "__post_init__":
+            _check(self, sizes)
         try:
             inner(self, *args, **kwargs)
         except ArchJaxError:
@@ -144,5 +150,5 @@ def _check(owner: Any, ranges: dict[str, tuple[Range, bool]]) -> None:
         for number in _numbers(value):
             if isinstance(number, int | float) and not isinstance(number, bool) and number not in allowed:
                 shown = f"{value}, with {number} in it" if isinstance(value, tuple) else value
-                large = allowed.at_most is not None and number > allowed.at_most
+                large = allowed.at_most == LARGEST and number > LARGEST
                 raise UsageError(f"{name} is {shown}; expected {f'at most {allowed.at_most}' if large else allowed}")
