@@ -127,7 +127,7 @@ def held(cls: type, declared: bool = False) -> type:
 
 
 def _takes_tuples(annotation: Any) -> bool:
-    """Whether a field of numbers takes them as a tuple alone."""
+    """True for a field of numbers that takes them as a tuple alone."""
     parts = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
     kinds = [one for one in parts or (annotation,) if one is not types.NoneType]
     return all(one is tuple or typing.get_origin(one) is tuple for one in kinds)

@@ -22,7 +22,7 @@ _DECLARED: dict[str, ParameterKind] = {
 _SUFFIXES: dict[str, ParameterKind] = {"kernel": "matrix", "embedding": "table", "bias": "other", "scale": "other"}
 
 
-def declare(kind: ParameterKind, *names: str) -> None:
+def declare(kind: str, *names: str) -> None:
     """Says what the parameters of these names are, where their rank would mislead.
 
     Raises:
