@@ -107,7 +107,7 @@ def _shares_threads(array: jax.Array | np.ndarray) -> bool:
     """True for an array on several devices of one CPU.
 
     They share its threads, and programs that each wait for all devices, under way together, take them all and wait for
-    ever: on 2 cores the save of a run that was resumed with mesh.fsdp=2 did not end.
+    ever: on 2 busy cores, saves of runs that were resumed with mesh.fsdp=2 did not end.
     """
     if isinstance(array, np.ndarray):
         return False
