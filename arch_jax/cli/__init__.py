@@ -121,7 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     one = command("evaluate", _evaluate, "the validation loss of a run")
     one.add_argument("workdir", type=Path)
     one.add_argument(
-        "--on", metavar="SOURCE", help="other data: a source, such as text:PATH, or a kind of data as JSON"
+        "--on",
+        metavar="SOURCE",
+        help="other data, whose validation part is measured: a source, such as text:PATH, or JSON",
     )
     one.add_argument(
         "--set", **changes, help="beside --on, a field of the data; else where it lies now: data.source=text:PATH"

@@ -75,6 +75,11 @@ def load_pretrained(
     folder = folder_of(directory)
     if not folder.is_dir():
         raise _no_folder(folder)
+    if (folder / _ADAPTER).exists() and not is_adapter(folder):
+        raise UsageError(
+            f"{str(folder)!r} holds a model and a PEFT adapter ({_ADAPTER}), which would be left out; expected their "
+            "sum, by model.merge_and_unload().save_pretrained(folder) in peft, or a folder with the model alone"
+        )
     if is_adapter(folder):
         raise _adapter(folder)
     settings = dict.fromkeys(("dtype", "parameter_dtype"), _dtype(dtype)) | changes
@@ -88,6 +93,8 @@ def load_pretrained(
     kind, module = module_of(configuration, opened, ignore)
     generation = read_object(plain_file(folder, _GENERATION)) if (folder / _GENERATION).exists() else None
     known = {name: value for name, value in configuration.items() if name not in ignore}
+    if any(name in opened(kind.library.files) for name in ignore):  # without a head it is no longer of that class
+        known = {name: value for name, value in known.items() if name not in ("architectures", "id2label", "label2id")}
     module = module.clone(facts=facts_of(kind, known, generation))
     stored = {name: tensor for name, tensor in opened(kind.library.files).items() if name not in ignore}
     module, tensors = fitted_to_checkpoint(kind, stored, module)

@@ -8,11 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import flax.errors
 import jax
 
 from arch_jax import fields
 from arch_jax.console import console
 from arch_jax.data.base import Corpus, Tokenized, load_corpus
+from arch_jax.data.images.relabelled import Relabelled
 from arch_jax.errors import RunError, UsageError, nearest
 from arch_jax.experiment import Experiment, import_file
 from arch_jax.interop.safetensors import folder_of
@@ -56,9 +58,27 @@ class Run:
         if data is not None:
             tokenizer = self._carried().tokenizer if isinstance(data, Tokenized) else None
             corpus = load_corpus(data, console.tell, tokenizer)
+            names = self.facts.get("class_names")
+            if names and getattr(corpus, "class_names", None) not in (None, tuple(names)):
+                corpus = Relabelled(corpus, names)
             self.experiment.check(corpus)
+            self._check_shapes(corpus)
             return evaluate(evaluation_program(self.experiment.task), self.variables, corpus)
         return evaluate(evaluation_program(self.experiment.task), self.variables, self.data)
+
+    def _check_shapes(self, corpus: Any) -> None:
+        """Refuses data of shapes that the trained parameters can't take, such as images with other channels."""
+        batch = {name: jax.ShapeDtypeStruct(*facts) for name, facts in corpus.shapes.items()}
+        try:
+            jax.eval_shape(self.experiment.task.evaluate, self.variables, batch)
+        except flax.errors.ScopeParamShapeError as problem:
+            trained = read_config(self.path)["batch"]
+            theirs = {name: facts[0][1:] for name, facts in corpus.shapes.items()}
+            ours = {name: tuple(facts["shape"][1:]) for name, facts in trained.items()}
+            name = next((name for name in theirs if theirs[name] != ours.get(name)), next(iter(theirs)))
+            raise UsageError(
+                f"the run's model can't take {name} of shape {theirs[name]}; it was trained on {ours.get(name)}"
+            ) from problem
 
     @functools.cached_property
     def data(self) -> Any:

@@ -131,7 +131,8 @@ class WorkDirectory:
         if by_content and stored["sha256"] != facts["sha256"]:
             raise other_data(self.path, data, stored, facts, NEW_RUN)
         changes = fields.difference(stored, json.loads(json.dumps(facts)))
-        changed = next((one for one in changes if not (by_content and one[0] == "source")), None)
+        # A fact that an earlier version did not write down says nothing about the same content.
+        changed = next((one for one in changes if not (by_content and (one[0] == "source" or one[1] is None))), None)
         if changed is not None:
             raise UsageError(
                 f"the data of the run in {self.path} has changed: {changed[0]} was {changed[1]!r} and is {changed[2]!r}"

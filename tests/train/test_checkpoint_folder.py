@@ -1,6 +1,7 @@
 """Folders of other libraries in the place of a run: language models write text, others are called what they are."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +126,29 @@ def test_what_is_no_run_and_writes_no_text(decoder, encoder, capsys, tmp_path):
         assert is_checkpoint(tmp_path)
         said = says("sample", tmp_path)
         assert "is a PEFT adapter (adapter_config.json, type 'LORA') of the model 'gpt2', and no model" in said
+
+
+def test_an_adapter_beside_its_model_is_not_left_out(decoder, tmp_path):
+    shutil.copytree(decoder[0], tmp_path / "both")
+    (tmp_path / "both" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    with pytest.raises(UsageError, match=r"a model and a PEFT adapter .*, which would be left out; expected their sum"):
+        arch_jax.load_pretrained(tmp_path / "both")
+
+
+def test_a_head_that_was_left_out_is_not_written(tmp_path):
+    """Its class's name would have transformers draw one at random."""
+    sizes = {"vocabulary": 10, "depth": 1, "width": 8, "mixer.heads": 1, "position.length": 8}
+    module = arch_jax.create("bert-base", **sizes, pooler=True, classes=3, masked=False, following=False)
+    saved(tmp_path, module, ONE, architectures=["BertForTokenClassification"], id2label={"0": "a", "1": "b", "2": "c"})
+    from safetensors.numpy import load_file, save_file
+
+    file = tmp_path / "model.safetensors"
+    save_file({name: one for name, one in load_file(file).items() if "pooler" not in name}, file)
+    left_out = ("classifier.weight", "classifier.bias")
+    arch_jax.save_pretrained(*arch_jax.load_pretrained(tmp_path, ignore=left_out), tmp_path / "again")
+    written = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert written["architectures"] == ["BertModel"]
+    assert "id2label" not in written
 
 
 def test_a_classifier_of_tokens_is_called_so(tmp_path):

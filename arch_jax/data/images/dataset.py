@@ -136,8 +136,8 @@ class ImagesCorpus(Corpus):
       class_names: their names; None where the source does not say.
       low, high: values of the darkest and the brightest pixel of the source's range in a batch.
       notes: sentences on what was left out of the source.
-      facts: recorded by a run, as JSON values: source, sha256, train_images, validation_images, classes, height,
-        width, channels (of an image as it is in a batch).
+      facts: recorded by a run, as JSON values: source, sha256, train_images, validation_images, classes,
+        class_names where the source says them, height, width, channels (of an image as it is in a batch).
     """
 
     #: Unit in which batches are counted.
@@ -159,6 +159,7 @@ class ImagesCorpus(Corpus):
             "train_images": len(found.train),
             "validation_images": len(found.validation),
             "classes": found.classes,
+            **({} if found.class_names is None else {"class_names": list(found.class_names)}),
             **dict(zip(("height", "width", "channels"), self._shape)),
         }
 
