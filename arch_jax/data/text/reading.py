@@ -44,17 +44,19 @@ def text_of(content: bytes, where: str) -> str:
       UsageError: it is in another encoding, or not text; with the first byte that tells, and its line.
     """
     mark, encoding = next(((mark, name) for mark, name in _MARKS if content.startswith(mark)), (b"", "utf-8"))
+    wrong = None
     try:
         text = content[len(mark) :].decode(encoding)
-        wrong = text.find("\0")  # valid, but the sign of binary files, and of UTF-16 without a mark
-        if wrong < 0:
-            return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
-        offset, line = len(mark) + len(text[:wrong].encode(encoding)), text[:wrong].count("\n") + 1
     except UnicodeDecodeError as error:
-        offset = len(mark) + error.start
-        line = content[len(mark) : offset].decode(encoding, "replace").count("\n") + 1
-    name = encoding[:6].upper().rstrip("-")
+        wrong = len(mark) + error.start
+        text = content[len(mark) : wrong].decode(encoding)
+    if "\0" in text:  # valid, but the sign of binary files, and of UTF-16 without a mark
+        text = text[: text.index("\0")]
+        wrong = len(mark) + len(text.encode(encoding))
+    if wrong is None:
+        return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+    name, line = encoding[:6].upper().rstrip("-"), text.count("\n") + 1
     raise UsageError(
-        f"{where!r} is not {name} text (byte 0x{content[offset]:02x} at offset {offset}, in line {line}); expected "
+        f"{where!r} is not {name} text (byte 0x{content[wrong]:02x} at offset {wrong}, in line {line}); expected "
         "UTF-8, such as `iconv -f LATIN1 -t UTF-8` makes of Latin-1, or UTF-16 with a byte order mark"
     )

@@ -36,6 +36,7 @@ def test_any_text_is_what_python_s_text_mode_reads(tmp_path, text, form):
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary() | st.binary(max_size=8).map(lambda tail: codecs.BOM_UTF16_LE + tail))
+@example(b"\x00\x80")
 def test_other_bytes_are_a_sentence_with_the_first_that_is_wrong(content):
     try:
         text = text_of(content, "file")
