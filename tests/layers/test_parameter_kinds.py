@@ -52,6 +52,7 @@ def judged(parameters) -> dict[str, tuple[str, str | None]]:
     return found
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_models(name):
     entry = ARCHITECTURES[name]
