@@ -7,6 +7,7 @@ tolerance declared beforehand, and have generators `ablate_NAME()` that yield ov
 import ast
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import math
 import os
@@ -319,7 +320,13 @@ class Experiment:
 def import_asked_for() -> None:
     """Runs the Python files that ARCH_JAX_IMPORT names, for the contract suite to find what they hold."""
     for name in filter(None, os.environ.get("ARCH_JAX_IMPORT", "").split(os.pathsep)):
-        import_file(Path(name))
+        _import_once(Path(name).resolve())
+
+
+@functools.cache
+def _import_once(path: Path) -> None:
+    """Runs a file the first time: its classes would be others the second."""
+    import_file(path)
 
 
 def directories() -> list[Path]:

@@ -29,6 +29,7 @@ class LeakyAverage(nn.Module):
     def __call__(self, x, segment_ids=None, state=None, train=False):
         a = nn.sigmoid(self.param("decay", nn.initializers.normal(1.0), x.shape[-1:])).astype(x.dtype)
         ids = jnp.ones(x.shape[:2], jnp.int32) if segment_ids is None else segment_ids
+        x = jnp.where(ids[:, :, None] > 0, x, 0)  # whatever stands at padding: 0 * NaN would be NaN
 
         def step(carry, now):
             (last, h), (segment, x) = carry, now
@@ -38,7 +39,9 @@ class LeakyAverage(nn.Module):
 
         begin = self.initial_state(*x.shape, x.dtype) if state is None else state
         end, h = jax.lax.scan(step, begin, (ids.T, x.swapaxes(0, 1)))
-        y = arch_jax.Dense(x.shape[-1], bias=False, dtype=x.dtype, name="output")(h.swapaxes(0, 1))
+        # What is added to the residual stream: in float16 it is float32, so that the sum does not overflow.
+        output = arch_jax.Dense(x.shape[-1], bias=False, dtype=x.dtype, to_stream=True, name="output")
+        y = output(h.swapaxes(0, 1))
         return y, None if state is None else end
 
 

@@ -4,6 +4,7 @@ A bfloat16 number has 8 bits: 256 + 1 is 256 again. A long sum kept in it stands
 micro-batch more, or the gradient of a row that was read 4,096 times.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -75,4 +76,5 @@ def picked(
     """Entries of each row by index, in any order; the gradient of one that is read often is summed as by `look_up`."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return jax.vmap(lambda row, i: row[i])(x, index)
-    return jax.vmap(look_up)(x.reshape(*x.shape[:2], -1), index).reshape(*index.shape, *x.shape[2:])
+    flat = x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
+    return jax.vmap(look_up)(flat, index).reshape(*index.shape, *x.shape[2:])

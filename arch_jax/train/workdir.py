@@ -268,7 +268,7 @@ def read_config(path: Path, missing_ok: bool = False) -> dict[str, Any] | None:
     if (other := of_another_library(Path(path))) is not None:
         raise UsageError(
             f"{path} holds no run, but a checkpoint of another library ({other}); expected a run's folder, or "
-            "`arch-jax sample` and arch_jax.load_pretrained, which take such a one"
+            "`arch-jax sample FOLDER` and arch_jax.load_pretrained, which take such a one"
         )
     wanted = {"format": int, "experiment": dict, "data": dict, "batch": dict}
     if not isinstance(data, dict) or any(not isinstance(data.get(key), kind) for key, kind in wanted.items()):

@@ -90,6 +90,7 @@ def test_entries_of_each_row():
     index = jnp.array([[3, 0, 3], [1, 1, 2]])
     for x in (jnp.arange(24).reshape(2, 4, 3), jnp.arange(8).reshape(2, 4), jnp.arange(24.0).reshape(2, 4, 3)):
         np.testing.assert_array_equal(precision.picked(x, index), np.stack([x[0][index[0]], x[1][index[1]]]))
+    assert precision.picked(jnp.ones((2, 0, 3)), jnp.zeros((2, 0), int)).shape == (2, 0, 3)
     slope = jax.grad(lambda x: precision.picked(x, index).sum())(jnp.ones((2, 4), jnp.bfloat16))
     np.testing.assert_array_equal(slope.astype(np.float32), [[1, 0, 0, 2], [0, 2, 1, 0]])
 

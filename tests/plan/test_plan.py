@@ -269,5 +269,5 @@ def test_a_tpu_by_its_own_compiler():
     assert found.token_seconds > 0
     assert json.loads(json.dumps(found.to_json()))["session_hours"] == 9
     assert np.isclose(found.seconds[0.5], found.step.flops / (8 * 197e12 * 0.5))
-    with pytest.raises(UsageError, match=r"data.batch 8 .* the nearest is data.batch="):
+    with pytest.raises(UsageError, match=r"data.batch 8 .*; expected data.batch=16"):
         plan(workload("gpt2", SMALL | {"accumulate": 2}), "v5e-8")

@@ -225,6 +225,7 @@ def test_a_language_model_too(tmp_path):
     it = it.overridden(
         {
             "model.depth": 1,
+            "optimizer.warmup": 2,
             "model.width": 16,
             "model.dropout": 0.1,
             "model.mixer.heads": 2,
