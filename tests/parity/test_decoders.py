@@ -114,8 +114,17 @@ def test_logits(pair, scan):
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
+@pytest.fixture
+def one_thread():
+    """PyTorch's sums in one order: AdamW makes full-sized steps of the rounding of a gradient that is nearly 0."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("pair", [next(pairs()), *list(pairs())[4:5]])
-def test_ten_adamw_steps(pair):
+def test_ten_adamw_steps(pair, one_thread):
     theirs, ours, variables = pair()
     tokens = np.random.default_rng(1).integers(0, ours.vocabulary, (10, 4, 17))
     theirs.train()
