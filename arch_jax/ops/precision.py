@@ -53,21 +53,19 @@ def look_up(
       index: an index outside the table gives NaN: a wrong token shows at once, where clipping would hide it and a
         negative one would count from the end.
     """
-    index = index.astype(jnp.promote_types(index.dtype, jnp.int32))  # uint8 has no room for "outside" of 256 entries
-    index = jnp.where(index < 0, len(table), index)
-    return jnp.take(table, index, axis=0, mode="fill", fill_value=jnp.nan)
+    return _read(table, index, outside=jnp.nan)
 
 
 @look_up.defjvp
 def _look_up_tangent(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
     # The transpose of "widen, read, narrow" is "widen, sum, narrow": no copy of the table is made going forwards.
     (table, index), (change, _) = primals, tangents
-    return look_up(table, index), _read(at_least_float32(change), index).astype(table.dtype)
+    return look_up(table, index), _read(at_least_float32(change), index, outside=0.0).astype(table.dtype)
 
 
-def _read(table: Array, index: Array) -> Array:
-    index = index.astype(jnp.promote_types(index.dtype, jnp.int32))
-    return jnp.take(table, jnp.where(index < 0, len(table), index), axis=0, mode="fill", fill_value=0)
+def _read(table: Array, index: Array, outside: float) -> Array:
+    index = index.astype(jnp.promote_types(index.dtype, jnp.int32))  # uint8 has no room for "outside" of 256 entries
+    return jnp.take(table, jnp.where(index < 0, len(table), index), axis=0, mode="fill", fill_value=outside)
 
 
 def picked(

@@ -396,6 +396,29 @@ def test_a_step_is_saved_once_and_later_ones_are_not_overwritten(tmp_path: Path)
         assert checkpoints.restore({"w": jnp.ones(2)})[1]["w"].tolist() == [1, 1]
 
 
+@pytest.mark.thorough
+def test_sums_on_several_devices_of_a_cpu_are_waited_for_one_by_one():
+    """Programs that wait for all devices share the CPU's threads: the next must not begin before the last has ended."""
+    code = """
+        import jax, jax.numpy as jnp, numpy as np
+        from jax.sharding import Mesh, NamedSharding, PartitionSpec
+        from arch_jax.train.checkpointing import checksums as recording
+        parts = NamedSharding(Mesh(np.array(jax.devices()), ("fsdp",)), PartitionSpec("fsdp"))
+        arrays = {name: jax.device_put(jnp.arange(8.0) + i, parts) for i, name in enumerate("abc")}
+        begun, wait, make = [], jax.block_until_ready, recording._device_sums
+        recording._device_sums = lambda array: begun.append("begun") or make(array)
+        jax.block_until_ready = lambda x: begun.append("ended") or wait(x)
+        found = recording.checksums(arrays)
+        assert begun == ["begun", "ended"] * 3, begun
+        assert found == recording.checksums({name: np.asarray(array) for name, array in arrays.items()})
+    """
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=os.environ | flags, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 # -- earlier versions -------------------------------------------------------------------------------------------------
 
 
