@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import pytest
 
 from arch_jax.train import loop
@@ -26,3 +27,17 @@ def compiled_once(monkeypatch):
     That a process which begins anew gives the same bits is what the tests with processes show.
     """
     monkeypatch.setattr(loop, "Compiled", _shared)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """The names of the programs that were compiled so far; `chex.assert_max_traces` sees one function's alone."""
+    names = []
+
+    def heard(event, duration, **facts):
+        if event.endswith("backend_compile_duration"):
+            names.append(facts.get("fun_name", "?"))
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(heard)

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
@@ -44,20 +43,6 @@ RUNS = {
     "pictures": (pictures, {"count": 3}),
     "nodes": (nodes, {"count": 3}),
 }
-
-
-@pytest.fixture(scope="module")
-def compiled():
-    """The names of the programs that were compiled so far; `chex.assert_max_traces` sees one function's alone."""
-    names = []
-
-    def heard(event, duration, **facts):
-        if event.endswith("backend_compile_duration"):
-            names.append(facts.get("fun_name", "?"))
-
-    jax.monitoring.register_event_duration_secs_listener(heard)
-    yield names
-    jax.monitoring.unregister_event_duration_listener(heard)
 
 
 @pytest.mark.parametrize(

@@ -35,20 +35,6 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    """The names of the programs that were compiled so far."""
-    names = []
-
-    def heard(event, duration, **facts):
-        if event.endswith("backend_compile_duration"):
-            names.append(facts.get("fun_name", "?"))
-
-    jax.monitoring.register_event_duration_secs_listener(heard)
-    yield names
-    jax.monitoring.unregister_event_duration_listener(heard)
-
-
 def small(name):
     return load(name)[0].overridden(SMALL[name])
 
