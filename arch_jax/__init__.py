@@ -113,6 +113,7 @@ _HOME = {
     "list_models": "catalogue",
     "load_experiment": "experiment",
     "load_pretrained": "interop",
+    "load_record": "study.reproduce.ledger",
     "load_tokenizer": "interop",
     "models": "registry",
     "objective": "objectives",

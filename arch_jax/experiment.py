@@ -106,6 +106,9 @@ class Published:
       direction: which side of `value` counts: "near" both, "at least" and "at most" one.
       behaviour: whether the setting is smaller than the publication's, so that what it does can be shown, and the
         figure can't be reproduced.
+      changes: overrides of the experiment for the variant it is of; None is the experiment as it is.
+      against: overrides for another variant; what counts is then the difference to it, seed by seed. {} is the
+        experiment as it is; None compares with nothing.
     """
 
     value: float | int
@@ -117,6 +120,8 @@ class Published:
     factor: float | int = 1
     direction: Literal["near", "at least", "at most"] = "near"
     behaviour: bool = False
+    changes: Mapping[str, Any] | None = None
+    against: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.tolerance >= 0:

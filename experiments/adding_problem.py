@@ -30,6 +30,9 @@ published = (
     ),
 )
 
+#: Axes whose variants belong to the record.
+recorded = ("cell",)
+
 
 def config() -> arch_jax.Experiment:
     """A GRU of 64 units, 50 sequences of 200 numbers a step."""

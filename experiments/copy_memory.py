@@ -33,6 +33,9 @@ published = (
     ),
 )
 
+#: Axes whose variants belong to the record.
+recorded = ("cell",)
+
 
 def config() -> arch_jax.Experiment:
     """One LSTM layer of 64 cells, 32 sequences of 220 tokens a step."""

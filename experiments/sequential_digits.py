@@ -28,6 +28,9 @@ published = (
     ),
 )
 
+#: Axes whose variants belong to the record.
+recorded = ("mixer",)
+
 
 def config() -> arch_jax.Experiment:
     """Two layers of S4 of width 64, 64 images of 64 pixels a step."""

@@ -79,6 +79,9 @@ def add(command: Adder) -> None:
 
     one = command("ledger", _ledger, "all that was reproduced, and what has changed since")
     one.add_argument("--json", action="store_true", help="the records as JSON")
+    one.add_argument(
+        "--check", action="store_true", help="name stale records, those whose code has changed since among them"
+    )
 
 
 def _law(one: argparse.ArgumentParser) -> None:
@@ -216,7 +219,7 @@ def _reproduce(options: argparse.Namespace) -> None:
     with _open(options, f"reproduce-{experiment.name}") as study:
         record = reproduce(experiment, module, study, options.seeds)
         data = record.to_json()
-        write(study.path / "record.json", json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+        write(study.path / "record.json", record.to_text())
     if options.json:
         console.print(json.dumps(data, indent=1))
     else:
@@ -241,6 +244,9 @@ def _ledger(options: argparse.Namespace) -> None:
     from arch_jax.study.reproduce.ledger import in_clone, ledger, ledger_table, results_folder, write_table
 
     entries = ledger()
+    if options.check:
+        _check_ledger(entries, options.json)
+        return
     if options.json:
         facts = [
             {"name": entry.name, "stale": entry.stale, "problem": entry.problem}
@@ -255,6 +261,21 @@ def _ledger(options: argparse.Namespace) -> None:
     _print_ledger(ledger_table(entries))
     if in_clone():
         console.print(f"wrote {write_table(entries, results_folder().parent / 'README.md')}")
+
+
+def _check_ledger(entries: list[Any], as_json: bool) -> None:
+    """Tells which records are stale; they are an answer, no failure."""
+    if as_json:
+        facts = [{"name": one.name, "state": one.state, "changed": list(one.changed)} for one in entries]
+        console.print(json.dumps(facts, indent=1))
+        return
+    grid = table("record", "state", "renewed by")
+    for one in entries:
+        command = (one.record.command if one.record is not None else "") or f"arch-jax reproduce {one.name}"
+        grid.add_row(one.name, one.state, "" if one.state == "fresh" else command)
+    show(grid)
+    stale = sum(one.state != "fresh" for one in entries)
+    console.print(f"{stale} of {len(entries)} records are stale")
 
 
 def _print_ledger(rows: list[dict[str, str]]) -> None:

@@ -37,6 +37,16 @@ class Interval:
         """Half the interval's width; None without an interval."""
         return _half(self.low, self.high)
 
+    def contains(self, value: float | int) -> bool:
+        """True if a value lies between the ends, or on one of them.
+
+        Raises:
+          UsageError: it has no ends.
+        """
+        if self.low is None or self.high is None:
+            raise UsageError(f"{self.count} values have no interval; expected at least {LEAST}")
+        return self.low <= value <= self.high
+
     def __str__(self) -> str:
         """Such as "1.9037 ± 0.0085", or "1.9037 (2 seeds)" without an interval."""
         return _text(self.mean, self.half, self.count)
@@ -89,6 +99,28 @@ def interval(values: Numbers, level: float = 0.95) -> Interval:
     if factor is None or deviation is None:
         return Interval(mean, None, None, deviation, len(found))
     half = factor * deviation / math.sqrt(len(found))
+    return Interval(mean, mean - half, mean + half, deviation, len(found))
+
+
+def prediction(values: Numbers, level: float = 0.95) -> Interval:
+    """The interval in which one further value lies, by Student's t: mean +- t s sqrt(1 + 1/n).
+
+    Args:
+      values: one a seed; at least three, all finite.
+      level: probability that it holds the next value, were all normal: 0 < level < 1.
+
+    Returns:
+      The interval around the mean. Equal values have one of no width.
+
+    Raises:
+      UsageError: fewer than three values, one that is not finite, or a level out of range.
+    """
+    found = _finite("value", values)
+    mean, deviation = _moments(found)
+    factor = _factor(len(found), level)
+    if factor is None or deviation is None:
+        raise UsageError(f"there are {len(found)} values; expected at least {LEAST} to predict a further one")
+    half = factor * deviation * math.sqrt(1 + 1 / len(found))
     return Interval(mean, mean - half, mean + half, deviation, len(found))
 
 

@@ -97,7 +97,7 @@ def variants(
         found.setdefault(_identity(variant.experiment), variant)
     chosen = list(found.values())
     taken = [one.label for one in chosen]
-    rename = lambda one: dataclasses.replace(one, label=_label(one.changes, full=True))
+    rename = lambda one: dataclasses.replace(one, label=label_of(one.changes, full=True))
     return [one if taken.count(one.label) == 1 else rename(one) for one in chosen]
 
 
@@ -164,12 +164,12 @@ def _notes(rows: Sequence[AblationRow], seeds: int) -> list[str]:
 
 def _variant(experiment: Experiment, used: tuple[str, ...], changes: Mapping[str, Any]) -> Variant:
     try:
-        return Variant(_label(changes) or BASELINE, used, dict(changes), experiment.overridden(changes))
+        return Variant(label_of(changes) or BASELINE, used, dict(changes), experiment.overridden(changes))
     except UsageError as problem:
         raise UsageError(f"the axis {' x '.join(used)}: {problem}") from None
 
 
-def _label(changes: Mapping[str, Any], full: bool = False) -> str:
+def label_of(changes: Mapping[str, Any], full: bool = False) -> str:
     """The overrides in command-line form; fields by their last name, if that is unambiguous and not `full`."""
     last = [path.rsplit(".", 1)[-1] for path in changes]
     words = []

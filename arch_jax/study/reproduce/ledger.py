@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from arch_jax import fields
-from arch_jax.errors import ArchJaxError, UsageError
+from arch_jax.errors import ArchJaxError, UsageError, unknown
 from arch_jax.experiment import Experiment, directories, load
-from arch_jax.study.reproduce.reproduce import Record, configuration, fingerprint, published_by
+from arch_jax.study.reproduce.provenance import changed_since
+from arch_jax.study.reproduce.record import Record
+from arch_jax.study.reproduce.reproduce import configuration, fingerprint, published_by
 from arch_jax.train.workdir import reason, write
 
 
@@ -23,7 +25,8 @@ class LedgerEntry:
     Attributes:
       name: of the record's file.
       record: the file's content; None if it can't be read.
-      stale: what has changed since; empty for a fresh one.
+      stale: what has changed of the experiment since; empty for a fresh one.
+      changed: files of the package that ran and whose code has changed since.
       problem: why it can't be read; empty if it can.
     """
 
@@ -31,6 +34,22 @@ class LedgerEntry:
     record: Record | None
     stale: str = ""
     problem: str = ""
+    changed: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> str:
+        """Such as "fresh", or what makes it stale: a changed experiment, changed code, or no knowledge of the code."""
+        if self.record is None:
+            return self.problem
+        if self.stale:
+            return f"stale: {self.stale}"
+        if not self.record.code:
+            return "stale: made before records kept the code that ran"
+        if not self.changed:
+            return "fresh"
+        more = f" and {len(self.changed) - 3} more" if len(self.changed) > 3 else ""
+        ran = f"{len(self.changed)} of {len(self.record.code)} files that ran have changed"
+        return f"stale: {ran}: {', '.join(self.changed[:3])}{more}"
 
 
 def write_record(record: Record, folder: Path | None = None) -> Path:
@@ -46,7 +65,7 @@ def write_record(record: Record, folder: Path | None = None) -> Path:
             "experiment as its file has it"
         )
     path = (results_folder() if folder is None else folder) / f"{record.name}.json"
-    write(path, json.dumps(record.to_json(), indent=1, ensure_ascii=False) + "\n")
+    write(path, record.to_text())
     return path
 
 
@@ -82,7 +101,23 @@ def _entry(path: Path) -> LedgerEntry:
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as problem:
         why = f"{problem} is missing" if isinstance(problem, KeyError) else reason(problem)
         return LedgerEntry(path.stem, None, problem=f"the record {path.name} is damaged: {why}; run `reproduce` again")
-    return LedgerEntry(path.stem, record, stale=_stale(record, path))
+    return LedgerEntry(path.stem, record, stale=_stale(record, path), changed=tuple(changed_since(record.code)))
+
+
+def load_record(name: str) -> Record:
+    """The record of one of the project's experiments.
+
+    Raises:
+      UsageError: there is none of that name, or it can't be read.
+    """
+    folder = results_folder()
+    names = sorted(path.stem for path in folder.glob("[!.]*.json"))
+    if name not in names:
+        raise unknown("record", name, names)
+    found = _entry(folder / f"{name}.json")
+    if found.record is None:
+        raise UsageError(found.problem)
+    return found.record
 
 
 def _stale(record: Record, path: Path) -> str:
@@ -115,9 +150,16 @@ def ledger_table(entries: list[LedgerEntry]) -> list[dict[str, str]]:
             rows.append(_row(experiment=entry.name, verdict=entry.problem))
             continue
         record = entry.record
+        made = {"commit": f"{record.commit or '-'}, {record.date}"}
+        made["device"] = record.device + ("" if record.seconds is None else f", {format_duration(record.seconds)}")
+        stale = f"stale: {entry.stale}" if entry.stale else ""
+        if not record.figures:
+            seeds = max((len(one.curves) for one in record.variants), default=0)
+            verdict = f"{len(record.variants)} variants recorded" + (f" ({stale})" if stale else "")
+            rows.append(_row(experiment=entry.name, published="nothing", seeds=str(seeds), verdict=verdict, **made))
         for one in record.figures:
             side = "" if one.published.direction == "near" else f"{one.published.direction} "
-            notes = [note for note in (one.remark, f"stale: {entry.stale}" if entry.stale else "") if note]
+            notes = [note for note in (one.remark, stale) if note]
             rows.append(
                 _row(
                     experiment=entry.name,
@@ -127,8 +169,7 @@ def ledger_table(entries: list[LedgerEntry]) -> list[dict[str, str]]:
                     measured="diverged" if one.mean is None else str(one.mean),
                     seeds=str(len(one.values)),
                     verdict=one.verdict + (f" ({'; '.join(notes)})" if notes else ""),
-                    device=record.device + ("" if record.seconds is None else f", {format_duration(record.seconds)}"),
-                    commit=f"{record.commit or '-'}, {record.date}",
+                    **made,
                 )
             )
     return rows

@@ -1,6 +1,7 @@
 """Reproductions: an experiment's published numbers beside measured ones, as a record.
 
-The experiment's file has `published = (arch_jax.Published(...), ...)`, with the tolerance, before anything is run.
+The experiment's file has `published = (arch_jax.Published(...), ...)`, with the tolerance, before anything is run; and
+`recorded = ("axis", ...)` where the variants of `ablate_axis()` belong to the record, with their curves.
 """
 
 import contextlib
@@ -8,154 +9,34 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import platform
 import re
+import shutil
 import subprocess
 import time
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from arch_jax import fields
+from arch_jax.console import console
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Experiment, Published
-from arch_jax.study.runs.run import StudyRun
+from arch_jax.study.ablate.ablate import BASELINE, axes, label_of, variants
+from arch_jax.study.ablate.results import Variant
+from arch_jax.study.reproduce.provenance import changed_since, executed_code
+from arch_jax.study.reproduce.record import Record, RecordedVariant, ReproducedFigure, recorded_curves
+from arch_jax.study.runs.run import RunResult, StudyRun
 from arch_jax.study.runs.study import Study, metric_values, seeded
-from arch_jax.study.statistics import Interval, interval
+from arch_jax.study.statistics import LEAST
 from arch_jax.train.workdir import versions
-
-FORMAT = 1
 
 #: Fields of an experiment that a record does not depend on: seeds are counted from 0, the others change no metric.
 _BESIDE = ("name", "seed", "keep", "tensorboard")
-
-
-@dataclasses.dataclass(frozen=True)
-class ReproducedFigure:
-    """One published number, and the measured ones.
-
-    Attributes:
-      published: the number it is compared with.
-      values: seed -> the measured number, in the published unit.
-      diverged: seeds without a number.
-    """
-
-    published: Published
-    values: Mapping[int, float]
-    diverged: tuple[int, ...] = ()
-
-    @property
-    def mean(self) -> Interval | None:
-        """Over the seeds; None if all diverged."""
-        return interval(list(self.values.values())) if self.values else None
-
-    @property
-    def holds(self) -> bool:
-        """True if the mean is within the tolerance, on the side that counts, and no seed diverged."""
-        if self.mean is None or self.diverged:
-            return False
-        above = self.mean.mean - self.published.value
-        # A value exactly at the tolerance passes, whatever the last digit of a sum is.
-        allowed = self.published.tolerance + 1e-9 * abs(self.published.value)
-        off = {"near": abs(above), "at least": -above, "at most": above}[self.published.direction]
-        return off <= allowed
-
-    @property
-    def verdict(self) -> str:
-        """One of "reproduced" and "not reproduced"; in a smaller setting "behaviour shown" or "behaviour not shown"."""
-        if self.published.behaviour:
-            return "behaviour shown" if self.holds else "behaviour not shown"
-        return "reproduced" if self.holds else "not reproduced"
-
-    @property
-    def remark(self) -> str:
-        """Why the verdict is weaker than declared; empty if it is not."""
-        found = []
-        if self.diverged:
-            found.append("diverged: " + ", ".join(f"seed {seed}" for seed in self.diverged))
-        count = len(self.values) + len(self.diverged)
-        if count < self.published.seeds:
-            found.append(f"over {count} of the {self.published.seeds} seeds declared")
-        return "; ".join(found)
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """The record of a reproduction.
-
-    Attributes:
-      name: of the experiment's file.
-      fingerprint: 16 hexadecimal digits of a hash of the experiment and its published numbers.
-      experiment: the run, as JSON data; without fields that its metrics do not depend on.
-      changes: fields that were set to other values than the file's; such a record is not for the ledger.
-      figures: one for each published number.
-      data: identifies the data's content (`sha256`); None if there is no such thing.
-      versions: of Python and the packages.
-      device: kind and number.
-      seconds: of training, over all seeds, without compilation and evaluation; None if too short to tell.
-      commit: of the experiment's clone, with "+changes" if files differed from it; None without a clone.
-      date: such as 2026-01-31.
-    """
-
-    name: str
-    fingerprint: str
-    experiment: Mapping[str, Any]
-    changes: tuple[str, ...]
-    figures: tuple[ReproducedFigure, ...]
-    data: str | None
-    versions: Mapping[str, str]
-    device: str
-    seconds: float | None
-    commit: str | None
-    date: str
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it, with means and verdicts, as JSON data."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "figures"}
-        figures = [
-            {
-                "published": dataclasses.asdict(one.published),
-                "values": {str(seed): value for seed, value in one.values.items()},
-                "diverged": list(one.diverged),
-                "mean": None if one.mean is None else dataclasses.asdict(one.mean),
-                "verdict": one.verdict,
-            }
-            for one in self.figures
-        ]
-        return {"format": FORMAT} | plain | {"changes": list(self.changes), "figures": figures}
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> "Record":
-        """Inverse of `to_json`; means and verdicts are recomputed.
-
-        Raises:
-          KeyError, TypeError, ValueError: it is not one.
-        """
-        if data["format"] != FORMAT:
-            raise ValueError(f"its format is {data['format']!r}; expected {FORMAT}")
-        figures = [
-            ReproducedFigure(
-                Published(**one["published"]),
-                {int(seed): float(value) for seed, value in one["values"].items()},
-                tuple(map(int, one["diverged"])),
-            )
-            for one in data["figures"]
-        ]
-        plain = {f.name: data[f.name] for f in dataclasses.fields(Record)}
-        kinds = dict.fromkeys(("name", "fingerprint", "device", "date"), str) | {"experiment": dict, "versions": dict}
-        kinds |= {"data": str | None, "commit": str | None, "seconds": float | int | None}
-        for name, kind in kinds.items():
-            if not isinstance(plain[name], kind):
-                raise TypeError(f"{name} is {plain[name]!r}")
-        for seed, value in [pair for one in figures for pair in one.values.items()]:
-            if not math.isfinite(value):
-                raise ValueError(f"the figure of seed {seed} is {value}")
-        return Record(**plain | {"figures": tuple(figures), "changes": tuple(data["changes"])})
 
 
 def reproduce(experiment: Experiment, module: types.ModuleType, study: Study, seeds: int | None = None) -> Record:
@@ -174,37 +55,131 @@ def reproduce(experiment: Experiment, module: types.ModuleType, study: Study, se
       UsageError: the file publishes nothing, an experiment that can't be run, or a metric that it does not have.
       Stopped: the study was asked to stop; what is done is kept.
     """
-    published = published_by(module)
-    if not published:
+    published, recorded = published_by(module), recorded_by(module)
+    if not published and not recorded:
         raise UsageError(
-            f"the experiment {experiment.name!r} publishes nothing to compare with; expected "
-            "published = (arch_jax.Published(...),) in its file"
+            f"the experiment {experiment.name!r} publishes nothing to compare with, and no axis of it is recorded; "
+            'expected published = (arch_jax.Published(...),) or recorded = ("axis",) in its file'
         )
-    count = seeds if seeds is not None else max(one.seeds for one in published)
-    cells = [StudyRun(experiment.name, one) for one in seeded(experiment, count)]
-    results = study.run(cells)
-    figures = []
-    for one in published:
-        own = results[: one.seeds] if seeds is None else results
-        finished = [result.cell.experiment.seed for result in own if result.status == "finished"]
-        values = [one.factor * value for value in metric_values(own, one.metric)]
-        diverged = tuple(result.cell.experiment.seed for result in own if result.status == "diverged")
-        figures.append(ReproducedFigure(one, dict(zip(finished, values)), diverged))
-    times = [None if one.step_seconds is None else one.step * one.step_seconds for one in results]
+    count = seeds if seeds is not None else max([one.seeds for one in published] + ([LEAST] if recorded else []))
+    chosen = {one.label: one for one in _variants(experiment, module, recorded, published)}
+    cells = {label: [StudyRun(label, one) for one in seeded(v.experiment, count)] for label, v in chosen.items()}
+    _forget_outdated(study, [cell for own in cells.values() for cell in own])
+    with executed_code() as code:
+        study.code = code.hashes
+        found = iter(study.run([cell for own in cells.values() for cell in own]))
+    results = {label: [next(found) for _ in own] for label, own in cells.items()}
+    figures = [_figure(one, seeds, results, chosen) for one in published]
+    every = [result for own in results.values() for result in own]
+    times = [None if one.step_seconds is None else one.step * one.step_seconds for one in every]
     plain = configuration(experiment)
+    name = Path(str(module.__file__)).stem
     return Record(
-        name=Path(str(module.__file__)).stem,
+        name=name,
         fingerprint=fingerprint(plain, published),
         experiment=plain,
         changes=tuple(place for place, _, _ in fields.difference(configuration(module.config()), plain)),
         figures=tuple(figures),
-        data=study.corpus(cells[0]).facts.get("sha256"),
+        data=study.corpus(cells[BASELINE][0]).facts.get("sha256"),
         versions=versions(),
         device=device(),
         seconds=None if None in times else sum(times),
         commit=commit(Path(str(module.__file__))),
         date=time.strftime("%Y-%m-%d", time.gmtime()),
+        variants=tuple(_recorded(chosen[label], own) for label, own in results.items()),
+        command=f"arch-jax reproduce {name}" + ("" if seeds is None else f" --seeds {seeds}"),
+        code=_merged([result.code for result in every]),
     )
+
+
+def _forget_outdated(study: Study, cells: Iterable[StudyRun]) -> None:
+    """Deletes the results of runs whose code has changed since: a record is of the code as it is."""
+    for cell in cells:
+        key = study.key(cell)
+        done = study.kept(key, cell)
+        if done is not None and (changed := changed_since(done.code)):
+            console.tell(f"{cell.label}, seed {cell.experiment.seed}: {changed[0]} has changed since; it is run again")
+            shutil.rmtree(study.folder(key))
+
+
+def _variants(
+    experiment: Experiment, module: types.ModuleType, recorded: tuple[str, ...], published: tuple[Published, ...]
+) -> list[Variant]:
+    """The baseline, the variants of the recorded axes, and those that a published number is of."""
+    found = [Variant(BASELINE, (), {}, experiment)]
+    if recorded:
+        found = variants(experiment, axes(module), recorded)
+    for one in published:
+        for changes in (one.changes, one.against):
+            if changes and _of(changes, experiment, found) is None:
+                found.append(Variant(label_of(changes), (), dict(changes), experiment.overridden(changes)))
+    return found
+
+
+def _of(changes: Mapping[str, Any], experiment: Experiment, among: Iterable[Variant]) -> Variant | None:
+    """The variant that the changes make, among those there are."""
+    wanted = experiment.overridden(changes).to_json()
+    return next((one for one in among if one.experiment.to_json() == wanted), None)
+
+
+def _figure(
+    published: Published,
+    seeds: int | None,
+    results: Mapping[str, list[RunResult]],
+    chosen: Mapping[str, Variant],
+) -> ReproducedFigure:
+    """A published number beside the measured ones: of one variant, or of the difference of two, seed by seed."""
+    experiment = chosen[BASELINE].experiment
+    count = published.seeds if seeds is None else seeds
+
+    def measured(changes: Mapping[str, Any] | None) -> tuple[dict[int, float], set[int]]:
+        variant = _of(changes or {}, experiment, chosen.values())
+        own = results[variant.label if variant is not None else BASELINE][:count]
+        values = [published.factor * value for value in metric_values(own, published.metric)]
+        finished = [result.cell.experiment.seed for result in own if result.status == "finished"]
+        return dict(zip(finished, values)), {r.cell.experiment.seed for r in own if r.status == "diverged"}
+
+    values, diverged = measured(published.changes)
+    if published.against is not None:
+        others, also = measured(published.against)
+        values = {seed: value - others[seed] for seed, value in values.items() if seed in others}
+        diverged |= also
+    return ReproducedFigure(published, values, tuple(sorted(diverged)))
+
+
+def _recorded(variant: Variant, results: list[RunResult]) -> RecordedVariant:
+    times = [one.step_seconds for one in results if one.step_seconds is not None]
+    return RecordedVariant(
+        label=variant.label,
+        changes=fields.to_json(variant.changes),
+        parameters=results[0].parameters,
+        flops=results[0].flops,
+        step_seconds=sum(times) / len(times) if times else None,
+        results={one.cell.experiment.seed: one.validation for one in results if one.status == "finished"},
+        curves={one.cell.experiment.seed: recorded_curves(one.curve, one.checks) for one in results},
+        diverged=tuple(one.cell.experiment.seed for one in results if one.status == "diverged"),
+    )
+
+
+def _merged(codes: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """The code of all runs; where runs saw different code of a file, that which has changed since."""
+    merged: dict[str, str] = {}
+    for code in codes:
+        stale = changed_since(code)
+        merged |= {name: value for name, value in code.items() if name not in merged or name in stale}
+    return dict(sorted(merged.items()))
+
+
+def recorded_by(module: types.ModuleType) -> tuple[str, ...]:
+    """The axes whose variants belong to the record of an experiment's file.
+
+    Raises:
+      UsageError: something else than names.
+    """
+    found = getattr(module, "recorded", ())
+    if not isinstance(found, tuple | list) or not all(isinstance(name, str) for name in found):
+        raise UsageError(f"recorded is {found!r}; expected a tuple of the names of axes, such as ('depth',)")
+    return tuple(found)
 
 
 def published_by(module: types.ModuleType) -> tuple[Published, ...]:
@@ -223,7 +198,9 @@ def fingerprint(plain: Mapping[str, Any], published: tuple[Published, ...]) -> s
     """16 hexadecimal digits of a hash of a configuration and the published numbers it is compared with."""
     # Sources and units may be reworded.
     held = [dataclasses.asdict(one) for one in published]
-    held = [{name: value for name, value in one.items() if name not in ("source", "unit")} for one in held]
+    later = ("changes", "against")
+    plainly = lambda name, value: name not in ("source", "unit") and (value is not None or name not in later)
+    held = [{name: value for name, value in one.items() if plainly(name, value)} for one in held]
     return hashlib.sha256(json.dumps([plain, held], sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -1,6 +1,7 @@
 """One run of a study, its result, and the interface of the store that keeps both."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -51,6 +52,7 @@ class RunResult:
       step_seconds: the median time of a step; None if too few were taken without a pause to tell.
       peak_bytes: memory of the compiled train program on a device; None if the compiler does not tell.
       together: the number of seeds trained as one program; 1 is alone.
+      code: files of the package that had run by its end -> hash of their code; empty where nobody asked.
     """
 
     cell: StudyRun
@@ -65,6 +67,7 @@ class RunResult:
     step_seconds: float | None
     peak_bytes: int | None
     together: int = 1
+    code: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @runtime_checkable

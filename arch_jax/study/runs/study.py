@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -65,6 +65,8 @@ class Study:
         self.together, self.keep_checkpoints = together, keep_checkpoints
         self._corpora: dict[str, Any] = {}
         self.sources: Sources = {}
+        #: Gives the files of the package that have run so far, with the hash of their code.
+        self.code: Callable[[], Mapping[str, str]] = dict
         self._compiled: OrderedDict[str, Compiled] = OrderedDict()
         self._facts: dict[str, tuple[int, int]] = {}
         self._lock = lock_study(self.path)
@@ -236,6 +238,7 @@ class Study:
         parameters, flops = self.facts(cell)
         settled = {"status": "finished", "reason": "", "step": 0, "validation": {}, "step_seconds": None}
         settled |= {"peak_bytes": None, "together": 1, "parameters": parameters, "flops": flops} | found
+        settled |= {"code": dict(self.code())}
         folder = self.folder(key)
         write(folder / "result.json", json.dumps(settled | {"label": cell.label}, indent=1) + "\n")
         if not self.keep_checkpoints:
@@ -268,6 +271,7 @@ class Study:
             step_seconds=found.get("step_seconds"),
             peak_bytes=found.get("peak_bytes"),
             together=found.get("together", 1),
+            code=found.get("code", {}),
         )
 
     def stopped(self) -> Stopped:

@@ -12,7 +12,8 @@ import pytest
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Published, load
 from arch_jax.study.reproduce.ledger import ledger, ledger_table, write_record, write_table
-from arch_jax.study.reproduce.reproduce import Record, ReproducedFigure, commit, reproduce
+from arch_jax.study.reproduce.record import Record, ReproducedFigure
+from arch_jax.study.reproduce.reproduce import commit, reproduce
 from arch_jax.study.runs.run import RunResult
 from arch_jax.study.runs.study import Study
 
@@ -44,7 +45,7 @@ class Told(Study):
     """A study whose cells are not run: each gives what is told for its seed, and has diverged where that is nothing."""
 
     def __init__(self, by_seed):
-        self.by_seed = by_seed
+        self.by_seed, self.path, self.sources = by_seed, Path("nowhere"), {}
 
     def run(self, cells):
         return [self._result(cell) for cell in cells]
