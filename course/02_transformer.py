@@ -65,8 +65,8 @@ import arch_jax
 # away from saturation, where its gradient vanishes.
 #
 # Rotary positions (Su et al., equation 34) turn pair $(j, j + d/2)$ of every query and key by the angle $t\,\theta_j$
-# with $\theta_j = 10000^{-2j/d}$. A product of two rotated vectors depends on the difference of their positions
-# alone: $(R_t q) \cdot (R_s k) = q \cdot R_{s-t} k$.
+# with $\theta_j = 10000^{-2j/d}$. (The paper pairs neighbours; that is a permutation of the dimensions.) A product of
+# two rotated vectors depends on the difference of their positions alone: $(R_t q) \cdot (R_s k) = q \cdot R_{s-t} k$.
 
 
 # %%
@@ -155,9 +155,9 @@ except arch_jax.UsageError as refusal:
 # ### The whole
 #
 # A block is attention and a position-wise network, each with a norm and a residual connection. In 2017 the norm
-# followed the sum, $\operatorname{norm}(x + f(x))$; since GPT-2 it stands before the part, $x +
-# f(\operatorname{norm}(x))$, so that the residual stream runs from the embedding to the logits unchanged. This is the
-# model of the training below.
+# followed the sum, $\operatorname{norm}(x + f(x))$. Since GPT-2 it stands before the part, $x +
+# f(\operatorname{norm}(x))$: from the embedding to the last norm, nothing stands in the way of the residual stream.
+# This is the model of the training below.
 
 # %%
 experiment, _ = arch_jax.load_experiment("induction")
@@ -170,9 +170,8 @@ arch_jax.draw("gpt", **SIZES)
 #
 # The Transformer of 2017, GPT, BERT and T5 share the block. What differs are fields of one module. The parameter
 # counts are those of the released checkpoints, to the last one. The papers round: BERT "110M", T5-Small "about 60
-# million". GPT-2's table 2 prints 117M for the model of 124M. The Transformer of 2017 has no released checkpoint; its
-# table 3 says $65 \times 10^6$, and with the vocabulary of "about 37000" tokens of section 5.1 the count comes 3 %
-# lower.
+# million". GPT-2's table 2 prints 117M for the model of 124M. For the Transformer of 2017 there is only the $65
+# \times 10^6$ of its table 3; the count with the "about 37000" tokens of section 5.1 is a little lower.
 
 # %%
 released = {"transformer-base": None, "gpt2": 124_439_808, "bert-base": 109_482_240, "t5-small": 60_506_624}
@@ -184,7 +183,9 @@ for name, published in released.items():
     # An encoder-decoder is causal in its decoder; its encoder sees everything.
     print(f"{name:17} {norm:5} {position:20}{parts.mixer.causal!s:8}{parts.feed_forward.activation:12}{count:17,}")
     assert published in (None, count), f"{name} has {count:,} parameters; published are {published:,}"
-assert abs(arch_jax.models()["transformer-base"].count() / 65e6 - 1) < 0.04
+ratio = arch_jax.models()["transformer-base"].count() / 65e6
+print(f"transformer-base has {ratio:.1%} of the 65 million of table 3")
+assert abs(ratio - 1) < 0.04
 
 # %% [markdown]
 # - **Encoder-decoder (2017).** An encoder without mask reads the source; a causal decoder writes the target and looks
@@ -201,6 +202,7 @@ assert abs(arch_jax.models()["transformer-base"].count() / 65e6 - 1) < 0.04
 # %%
 masking = arch_jax.objective("masked_token")
 kept = 1 - masking.masked - masking.random
+assert (masking.share, masking.masked, masking.random) == (0.15, 0.8, 0.1)  # Devlin et al., section 3.1
 print(f"BERT: {masking.share:.0%} chosen; {masking.masked:.0%} masked, {masking.random:.0%} random, {kept:.0%} kept")
 
 spans = arch_jax.Spans(source="pydocs", length=64, batch=2).load()
@@ -452,16 +454,17 @@ def show_matrix(axis, matrix, title, colour_label, **options):
 
 
 with np.errstate(divide="ignore"):
-    show_matrix(axes["gpt"], np.log10(triangle), "Decoder (trained): a triangle", "log10 of the Jacobian's norm")
+    show_matrix(axes["gpt"], np.log10(triangle), "Decoder: a triangle", "log10 of the Jacobian's norm")
 others = np.log10(square[~np.eye(len(square), dtype=bool)]).max()
-show_matrix(axes["bert"], np.log10(square), "BERT (untrained): a square", "log10 of the Jacobian's norm", vmax=others)
+show_matrix(axes["bert"], np.log10(square), "BERT: a full square", "log10 of the Jacobian's norm", vmax=others)
 axes["gpt"].text(30, 5, "exactly 0", ha="right", size=11)
 *_, last = attention_by_layer(model, trained, row[None])
 show_matrix(axes["head"], last[0, most], f"Layer 2, head {most}: the stripe", "attention weight", vmin=0, vmax=1)
 for name, colour in (("gpt", "black"), ("head", "white")):
     axes[name].axhline(15.5, color=colour, lw=0.8)
-    axes[name].text(30.3, 15.2, "repetition begins", color=colour, ha="right", va="bottom", size=8)
+    axes[name].text(30.3, 15.2, "repetition", color=colour, ha="right", va="bottom", size=8)
 
+LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 nats = axes["curve"]
 for steps, values in record.variant("baseline").curve("loss").values():
     nats.plot(steps, values, "o", ms=4, color="tab:blue", alpha=0.4)
@@ -470,21 +473,21 @@ nats.plot(seen_one["step"], seen_one["loss"], color="tab:blue", ls="--")
 nats.set(xlabel="training step", xlim=(0, 1000), ylim=(0, 3.7))
 nats.set_ylabel("loss in the repetition (nats a symbol)", color="tab:blue")
 nats.text(130, 3.0, "loss, two layers\n(dots: the record's seeds)", color="tab:blue", va="top")
-nats.text(730, np.interp(730, seen_one["step"], seen_one["loss"]) - 0.05, "loss, one layer", color="tab:blue", va="top")
+nats.text(200, 3.49, "loss, one layer", color="tab:blue", va="bottom")
 mass = nats.twinx()
 for head in range(len(heads)):
     values = seen_two[f"copied/{head}"]
     mass.plot(seen_two["step"], values, color="tab:orange", lw=2.5 if head == most else 1)
-    height = np.interp(995, seen_two["step"], values)
-    mass.text(995, height - 0.01, f"layer 2, head {head}", color="tab:orange", ha="right", va="top", size=8)
+    height = np.interp(950, seen_two["step"], values)
+    mass.text(950, height, f"layer 2, head {head}", color="tab:orange", ha="right", va="center", size=8, bbox=LABEL)
 before = seen_two[f"previous/{jnp.argmax(previous)}"]
 mass.plot(seen_two["step"], before, color="tab:green", lw=2)
 mass.text(560, 0.47, "layer 1: attention to the token before", color="tab:green", va="top")
 strongest_one = np.max([values for name, values in seen_one.items() if name.startswith("copied/")], axis=0)
 mass.plot(seen_one["step"], strongest_one, color="tab:orange", ls="--")
-mass.text(560, 0.045, "one layer, its strongest head", color="tab:orange", va="top", size=8)
+mass.text(560, 0.02, "one layer, its strongest head", color="tab:orange", va="center", size=8)
 mass.set(ylim=(0, 1.05))
-mass.set_ylabel("attention on the stripe (fraction)", color="tab:orange")
+mass.set_ylabel("fraction of the attention on the stripe", color="tab:orange")
 plt.show()
 
 # %% [markdown]
@@ -588,14 +591,14 @@ for length in (128, 1024):
 assert 5.9 < per_token[128] < 6.2 < per_token[1024] < 6.8
 
 # %% [markdown]
-# Hoffmann et al. fit the loss of 400 models by $L(N, D) = E + A N^{-\alpha} + B D^{-\beta}$. Under a fixed $C$ the
-# best $N$ grows as $C^a$ with $a = \beta / (\alpha + \beta)$. Kaplan et al. had found $a = 0.73$ (their table 6), and
-# models were made large and trained short. Hoffmann's first two approaches give 0.50 and 0.49, so that model and data
-# should grow alike; but the constants that they print for their third approach, $\alpha = 0.34$ and $\beta = 0.28$,
-# give 0.45. Besiroglu et al. (2404.10102) read the points off the figure and fitted them again: the constants came
-# out otherwise ($\alpha = 0.348$, $\beta = 0.366$), and the contradiction was gone. `arch-jax scaling fit` repeats
-# their fit on these points, which are public (epoch-research/analyzing-chinchilla on GitHub). Put the file into the
-# folder `chinchilla` below the one that `ARCH_JAX_DATA` names, and the cell fits it; otherwise it says so.
+# Hoffmann et al. fit the losses of more than 400 runs by $L(N, D) = E + A N^{-\alpha} + B D^{-\beta}$. Under a fixed
+# $C$ the best $N$ grows as $C^a$ with $a = \beta / (\alpha + \beta)$. Kaplan et al. had found $a = 0.73$, so models
+# were made large and trained on few tokens. Hoffmann's first two approaches give 0.50 and 0.49 (table 2): model and
+# data should grow alike. Their third, the fit above with $\alpha = 0.34$ and $\beta = 0.28$, gives 0.46. Besiroglu et
+# al. (2404.10102) read the points off figure 4 and fitted them again: with $\alpha = 0.348$ and $\beta = 0.366$ the
+# third approach agrees with the other two. `arch-jax scaling fit` repeats their fit on these points, which are public
+# (`epoch-research/analyzing-chinchilla` on GitHub). Put the file into the folder `chinchilla` below the one that
+# `ARCH_JAX_DATA` names, and the cell fits it; otherwise it says that there is nothing to fit.
 
 # %%
 points = Path(os.environ.get("ARCH_JAX_DATA", "data")) / "chinchilla" / "svg_extracted_data.csv"
@@ -671,14 +674,14 @@ for name in ("induction", "transformer_copy", "bert_markov"):
 #   equality along the diagonals. Row (E) of **table 3** is the ablation: learned positions do as well.
 # - **Table 2** compares BLEU and training cost. BLEU is no property of the architecture alone: label smoothing, the
 #   averaging of checkpoints and beam search are part of it (sections 5.4 and 6.1).
-# - **Table 3** row (A) varies the heads at constant cost: one head loses 0.9 BLEU, and 32 lose as well. The figure
-#   above suggests why one is too few: a head has one pattern of attention a token.
-#
-# **Radford et al. 2019**: section 2.3 lists what was changed from GPT: the norm before each part, one more at the
-# end, and smaller initial weights of residual layers, by $1/\sqrt{N}$. **Devlin et al.**: figure 1 of the published
-# version contrasts the masks; section 3.1 has the 80/10/10 rule, and appendix C.2 its ablation. **Raffel et al.**:
-# figure 2 is the cell with spans, section 2.1 the bias by distance. **Olsson et al.**: argument 1 is the curve of our
-# figure, argument 3 the intervention.
+# - **Table 3** row (A) varies the heads at constant cost: one head loses 0.9 BLEU, and too many lose as well. A head
+#   has one pattern of attention for each token: two looks at once need two heads.
+# - **Radford et al. 2019**, section 2.3, lists what was changed from GPT: the norm before each part, one more at the
+#   end, and initial weights of residual layers smaller by $1/\sqrt{N}$, with $N$ the number of such layers.
+# - **Devlin et al.**: figure 3 contrasts the masks, as the first two panels of our figure do. Section 3.1 has the
+#   80/10/10 rule, and appendix C.2 its ablation.
+# - **Raffel et al.**: figure 2 is the cell with spans, section 2.1 the bias by distance.
+# - **Olsson et al.**: argument 1 is the curve of our figure, argument 3 the intervention, and argument 2 exercise 3.
 #
 # ## Exercises
 #
