@@ -50,6 +50,8 @@ import numpy as np
 
 import arch_jax
 
+jax.config.update("jax_default_matmul_precision", "float32")  # as on CPUs, so that equalities hold on accelerators too
+
 # %% [markdown]
 # ## The equations
 #
@@ -612,6 +614,7 @@ if points.exists():
         low, high = law["intervals"][name]
         print(f"{name:6}{law[name]:7.3f}   {low:.3f} to {high:.3f}{theirs:12.3f}{first:18.2f}")
         assert abs(law[name] - theirs) < 0.01
+    np.testing.assert_allclose(law["a"], law["beta"] / (law["alpha"] + law["beta"]))
     low, high = law["intervals"]["a"]
     print(f"a     {law['a']:7.3f}   {low:.3f} to {high:.3f}")
     print(f"at Chinchilla's 5.76e23: {optimum['parameters']:.3g} parameters, {optimum['tokens']:.3g} tokens")
