@@ -7,7 +7,7 @@
 # *In-context Learning and Induction Heads* (2209.11895). Kaplan et al. 2020 (2001.08361) and Hoffmann et al. 2022
 # (2203.15556) on scaling laws.
 #
-# <!-- run time -->
+# Run time: <!-- run time -->
 #
 # After this lesson you can
 #
@@ -487,16 +487,17 @@ mass.plot(seen_two["step"], before, color="tab:green", lw=2)
 mass.text(560, 0.47, "layer 1: attention to the token before", color="tab:green", va="top")
 strongest_one = np.max([values for name, values in seen_one.items() if name.startswith("copied/")], axis=0)
 mass.plot(seen_one["step"], strongest_one, color="tab:orange", ls="--")
-mass.text(560, 0.02, "one layer, its strongest head", color="tab:orange", va="center", size=8)
+mass.text(150, 0.02, "one layer, its strongest head", color="tab:orange", va="center", size=8)
 mass.set(ylim=(0, 1.05))
 mass.set_ylabel("fraction of the attention on the stripe", color="tab:orange")
 plt.show()
 
 # %% [markdown]
-# Above: the influence of input $s$ on output $t$. In the repetition each row of the trained decoder has two bright
-# cells, the token itself and the one that the head's stripe marks: what followed the present symbol the first time.
-# Below: for hundreds of steps nothing seems to happen. Then the stripes of layer 2 and the look at the token before
-# in layer 1 appear together, and the loss falls in the same steps.
+# Above: the influence of input $s$ on output $t$, in the decoder that was trained and in a BERT that was not (its
+# diagonal is off the scale). In the repetition each row of the trained decoder has two bright cells, the token itself
+# and the one that the head's stripe marks: what followed the present symbol the first time. Below: for hundreds of
+# steps nothing seems to happen. Then the stripes of layer 2 and the look at the token before in layer 1 appear
+# together, and the loss falls in the same steps.
 #
 # The claim would have been refuted by a loss that falls without a stripe or long before it, by a one-layer model
 # whose loss falls too, or by a loss that stays low when the heads with the stripe are removed. Both guesses of the
@@ -542,6 +543,7 @@ assert counts["xla"] < 0.75 * counts["reference"]
 
 # %%
 table = arch_jax.load_table("mixers_by_length")
+print(table.title)
 
 
 def slope(mixer, quantity="milliseconds"):
