@@ -1,0 +1,286 @@
+"""From the traced data flow to the diagram: what has no effect is left out, small frames are merged, repeats folded."""
+
+from collections.abc import Mapping
+
+from arch_jax.drawing.diagram import Node, fold, frame
+from arch_jax.drawing.flow import Call, Frame, Step
+from arch_jax.drawing.portraits import inside, magnitude, sentence, times, words
+
+#: More operations than this in one frame are one box: they are the layer's own arithmetic, not its parts.
+_OPERATIONS = 9
+
+
+class Builder:
+    """Makes the diagram of one trace.
+
+    Args:
+      calls: of the trace.
+      counts: path of each layer -> parameters in it, those of inner layers included.
+    """
+
+    def __init__(self, calls: list[Call], counts: Mapping[str, int]) -> None:
+        self.calls = calls
+        self.counts = counts
+        self.seen: set[str] = set()
+
+    def model(self, outside: Frame, names: tuple[str, ...]) -> list[Node]:
+        """Everything from the model's inputs, called `names`, to its output."""
+        (root,) = [step for step in outside.steps if step.kind == "call"]
+        assert root.inner is not None
+        made, used = self._inside(root.inner, turns=1)
+        given = [step for step in outside.steps if step.kind == "input"]
+        labels = names if len(names) == len(given) else tuple(f"input {i}" for i in range(len(given)))
+        ends = {}
+        for step, label in zip(given, labels):
+            entered = root.inner.entered.get(step)
+            if entered in used:
+                ends[used[entered]] = Node("end", label.replace("_", " "), (times(step.shape[1:]),))
+        parts = [node for node in made if node.kind != "port"]
+        for node in parts:
+            node.inputs = [ends.get(source, source) for source in node.inputs]
+        (out,) = [node for node in made if node.title == "out"]
+        for source in out.inputs:
+            source = ends.get(source, source)
+        shapes = self.calls[root.inner.number].outputs if root.inner.number is not None else [root.shape]
+        last = Node("end", "output", (times((shapes[0] if shapes else root.shape)[1:]),), out.inputs)
+        return [*ends.values(), *fold(parts), last]
+
+    def _inside(self, whole: Frame, turns: int) -> tuple[list[Node], dict[Step, Node]]:
+        """The nodes of a frame, ports first and "out" last, and the ports that are used by step."""
+        needed = _needed(whole)
+        steps = [step for step in _ordered(whole) if step in needed]
+        groups = _arithmetic(steps)
+        if groups:
+            level = _levels(steps)
+            steps.sort(key=level.__getitem__)  # a group is whole before what reads it
+        nodes: dict[Step, Node] = {}
+        ports, parts = {}, []
+        for step in steps:
+            if step.kind == "input":
+                nodes[step] = ports[step] = Node("port")
+            elif step in groups:
+                first, members = groups[step]
+                if step is members[-1]:
+                    sources = [s for one in members for s in one.inputs if s not in members]
+                    node = Node("box", self._arithmetic_of(whole), (), _sources(sources, nodes))
+                    parts.append(node)
+                    nodes.update(dict.fromkeys(members, node))
+            else:
+                nodes[step] = self._node(step, nodes, turns)
+                parts.append(nodes[step])
+        read = {source for node in parts for source in node.inputs}
+        leaving = [nodes[step] for step in whole.outputs if step in nodes]
+        used = {step: port for step, port in ports.items() if port in read or port in leaving}
+        out = Node("port", "out", inputs=list(dict.fromkeys(leaving)))
+        folded = fold([*used.values(), *parts, out])
+        return folded, used
+
+    def _arithmetic_of(self, whole: Frame) -> str:
+        if whole.number is None:
+            return "operations"
+        return words(type(self.calls[whole.number].module).__name__) + " operations"
+
+    def _node(self, step: Step, nodes: dict[Step, Node], turns: int) -> Node:
+        if step.kind == "operation":
+            kind = "symbol" if step.label in ("+", "×", "−", "·") else "function"
+            if step.label == "product":
+                return Node("symbol", "·", (), _sources(step.inputs, nodes))
+            return Node(kind, step.label, (), _sources(step.inputs, nodes))
+        assert step.inner is not None
+        return self._loop(step, nodes, turns) if step.kind == "loop" else self._call(step, nodes, turns)
+
+    def _loop(self, step: Step, nodes: dict[Step, Node], turns: int) -> Node:
+        whole = step.inner
+        made, used = self._inside(whole, turns * (1 if whole.over_time else whole.length))
+        inputs = _entering(whole, used, nodes)
+        title = f"at each of {whole.length} steps" if whole.over_time else ""
+        loop = ""
+        if whole.over_time:
+            sizes = dict.fromkeys(times(shape[1:]) for shape in whole.carried if len(shape) > 1)
+            loop = ", ".join(sizes)
+        node = Node("frame", title, (), inputs, _with_ports(made, inputs, whole, used, nodes), loop=loop)
+        if not whole.over_time:
+            node.repeat = whole.length
+        return _merged(node)
+
+    def _call(self, step: Step, nodes: dict[Step, Node], turns: int) -> Node:
+        whole = step.inner
+        call = self.calls[whole.number]
+        kind = words(type(call.module).__name__)
+        title = words(call.path.split("/")[-1]) or kind
+        count = self.counts.get(call.path, 0) // turns
+        shared = call.path in self.seen and call.method != "weights"
+        self.seen.add(call.path)
+        tied = shared and call.method == "attend"
+        size = "" if not count or tied else ("shared" if shared else magnitude(count))
+        before = tuple(step.inputs[0].shape[1:]) if step.inputs else ()
+        after = tuple(step.shape[1:])
+        facts = (type(call.module).__qualname__, call.method, count)
+        portrait_ports = [Node("port") for _ in step.inputs]
+        portrait = inside(call.module, call.method, portrait_ports, call.inputs)
+        about = kind if kind != title else ""
+        if call.method not in ("__call__", "weights", "attend"):
+            about = f"{about}, {words(call.method)}" if about else words(call.method)
+        if portrait is not None:
+            parts, last, loop = portrait
+            for part in parts:
+                own = self.counts.get(f"{call.path}/{part.title.replace(' ', '_')}", 0) // turns
+                part.lines += (magnitude(own),) if own else ()
+            line = " · ".join(filter(None, (about, size)))
+            inputs = _sources(step.inputs, nodes)
+            read = {source for node in parts for source in node.inputs}
+            kept = [(s, port) for s, port in zip(inputs, portrait_ports) if port in read]
+            return frame(
+                title, (line,) if line else (), [s for s, _ in kept], [p for _, p in kept], parts, [last],
+                facts=facts, loop=loop,
+            )
+        made, used = self._inside(whole, turns)
+        parts = [node for node in made if node.kind != "port"]
+        if any(node.kind in ("box", "frame") for node in parts) and call.method != "weights":
+            line = " · ".join(filter(None, (about, size)))
+            inputs = _entering(whole, used, nodes)
+            node = Node("frame", title, (line,) if line else (), inputs, made, facts=facts)
+            return _merged(node)
+        said = sentence(call.module, call.method, before, after)
+        lines = [", ".join(filter(None, (about, said))) if len(about + said) < 30 else about]
+        if len(about + said) >= 30:
+            lines.append(said)
+        changed = after and after != before and "→" not in said
+        lines.append(" · ".join(filter(None, (size, times(after) if changed or len(after) > 2 != len(before) else ""))))
+        return Node("box", title, tuple(filter(None, lines)), _sources(step.inputs, nodes), facts=facts)
+
+
+def _needed(whole: Frame) -> set[Step]:
+    found, waiting = set(), list(whole.outputs)
+    while waiting:
+        step = waiting.pop()
+        if step not in found:
+            found.add(step)
+            waiting += step.inputs
+    return found
+
+
+def _ordered(whole: Frame) -> list[Step]:
+    """The steps with inputs first, and else in the order of the program, each after what it reads."""
+    order: dict[Step, None] = {}
+    here = set(whole.steps)
+
+    def visit(step: Step) -> None:
+        stack = [(step, iter(step.inputs))]
+        open_steps = {step}
+        while stack:
+            one, rest = stack[-1]
+            for source in rest:
+                if source in here and source not in order and source not in open_steps:
+                    open_steps.add(source)
+                    stack.append((source, iter(source.inputs)))
+                    break
+            else:
+                order[one] = None
+                stack.pop()
+
+    for step in whole.steps:
+        if step.kind == "input":
+            order[step] = None
+    for step in whole.steps:
+        if step not in order:
+            visit(step)
+    return list(order)
+
+
+def _sources(steps: list[Step], nodes: dict[Step, Node]) -> list[Node]:
+    return list(dict.fromkeys(nodes[step] for step in steps if step in nodes))
+
+
+def _entering(whole: Frame, used: dict[Step, Node], nodes: dict[Step, Node]) -> list[Node]:
+    """The nodes outside that feed the used ports, in the ports' order."""
+    by_port = {entered: outer for outer, entered in whole.entered.items()}
+    return [nodes[by_port[step]] for step in used if step in by_port and by_port[step] in nodes]
+
+
+def _with_ports(made: list[Node], inputs: list[Node], whole: Frame, used: dict, nodes: dict) -> list[Node]:
+    """A state that begins at a constant has no line from outside: its port is a small step of its own."""
+    by_port = {entered: outer for outer, entered in whole.entered.items()}
+    for step, port in used.items():
+        if step not in by_port or by_port[step] not in nodes:
+            port.kind, port.title = "function", "state before"
+    return made
+
+
+def _levels(steps: list[Step]) -> dict[Step, int]:
+    """The number of layers on the longest way to each step."""
+    level: dict[Step, int] = {}
+    for step in steps:
+        own = 0 if step.kind in ("operation", "input") else 1
+        level[step] = max((level.get(source, 0) for source in step.inputs), default=0) + own
+    return level
+
+
+def _arithmetic(steps: list[Step]) -> dict[Step, tuple[Step, list[Step]]]:
+    """Connected operations that stand for a layer's own arithmetic, by member.
+
+    Those between the same layers go together: merging operations before and after a layer would make a circle.
+    """
+    operations = [step for step in steps if step.kind == "operation"]
+    if len(operations) <= _OPERATIONS and not any(step.label == "operation" for step in operations):
+        return {}
+    level = _levels(steps)
+    group: dict[Step, list[Step]] = {}
+    for step in operations:
+        joined = [step]
+        for source in step.inputs:
+            if source in group and level[source] == level[step] and group[source] is not joined:
+                joined = group[source] + [one for one in joined if one not in group[source]]
+                for one in joined:
+                    group[one] = joined
+        for one in joined:
+            group[one] = joined
+    place = {step: i for i, step in enumerate(steps)}
+    found = {}
+    for step, members in group.items():
+        ordered = sorted(members, key=place.__getitem__)
+        if len(ordered) > 1 or step.label == "operation":
+            found[step] = (ordered[0], ordered)
+    return found
+
+
+def _compact(node: Node) -> Node:
+    """A chain of one matrix with norms and functions is one box, with a line for each."""
+    parts, ports = node.parts, node.ports
+    before = ports
+    for part in parts:
+        if part.inputs != before or part.kind not in ("box", "function") or part.loop or part.repeat > 1:
+            return node
+        before = [part]
+    matrices = [part for part in parts if part.kind == "box" and not str(part.facts[:1]).endswith("Norm',)")]
+    if len(ports) != 1 or len(matrices) > 1 or node.nodes[-1].inputs != parts[-1:] or node.loop:
+        return node
+    lines = list(node.lines)
+    for part in parts:
+        said = [line for line in part.lines if line]
+        if part.kind == "function":
+            lines.append(part.title)
+        elif part in matrices:
+            lines += said
+        else:
+            lines.append(said[0] if said else part.title)
+    return Node("box", node.title, tuple(lines), node.inputs, repeat=node.repeat, facts=node.facts)
+
+
+def _merged(node: Node) -> Node:
+    """A frame whose only part is a frame or box is one with it."""
+    if len(node.parts) != 1:
+        return _compact(node)
+    (part,) = node.parts
+    if part.kind not in ("frame", "box") or (node.loop and part.loop):
+        return node
+    ports = node.ports
+    if any(source not in ports for source in part.inputs):
+        return node
+    part.inputs = [node.inputs[ports.index(source)] for source in part.inputs]
+    part.repeat *= node.repeat
+    part.loop = part.loop or node.loop
+    if node.title:
+        part.title = node.title
+    return part
+
