@@ -34,7 +34,9 @@ class Drawing:
         """
         path = Path(path)
         if not path.parent.is_dir():
-            raise UsageError(f"the folder {str(path.parent)!r} does not exist; expected one that does for {path.name!r}")
+            raise UsageError(
+                f"the folder {str(path.parent)!r} does not exist; expected one that does for {path.name!r}"
+            )
         if path.is_dir():
             raise UsageError(f"{str(path)!r} is a folder; expected a file such as {str(path / 'model.svg')!r}")
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -85,7 +87,7 @@ def _drawn(module: nn.Module, entry: registry.Entry) -> Drawing:
     counts: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(variables.get("params", {}))[0]:
         names = [str(getattr(key, "key", key)) for key in path]
-        for depth in range(len(names)):
+        for depth in range(len(names) + 1):
             inner = "/".join(names[:depth])
             counts[inner] = counts.get(inner, 0) + registry.count(leaf)
     outside, calls = flow(module, variables, entry.arguments(batch))
@@ -97,7 +99,8 @@ def _drawn(module: nn.Module, entry: registry.Entry) -> Drawing:
             entry.name,
             [
                 f"{paper.title}. {paper.authors}, {paper.year}",
-                f"{magnitude(counts.get('', 0))} parameters; in each box: what it is, its parameters, its output's shape",
+                f"{magnitude(counts.get('', 0))} parameters",
+                "in each box: the layer, its parameters, the shape of its output",
             ],
         )
     )

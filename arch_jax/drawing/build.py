@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
-from arch_jax.drawing.diagram import Node, fold, frame
+from arch_jax.drawing.diagram import Node, equal_inside, fold, frame
 from arch_jax.drawing.flow import Call, Frame, Step
-from arch_jax.drawing.portraits import inside, magnitude, sentence, times, words
+from arch_jax.drawing.portraits import arithmetic, inside, magnitude, sentence, times, words
+from arch_jax.layers.dense import Embedding
 
 #: More operations than this in one frame are one box: they are the layer's own arithmetic, not its parts.
 _OPERATIONS = 9
@@ -22,12 +23,13 @@ class Builder:
         self.calls = calls
         self.counts = counts
         self.seen: set[str] = set()
+        self.made: dict[Step, Node] = {}
 
     def model(self, outside: Frame, names: tuple[str, ...]) -> list[Node]:
         """Everything from the model's inputs, called `names`, to its output."""
         (root,) = [step for step in outside.steps if step.kind == "call"]
         assert root.inner is not None
-        made, used = self._inside(root.inner, turns=1)
+        made, used = self._inside(root.inner, turns=1, folded=False)
         given = [step for step in outside.steps if step.kind == "input"]
         labels = names if len(names) == len(given) else tuple(f"input {i}" for i in range(len(given)))
         ends = {}
@@ -38,14 +40,26 @@ class Builder:
         parts = [node for node in made if node.kind != "port"]
         for node in parts:
             node.inputs = [ends.get(source, source) for source in node.inputs]
-        (out,) = [node for node in made if node.title == "out"]
-        for source in out.inputs:
-            source = ends.get(source, source)
-        shapes = self.calls[root.inner.number].outputs if root.inner.number is not None else [root.shape]
-        last = Node("end", "output", (times((shapes[0] if shapes else root.shape)[1:]),), out.inputs)
-        return [*ends.values(), *fold(parts), last]
+        nodes = fold([*ends.values(), *parts, *self._outputs(root.inner, parts)])
+        return _named_again(nodes)
 
-    def _inside(self, whole: Frame, turns: int) -> tuple[list[Node], dict[Step, Node]]:
+    def _outputs(self, whole: Frame, parts: list[Node]) -> list[Node]:
+        """An end for each thing that returned arrays come from, with their names and the shape of the first."""
+        assert whole.number is not None
+        returned = self.calls[whole.number].outputs
+        by_step: dict[Node, list[int]] = {}
+        for step, place in whole.leaving:
+            node = self.made.get(step)
+            if node is not None and node in parts:
+                by_step.setdefault(node, []).append(place)
+        ends = []
+        for node, at in by_step.items():
+            names = list(dict.fromkeys(filter(None, (words(returned[i][0]) for i in at))))
+            shapes = dict.fromkeys(times(returned[i][1][1:]) for i in at)
+            ends.append(Node("end", ", ".join(names) or "output", tuple(filter(None, shapes))[:3], [node]))
+        return ends
+
+    def _inside(self, whole: Frame, turns: int, folded: bool = True) -> tuple[list[Node], dict[Step, Node]]:
         """The nodes of a frame, ports first and "out" last, and the ports that are used by step."""
         needed = _needed(whole)
         steps = [step for step in _ordered(whole) if step in needed]
@@ -59,10 +73,11 @@ class Builder:
             if step.kind == "input":
                 nodes[step] = ports[step] = Node("port")
             elif step in groups:
-                first, members = groups[step]
+                members = groups[step]
                 if step is members[-1]:
                     sources = [s for one in members for s in one.inputs if s not in members]
-                    node = Node("box", self._arithmetic_of(whole), (), _sources(sources, nodes))
+                    title, lines, loop = self._arithmetic_of(whole)
+                    node = Node("box", title, lines, _sources(sources, nodes), loop=loop)
                     parts.append(node)
                     nodes.update(dict.fromkeys(members, node))
             else:
@@ -72,13 +87,15 @@ class Builder:
         leaving = [nodes[step] for step in whole.outputs if step in nodes]
         used = {step: port for step, port in ports.items() if port in read or port in leaving}
         out = Node("port", "out", inputs=list(dict.fromkeys(leaving)))
-        folded = fold([*used.values(), *parts, out])
-        return folded, used
+        self.made.update(nodes)
+        everything = [*used.values(), *parts, out]
+        return (_named_again(fold(everything)) if folded else everything), used
 
-    def _arithmetic_of(self, whole: Frame) -> str:
+    def _arithmetic_of(self, whole: Frame) -> tuple[str, tuple[str, ...], str]:
         if whole.number is None:
-            return "operations"
-        return words(type(self.calls[whole.number].module).__name__) + " operations"
+            return "operations", (), ""
+        call = self.calls[whole.number]
+        return arithmetic(call.module, call.inputs)
 
     def _node(self, step: Step, nodes: dict[Step, Node], turns: int) -> Node:
         if step.kind == "operation":
@@ -86,6 +103,11 @@ class Builder:
             if step.label == "product":
                 return Node("symbol", "·", (), _sources(step.inputs, nodes))
             return Node(kind, step.label, (), _sources(step.inputs, nodes))
+        if step.kind == "parameter":
+            path = self.calls[next(f.number for f in step.frame.outward() if f.number is not None)].path
+            count = self.counts.get(f"{path}/{step.label}".removeprefix("/"), 0) // turns
+            said = ("learned", magnitude(count)) if count else ("learned",)
+            return Node("box", words(step.label), said, facts=("Embedding parameter",))
         assert step.inner is not None
         return self._loop(step, nodes, turns) if step.kind == "loop" else self._call(step, nodes, turns)
 
@@ -103,23 +125,32 @@ class Builder:
             node.repeat = whole.length
         return _merged(node)
 
+    def _name(self, step: Step, call: Call) -> str:
+        """The layer's field, after those of layers around it that are not frames here."""
+        owner = next((frame.number for frame in step.frame.outward() if frame.number is not None), None)
+        around = "" if owner is None else self.calls[owner].path
+        if around and call.path.startswith(around + "/"):
+            return call.path[len(around) + 1 :].replace("/", " ")
+        return call.path.replace("/", " ") if not around else call.path.split("/")[-1]
+
     def _call(self, step: Step, nodes: dict[Step, Node], turns: int) -> Node:
         whole = step.inner
         call = self.calls[whole.number]
         kind = words(type(call.module).__name__)
-        title = words(call.path.split("/")[-1]) or kind
+        title = words(self._name(step, call)) or kind
         count = self.counts.get(call.path, 0) // turns
         shared = call.path in self.seen and call.method != "weights"
         self.seen.add(call.path)
         tied = shared and call.method == "attend"
         size = "" if not count or tied else ("shared" if shared else magnitude(count))
-        before = tuple(step.inputs[0].shape[1:]) if step.inputs else ()
+        given = call.inputs[:1] or tuple(one.shape for one in step.inputs[:1])
+        before = given[0][1:] if given else ()
         after = tuple(step.shape[1:])
         facts = (type(call.module).__qualname__, call.method, count)
         portrait_ports = [Node("port") for _ in step.inputs]
         portrait = inside(call.module, call.method, portrait_ports, call.inputs)
         about = kind if kind != title else ""
-        if call.method not in ("__call__", "weights", "attend"):
+        if call.method not in ("__call__", "weights") and not isinstance(call.module, Embedding):
             about = f"{about}, {words(call.method)}" if about else words(call.method)
         if portrait is not None:
             parts, last, loop = portrait
@@ -131,16 +162,22 @@ class Builder:
             read = {source for node in parts for source in node.inputs}
             kept = [(s, port) for s, port in zip(inputs, portrait_ports) if port in read]
             return frame(
-                title, (line,) if line else (), [s for s, _ in kept], [p for _, p in kept], parts, [last],
-                facts=facts, loop=loop,
+                title,
+                (line,) if line else (),
+                [s for s, _ in kept],
+                [p for _, p in kept],
+                parts,
+                [last],
+                facts=facts,
+                loop=loop,
             )
         made, used = self._inside(whole, turns)
         parts = [node for node in made if node.kind != "port"]
-        if any(node.kind in ("box", "frame") for node in parts) and call.method != "weights":
+        if any(one in self.made and one.kind in ("call", "loop") for one in whole.steps) and call.method != "weights":
             line = " · ".join(filter(None, (about, size)))
             inputs = _entering(whole, used, nodes)
             node = Node("frame", title, (line,) if line else (), inputs, made, facts=facts)
-            return _merged(node)
+            return _merged(node, " · ".join(filter(None, (size, times(after) if after != before else ""))))
         said = sentence(call.module, call.method, before, after)
         lines = [", ".join(filter(None, (about, said))) if len(about + said) < 30 else about]
         if len(about + said) >= 30:
@@ -216,7 +253,23 @@ def _levels(steps: list[Step]) -> dict[Step, int]:
     return level
 
 
-def _arithmetic(steps: list[Step]) -> dict[Step, tuple[Step, list[Step]]]:
+def _outer(steps: list[Step]) -> set[Step]:
+    """Sums, gates and functions at the edge of a layer's arithmetic: right before another layer, or the end."""
+    readers: dict[Step, list[Step]] = {step: [] for step in steps}
+    for step in steps:
+        for source in step.inputs:
+            if source in readers:
+                readers[source].append(step)
+    found: set[Step] = set()
+    for step in reversed(steps):
+        simple = step.label in ("+", "×", "concatenate") or len(step.inputs) == 1
+        simple = simple and step.kind == "operation" and step.label not in ("operation", "product")
+        if simple and all(reader in found or reader.kind in ("call", "loop") for reader in readers[step]):
+            found.add(step)
+    return found
+
+
+def _arithmetic(steps: list[Step]) -> dict[Step, list[Step]]:
     """Connected operations that stand for a layer's own arithmetic, by member.
 
     Those between the same layers go together: merging operations before and after a layer would make a circle.
@@ -224,6 +277,8 @@ def _arithmetic(steps: list[Step]) -> dict[Step, tuple[Step, list[Step]]]:
     operations = [step for step in steps if step.kind == "operation"]
     if len(operations) <= _OPERATIONS and not any(step.label == "operation" for step in operations):
         return {}
+    outer = _outer(steps)
+    operations = [step for step in operations if step not in outer]
     level = _levels(steps)
     group: dict[Step, list[Step]] = {}
     for step in operations:
@@ -240,11 +295,27 @@ def _arithmetic(steps: list[Step]) -> dict[Step, tuple[Step, list[Step]]]:
     for step, members in group.items():
         ordered = sorted(members, key=place.__getitem__)
         if len(ordered) > 1 or step.label == "operation":
-            found[step] = (ordered[0], ordered)
+            found[step] = ordered
     return found
 
 
-def _compact(node: Node) -> Node:
+def _named_again(nodes: list[Node]) -> list[Node]:
+    """The nodes, of which a frame equal to an earlier one is a box that says so."""
+    first: dict[tuple, Node] = {}
+    for node in nodes:
+        if node.kind != "frame" or not node.facts:
+            continue
+        sign = equal_inside(node)
+        if sign in first:
+            inside = first[sign]
+            node.lines = (f"as {inside.title}", *node.lines[:1])
+            node.kind, node.nodes = "box", []
+        else:
+            first[sign] = node
+    return nodes
+
+
+def _compact(node: Node, sizes: str) -> Node:
     """A chain of one matrix with norms and functions is one box, with a line for each."""
     parts, ports = node.parts, node.ports
     before = ports
@@ -255,22 +326,22 @@ def _compact(node: Node) -> Node:
     matrices = [part for part in parts if part.kind == "box" and not str(part.facts[:1]).endswith("Norm',)")]
     if len(ports) != 1 or len(matrices) > 1 or node.nodes[-1].inputs != parts[-1:] or node.loop:
         return node
-    lines = list(node.lines)
+    lines: list[str] = []
     for part in parts:
-        said = [line for line in part.lines if line]
-        if part.kind == "function":
-            lines.append(part.title)
-        elif part in matrices:
-            lines += said
+        if part in matrices:
+            lines += [line for line in part.lines[:-1] if line]
         else:
-            lines.append(said[0] if said else part.title)
-    return Node("box", node.title, tuple(lines), node.inputs, repeat=node.repeat, facts=node.facts)
+            lines.append(part.title if part.kind == "function" or not part.lines else part.lines[0])
+    short = ", ".join(lines)
+    lines = [short] if len(short) < 34 else lines
+    lines.append(sizes)
+    return Node("box", node.title, tuple(filter(None, lines)), node.inputs, repeat=node.repeat, facts=node.facts)
 
 
-def _merged(node: Node) -> Node:
+def _merged(node: Node, sizes: str = "") -> Node:
     """A frame whose only part is a frame or box is one with it."""
     if len(node.parts) != 1:
-        return _compact(node)
+        return _compact(node, sizes)
     (part,) = node.parts
     if part.kind not in ("frame", "box") or (node.loop and part.loop):
         return node
@@ -283,4 +354,3 @@ def _merged(node: Node) -> Node:
     if node.title:
         part.title = node.title
     return part
-

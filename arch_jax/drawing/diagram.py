@@ -60,8 +60,13 @@ def _signature(node: Node, named: bool = False) -> tuple:
     inside = tuple(
         (_signature(one, named=True), tuple(place.get(source, -1) for source in one.inputs)) for one in node.nodes
     )
-    title = node.title if named or node.kind != "frame" and not node.facts else ""
+    title = node.title if named or (node.kind != "frame" and not node.facts) else ""
     return (node.kind, title, node.lines, node.repeat, node.loop, node.facts, inside)
+
+
+def equal_inside(node: Node) -> tuple:
+    """Equal for frames that have the same inside, whatever their names and repeats are."""
+    return _signature(dataclasses.replace(node, title="", repeat=1))
 
 
 def fold(nodes: list[Node]) -> list[Node]:

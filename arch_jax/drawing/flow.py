@@ -40,7 +40,7 @@ class Call:
       method: the method called.
       parent: number of the call that it was made in; None for the model itself.
       inputs: shapes of the arrays that it took.
-      outputs: shapes of the arrays that it returned; filled when it returns.
+      outputs: names and shapes of the arrays that it returned; filled when it returns.
     """
 
     path: str
@@ -48,17 +48,17 @@ class Call:
     method: str
     parent: int | None
     inputs: tuple[tuple[int, ...], ...]
-    outputs: list[tuple[int, ...]]
+    outputs: list[tuple[str, tuple[int, ...]]]
 
 
 @dataclasses.dataclass(eq=False)
 class Step:
-    """A node of the flow within one frame: "input", "call", "loop" or "operation".
+    """A node of the flow within one frame: "input", "call", "loop", "operation" or "parameter".
 
     Attributes:
       kind: see above.
       frame: the frame that it stands in.
-      label: an operation's name.
+      label: an operation's or parameter's name.
       shape: of its value.
       inputs: what it reads, in order.
       inner: the frame of a call or loop.
@@ -84,6 +84,7 @@ class Frame:
       over_time: the loop reads data at each turn; one over depth reads parameters only.
       steps: in the order of the program.
       outputs: the steps whose values leave the frame.
+      leaving: the step of each returned array, and the place of the array among them.
       entered: inputs by the step outside that they stand for.
     """
 
@@ -94,6 +95,7 @@ class Frame:
     over_time: bool = False
     steps: list[Step] = dataclasses.field(default_factory=list)
     outputs: list[Step] = dataclasses.field(default_factory=list)
+    leaving: list[tuple[Step, int]] = dataclasses.field(default_factory=list)
     entered: dict[Step, Step] = dataclasses.field(default_factory=dict)
 
     def add(self, step: Step) -> Step:
@@ -112,29 +114,37 @@ class Frame:
 class _Value:
     """The origin of an array: steps (several for the joint product of layers), and the functions applied since.
 
-    A `weight` is a layer's parameters, given out to be multiplied elsewhere; `untouched` is an argument as it came.
+    A `weight` is a layer's parameters, given out to be multiplied elsewhere, or one `parameter` by its path;
+    `untouched` is an argument as it came.
     """
 
     steps: tuple[Step, ...]
     functions: tuple[str, ...] = ()
     weight: bool = False
     untouched: bool = False
+    parameter: str = ""
 
 
 def flow(module: nn.Module, variables: Any, arguments: tuple) -> tuple[Frame, list[Call]]:
-    """The outermost frame, whose first steps are the model's inputs, and the calls by number; traced on shapes alone."""
+    """The outermost frame, whose first steps are the model's inputs, and the calls by number.
+
+    Args:
+      module: the model.
+      variables: its variables or their shapes.
+      arguments: arrays or their shapes, as `module.apply` takes them.
+    """
     calls: list[Call] = []
     stack: list[int] = []
 
-    def mark(tree: Any, number: int, side: str, shapes: list[tuple[int, ...]] | None = None) -> Any:
-        def one(leaf: Any) -> Any:
+    def mark(tree: Any, number: int, side: str, found: list[tuple[str, tuple[int, ...]]]) -> Any:
+        def one(path: Any, leaf: Any) -> Any:
             if not isinstance(leaf, jax.Array) or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
                 return leaf
-            if shapes is not None:
-                shapes.append(tuple(leaf.shape))
-            return checkpoint_name(leaf, f"{_TAG} {number} {side}")
+            names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path]
+            found.append((" ".join(name for name in names if not name.isdigit()), tuple(leaf.shape)))
+            return checkpoint_name(leaf, f"{_TAG} {number} {side} {len(found) - 1}")
 
-        return jax.tree.map(one, tree)
+        return jax.tree_util.tree_map_with_path(one, tree)
 
     def note(call: Callable, given: tuple, options: dict, context: Any) -> Any:
         layer, method = context.module, context.method_name
@@ -145,9 +155,10 @@ def flow(module: nn.Module, variables: Any, arguments: tuple) -> tuple[Frame, li
         if path == within:  # a method that the layer calls on itself
             return call(*given, **options)
         number = len(calls)
-        shapes: list[tuple[int, ...]] = []
-        given, options = mark((given, options), number, "in", shapes)
-        calls.append(Call(path, layer, method, stack[-1] if stack else None, tuple(shapes), []))
+        taken: list[tuple[str, tuple[int, ...]]] = []
+        given, options = mark((given, options), number, "in", taken)
+        shapes = tuple(shape for _, shape in taken)
+        calls.append(Call(path, layer, method, stack[-1] if stack else None, shapes, []))
         stack.append(number)
         try:
             returned = call(*given, **options)
@@ -166,7 +177,12 @@ def flow(module: nn.Module, variables: Any, arguments: tuple) -> tuple[Frame, li
     for variable in jaxpr.invars[held:]:
         step = outside.add(Step("input", outside, shape=tuple(variable.aval.shape)))
         reader.given.append(step)
-    values = [None] * held
+    paths = jax.tree_util.tree_flatten_with_path(variables)[0]
+    named = ["/".join(str(getattr(key, "key", key)) for key in path) for path, _ in paths]
+    values: list[_Value | None] = [
+        _Value((), weight=True, parameter=name.removeprefix("params/")) if name.startswith("params/") else None
+        for name in named
+    ]
     # A mask says what is padding; no layer is applied to it.
     values += [None if v.aval.dtype == jnp.bool_ else _Value((s,)) for v, s in zip(jaxpr.invars[held:], reader.given)]
     reader.read(jaxpr, values, outside)
@@ -200,8 +216,9 @@ class _Reader:
     def _equation(self, equation: Any, values: list) -> list:
         name = equation.primitive.name
         if name == "name" and str(equation.params["name"]).startswith(_TAG):
-            _, number, side = equation.params["name"].split()
-            return [self._mark(int(number), side, values[0], tuple(equation.outvars[0].aval.shape))]
+            _, number, side, place = equation.params["name"].split()
+            shape = tuple(equation.outvars[0].aval.shape)
+            return [self._mark(int(number), side, int(place), values[0], shape)]
         if name == "scan" and _marks(equation.params["jaxpr"].jaxpr):
             return self._scan(equation, values)
         inner = _inner(equation.params)
@@ -215,7 +232,7 @@ class _Reader:
                 return [dataclasses.replace(origin, functions=_once(*origin.functions, title))] * len(equation.outvars)
         return self._operation(equation, values)
 
-    def _mark(self, number: int, side: str, value: _Value | None, shape: tuple[int, ...]) -> _Value | None:
+    def _mark(self, number: int, side: str, place: int, value: _Value | None, shape: tuple[int, ...]) -> _Value | None:
         call = self.calls[number]
         if side == "in":
             if value is None or value.weight:
@@ -225,6 +242,8 @@ class _Reader:
             if outer not in frame.step.inputs:
                 frame.step.inputs.append(outer)
             return _Value((self._enter(outer, frame),), untouched=True)
+        if value is not None and value.parameter:
+            value = None
         frame = self._frame(number)
         if call.method == "weights":  # of parts, each of which may be applied at another place
             if value is not None and value.weight:
@@ -237,6 +256,7 @@ class _Reader:
             return _Value(tuple(outer for outer, entered in frame.entered.items() if entered is value.steps[0]))
         if value is not None and not value.weight:
             made = self._bring(self._made(value), frame)
+            frame.leaving.append((made, place))
             if made not in frame.outputs:
                 frame.outputs.append(made)
         elif any(entered.kind == "input" for entered in frame.entered.values()):
@@ -305,6 +325,12 @@ class _Reader:
 
     def _operation(self, equation: Any, values: list) -> list:
         name, outs = equation.primitive.name, equation.outvars
+        named = [v for v in values if v is not None and v.parameter]
+        values = [None if v is not None and v.parameter else v for v in values]
+        if named and all(v is None for v in values):
+            return [named[0] if len(named) == 1 else None] * len(outs)
+        if named and name in ("add", "concatenate"):
+            values = [*values, *self._parameters(named, values)]
         data = [v for v in values if v is not None and not v.weight]
         weights = [v for v in values if v is not None and v.weight]
         if not data:
@@ -325,12 +351,8 @@ class _Reader:
                 step.shape = tuple(out.aval.shape)
             return [dataclasses.replace(data[0], steps=(step,)) for step in data[0].steps]
         if len(data) > 1:  # a mask is not drawn
-            kept = [
-                v
-                for v, variable in zip(values, equation.invars)
-                if v is not None and not v.weight and variable.aval.dtype != jnp.bool_
-            ]
-            data = kept or data
+            masks = [v for v, variable in zip(values, equation.invars) if variable.aval.dtype == jnp.bool_]
+            data = [v for v in data if not any(v is mask for mask in masks)] or data
         origins = _origins(data)
         if len(origins) == 1:
             return [self._function(equation, data, origins[0])] * len(outs)
@@ -343,6 +365,22 @@ class _Reader:
         shape = tuple(outs[0].aval.shape) if outs else ()
         step = frame.add(Step("operation", frame, label, shape, list(read)))
         return [_Value((step,))] * len(outs)
+
+    def _parameters(self, named: list[_Value], values: list) -> list[_Value]:
+        """Parameters of the very frame that they are added or put beside data in, such as a table of positions."""
+        data = [v for v in values if v is not None and not v.weight]
+        if not data:
+            return []
+        frame = _meeting([step.frame for value in data for step in value.steps])
+        owner = next((outer.number for outer in frame.outward() if outer.number is not None), None)
+        found = []
+        for value in named:
+            around, _, name = value.parameter.rpartition("/")
+            if owner is not None and self.calls[owner].path == around:
+                known = [step for step in frame.steps if step.kind == "parameter" and step.label == name]
+                step = known[0] if known else frame.add(Step("parameter", frame, name))
+                found.append(_Value((step,)))
+        return found
 
     def _applied(self, layer: Step, frame: Frame, read: list[Step]) -> Step:
         """A layer whose parameters were given out, in the frame where they are multiplied."""
@@ -363,6 +401,10 @@ class _Reader:
         title = _PRIMITIVES.get(name)
         if name == "max" and len(data) == 1 and any(hasattr(v, "val") for v in equation.invars):
             title = "ReLU"
+        if name == "reduce_sum" and equation.invars[0].aval.ndim == 4 and len(equation.params["axes"]) == 2:
+            title = "sum over places"
+        if name in ("div", "mul") and len(data) == 1 and origin.functions[-1:] == ("sum over places",):
+            return _Value(origin.steps, (*origin.functions[:-1], "mean over places"))
         if name == "mul" and len(data) == 2 and data[0].functions != data[1].functions:
             gained = tuple(f for f in origin.functions if f not in data[0].functions or f not in data[1].functions)
             title = _SELF_GATED.get(gained)
@@ -370,7 +412,11 @@ class _Reader:
                 return dataclasses.replace(
                     origin, functions=_once(*(f for f in origin.functions if f not in gained), title)
                 )
-        return _Value(origin.steps, origin.functions) if title is None else _Value(origin.steps, _once(*origin.functions, title))
+        return (
+            _Value(origin.steps, origin.functions)
+            if title is None
+            else _Value(origin.steps, _once(*origin.functions, title))
+        )
 
     def _made(self, value: _Value) -> Step:
         """The step that holds a value: its origin, with the functions applied since as a step of their own."""

@@ -4,12 +4,14 @@ import dataclasses
 
 from arch_jax.drawing.diagram import Node
 from arch_jax.drawing.routing import Line, Router
-from arch_jax.drawing.text import BADGE, LINE, SMALL, TITLE, text_width
+from arch_jax.drawing.text import BADGE, BOLD, LINE, SMALL, TITLE, text_width, wrapped
 
 RADIUS = 9.0
 #: Least distance of two things in a row; inside margin of a frame; the space beside a box for its loop.
 _APART, _MARGIN, _LOOP = 22.0, 16.0, 20.0
 _SWEEPS, _STRAIGHTEN = 40, 26.0
+#: The heading of a frame is not made narrower than this.
+_NARROW = 112.0
 
 
 @dataclasses.dataclass
@@ -25,6 +27,7 @@ class Place:
       entries: where lines enter at the top, from the left edge, input by input; empty where they are spread evenly.
       beside: space on both sides that is kept free, for a loop.
       sheet: inside a frame.
+      heading: of a frame: its lines, and whether each is part of the title.
     """
 
     x: float
@@ -35,6 +38,7 @@ class Place:
     entries: tuple[float, ...] = ()
     beside: float = 0.0
     sheet: "Sheet | None" = None
+    heading: tuple[tuple[str, bool], ...] = ()
 
     @property
     def centre(self) -> float:
@@ -58,9 +62,10 @@ class Sheet:
     lines: list[Line]
 
 
-def header(node: Node) -> list[tuple[str, bool]]:
-    """The lines of a frame's heading, and whether each is its title."""
-    return [(text, i == 0 and bool(node.title)) for i, text in enumerate(filter(None, (node.title, *node.lines)))]
+def _heading(node: Node, room: float) -> tuple[tuple[str, bool], ...]:
+    """The lines of a frame's heading, none wider than `room`, and whether each is part of the title."""
+    said = [(text, True) for text in wrapped(node.title, TITLE * BOLD, room)]
+    return (*said, *((text, False) for line in node.lines for text in wrapped(line, SMALL, room)))
 
 
 def badge(node: Node) -> str:
@@ -92,7 +97,9 @@ def _size(node: Node) -> Place:
 
 
 def _frame(node: Node) -> Place:
-    heading = header(node)
+    sheet = arrange(node.nodes)
+    first = min((sheet.places[port].x for port in node.ports), default=140.0)
+    heading = _heading(node, max(_NARROW, first + _MARGIN - 22))
     band = 8 + LINE * len(heading) + 2
     sheet = arrange(node.nodes, top=band)
     wide = max([text_width(t, TITLE if main else SMALL, bold=main) for t, main in heading], default=0.0)
@@ -108,7 +115,7 @@ def _frame(node: Node) -> Place:
     sheet.width += left + right
     (out,) = [one for one in node.nodes if one.kind == "port" and one.title == "out"]
     entries = tuple(sheet.places[port].x for port in node.ports)
-    return Place(0, 0, sheet.width, sheet.height, sheet.places[out].x, entries, sheet=sheet)
+    return Place(0, 0, sheet.width, sheet.height, sheet.places[out].x, entries, sheet=sheet, heading=heading)
 
 
 def shift(sheet: Sheet, right: float, down: float = 0.0) -> None:
@@ -176,6 +183,8 @@ def _spread(rows: list[list[Node]], places: dict[Node, Place], ranks: dict[Node,
                     joined[node].append((source, i, near))
                     joined[source].append((node, -1 - i, near))
     centres = {node: 0.0 for node in joined}
+    # Inputs of a model are ordered by what reads them; the parts of a layer keep the order of the program.
+    whole = not any(node.kind == "port" for node in joined)
 
     def offset(node: Node, other: Node, which: int) -> float:
         """Where a line between two nodes meets the second one, from its centre."""
@@ -202,8 +211,9 @@ def _spread(rows: list[list[Node]], places: dict[Node, Place], ranks: dict[Node,
 
     for sweep in range(_SWEEPS):
         for row in rows if sweep % 2 == 0 else reversed(rows):
-            wishes = {node: wish(node, sweep % 2 == 0 if sweep < 3 else None) for node in row}
-            if sweep < 3:
+            ordering = sweep == 0 or (sweep < 3 and whole)
+            wishes = {node: wish(node, sweep % 2 == 0 if ordering else None) for node in row}
+            if ordering:
                 place = {node: i for i, node in enumerate(row)}
                 row.sort(key=lambda node: (round(wishes[node][0], 3), place[node]))
             widths = [places[node].width + 2 * places[node].beside for node in row]
@@ -213,14 +223,16 @@ def _spread(rows: list[list[Node]], places: dict[Node, Place], ranks: dict[Node,
     for row in rows:  # lines that are nearly straight become so
         for i, node in enumerate(row):
             close = [one for one in joined[node] if one[1] >= 0 and ranks[node] - ranks[one[0]] == 1]
-            if node.kind == "port" and node.title != "out" or len(close) != 1:
+            if (node.kind == "port" and node.title != "out") or len(close) != 1:
                 continue
             other, which, _ = close[0]
             goal = centres[other] + offset(node, other, which) - own(node, which)
             half = places[node].width / 2 + places[node].beside
             lower, upper = -1e9, 1e9
             if i:
-                lower = centres[row[i - 1]] + places[row[i - 1]].width / 2 + places[row[i - 1]].beside + _APART / 2 + half
+                lower = (
+                    centres[row[i - 1]] + places[row[i - 1]].width / 2 + places[row[i - 1]].beside + _APART / 2 + half
+                )
             if i + 1 < len(row):
                 after = row[i + 1]
                 upper = centres[after] - places[after].width / 2 - places[after].beside - _APART / 2 - half

@@ -14,24 +14,33 @@ import flax.linen as nn
 from arch_jax.drawing.diagram import Node
 from arch_jax.layers.dense import Dense, Embedding
 from arch_jax.layers.mixers.attention import Attention
+from arch_jax.layers.mixers.delta_net import DeltaNet, GatedDeltaNet
+from arch_jax.layers.mixers.linear_attention import LinearAttention, Performer
+from arch_jax.layers.mixers.mlstm import MLSTM
+from arch_jax.layers.mixers.retention import Retention
 from arch_jax.layers.mixers.rnn.gru import GRU
 from arch_jax.layers.mixers.rnn.lstm import LSTM
 from arch_jax.layers.mixers.rnn.rnn import RNN
 from arch_jax.layers.mixers.short_convolution import ShortConvolution
+from arch_jax.layers.mixers.slstm import SLSTM
 from arch_jax.layers.mixers.ssm.mamba import SelectiveSSM
 from arch_jax.layers.mixers.ssm.s4 import S4, S4D
 from arch_jax.layers.seq2seq.cells import GRUCells, LSTMCells
 from arch_jax.layers.transformer.cross_attention import CrossAttention
 from arch_jax.layers.vision.convolution import AveragePool, Convolution, MaxPool, TransposedConvolution
 
-#: (what is inside, with `ports` as the sources of its lines; the node whose output leaves; the size of a state that goes
-#: round the whole, or "").
+#: (what is inside, with `ports` as the sources of its lines; the node whose output leaves; the size of a state that
+#: goes round the whole, or "").
 Inside = tuple[list[Node], Node, str]
 
 
 def words(name: str) -> str:
     """The words of a name: "feed_forward" and "ConvolutionNorm" as one reads them."""
-    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name).replace("_", " ").strip()
+    apart = (
+        re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])|(?<=[a-z]{4})(?=[A-Z]{2})|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+        .replace("_", " ")
+        .strip()
+    )
     return " ".join(w if w.isupper() or not w[0].isupper() or sum(map(str.isupper, w)) > 1 else w.lower()
                     for w in apart.split())  # fmt: skip
 
@@ -108,13 +117,19 @@ def _gru(module: Any, ports: list[Node], shapes: tuple) -> Inside:
     x = ports[0]
     after = getattr(module, "reset", "before") == "after"
     heard = Node("box", "x W + b", (f"three parts of {hidden}",), [x])
-    state = Node("box", "h U" if after else "h before", (f"{hidden} units",), [])
-    reset = Node("function", "σ reset", (), [heard, state])
-    update = Node("function", "σ update z", (), [heard, state])
-    gated = Node("symbol", "×", (), [reset, state])
-    new = Node("function", "tanh(x W + r h U)", (), [heard, gated])
-    mixed = Node("box", "z h + (1 − z) new", (), [new, update])
-    return _closing(module, [heard, state, reset, update, gated, new, mixed], mixed, shapes, f"h: {hidden}")
+    state = Node("box", "h before", (f"{hidden} units",), [])
+    product = [Node("box", "h U", (f"{hidden} → {3 * hidden}",), [state])] if after else []
+    told = product[0] if after else state
+    reset = Node("function", "σ reset r", (), [heard, told])
+    update = Node("function", "σ update z", (), [heard, told])
+    gated = Node("symbol", "×", (), [reset, told])
+    new = Node("function", "tanh(x W + r h U)" if after else "tanh(x W + (r h) U)", (), [heard, gated])
+    rest = Node("function", "1 − z", (), [update])
+    kept = Node("symbol", "×", (), [update, state])
+    entered = Node("symbol", "×", (), [new, rest])
+    total = Node("symbol", "+", (), [entered, kept])
+    parts = [heard, state, *product, reset, update, gated, new, rest, entered, kept, total]
+    return _closing(module, parts, total, shapes, f"h: {hidden}")
 
 
 def _rnn(module: Any, ports: list[Node], shapes: tuple) -> Inside:
@@ -180,6 +195,27 @@ _PORTRAITS: dict[type, Callable[[Any, list[Node], tuple], Inside]] = {
 }
 
 
+def arithmetic(module: nn.Module, shapes: tuple) -> tuple[str, tuple[str, ...], str]:
+    """(title, lines, state) of the box for a layer's own arithmetic between the layers that it has."""
+    width = shapes[0][-1] if shapes else 0
+    heads = getattr(module, "heads", 0)
+    if isinstance(module, SLSTM):
+        said = ("z = tanh, o = σ, i and f exponential", f"h = o c / n, h U by head, {heads} heads")
+        return "c = f c + i z,  n = f n + i", said, f"h, c, n, m: {width} each"
+    equations = {
+        MLSTM: ("C = f C + i v kᵀ,  n = f n + i k", "h = C q / max(|n q|, 1), stabilised"),
+        Retention: ("S = γ S + kᵀ v,  y = q S", "by parallel, chunkwise or recurrent form"),
+        DeltaNet: ("S = S − β (S k − v) kᵀ,  y = S q", "delta rule"),
+        GatedDeltaNet: ("S = α S − β (α S k − v) kᵀ,  y = S q", "gated delta rule"),
+        LinearAttention: ("φ(q) (Σ φ(k)ᵀ v) / φ(q) Σ φ(k)ᵀ", "linear attention"),
+        Performer: ("φ(q) (Σ φ(k)ᵀ v) / φ(q) Σ φ(k)ᵀ", "random features"),
+    }
+    for kind, (equation, line) in equations.items():
+        if type(module) is kind:
+            return equation, (line, f"{heads} heads"), "a matrix by head" if kind is not Performer else ""
+    return f"{words(type(module).__name__)} operations", ("its own arithmetic",), ""
+
+
 def inside(module: nn.Module, method: str, ports: list[Node], shapes: tuple) -> Inside | None:
     """The portrait of a called layer; None where its traced data flow is what there is to see.
 
@@ -202,8 +238,8 @@ def sentence(module: nn.Module, method: str, before: tuple, after: tuple) -> str
       before: shape of the first input, without the batch; empty if there is none.
       after: of the output.
     """
-    if isinstance(module, Dense) and after:
-        return f"{before[-1]} → {after[-1]}" if before else f"→ {after[-1]}"
+    if isinstance(module, Dense):
+        return f"{before[-1]} → {module.features}" if before else f"→ {module.features}"
     if isinstance(module, Embedding):
         if method == "attend":
             return "x Eᵀ, tied"

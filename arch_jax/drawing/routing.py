@@ -69,7 +69,8 @@ class Router:
             place = self.places[edge.source]
             edge.begin = place.x + place.out
         self._ends()
-        for edge in sorted(self.edges, key=lambda e: (self.ranks[e.target] - self.ranks[e.source])):
+        self._straight_down()
+        for edge in sorted(self.edges, key=lambda e: self.ranks[e.target] - self.ranks[e.source]):
             if self.ranks[edge.target] - self.ranks[edge.source] > 1:
                 edge.lane = self._lane(edge)
         self._ends()
@@ -98,6 +99,17 @@ class Router:
                         step = min(40.0, place.width / (len(coming) + 1))
                         edge.end = place.centre + (i - (len(coming) - 1) / 2) * step
 
+    def _straight_down(self) -> None:
+        """Moves the ports that one line leaves to stand above where it ends, if nothing is in its way."""
+        ports = [node for row in self.rows for node in row if node.kind == "port" and node.title != "out"]
+        for edge in self.edges:
+            alone = sum(other.source is edge.source for other in self.edges) == 1
+            if edge.source not in ports or not alone or edge.target.kind == "symbol":
+                continue
+            near = [abs(self.places[port].x - edge.end) for port in ports if port is not edge.source]
+            if min(near, default=99.0) >= 14 and self._free(edge.end, edge):
+                edge.begin = self.places[edge.source].x = edge.end
+
     def _free(self, x: float, edge: _Edge) -> bool:
         first, last = self.ranks[edge.source] + 1, self.ranks[edge.target] - 1
         for row in self.rows[first : last + 1]:
@@ -109,7 +121,10 @@ class Router:
         for other in self.edges:
             if other.lane is None or other.source is edge.source or abs(other.lane - x) >= _TRACK - 0.1:
                 continue
-            if self.ranks[other.source] < self.ranks[edge.target] and self.ranks[edge.source] < self.ranks[other.target]:
+            if (
+                self.ranks[other.source] < self.ranks[edge.target]
+                and self.ranks[edge.source] < self.ranks[other.target]
+            ):
                 return False
         return True
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from xml.sax.saxutils import escape
 
 from arch_jax.drawing.diagram import Node
-from arch_jax.drawing.layout import Place, Sheet, arrange, badge, header, lines_of, shift
+from arch_jax.drawing.layout import Place, Sheet, arrange, badge, lines_of, shift
 from arch_jax.drawing.routing import Line
-from arch_jax.drawing.text import BADGE, LINE, SMALL, TITLE, text_width, wrapped
+from arch_jax.drawing.text import BADGE, BOLD, LINE, SMALL, TITLE, text_width, wrapped
 
 #: The widest drawing, in pixels; a wider one is scaled down to it. Margin of the page, size of its heading.
 WIDEST, _PAGE, _HEADING = 760.0, 20.0, 17.0
@@ -78,7 +78,9 @@ def _path(line: Line, dx: float, dy: float) -> str:
             continue
         near = (bx + radius * (ax - bx) / before, by + radius * (ay - by) / before)
         far = (bx + radius * (cx - bx) / after, by + radius * (cy - by) / after)
-        path += f"L{_number(near[0])} {_number(near[1])}Q{_number(bx)} {_number(by)} {_number(far[0])} {_number(far[1])}"
+        path += (
+            f"L{_number(near[0])} {_number(near[1])}Q{_number(bx)} {_number(by)} {_number(far[0])} {_number(far[1])}"
+        )
     path += f"L{_number(points[-1][0])} {_number(points[-1][1])}"
     arrow = ' marker-end="url(#arrow)"' if line.arrow else ""
     return f'<path d="{path}" fill="none" stroke="{_LINE}" stroke-width="1.3"{arrow}/>'
@@ -101,7 +103,7 @@ def _node(node: Node, place: Place, dx: float, dy: float, depth: int) -> Iterabl
             for step in (6.0, 3.0):
                 yield _rectangle(place, dx + step, dy + step, "#ffffff", "#c3ccd8", 9)
         yield _rectangle(place, dx, dy, _FRAMES[depth % 2], "#a9b5c3", 9, "outline")
-        for i, (text, main) in enumerate(header(node)):
+        for i, (text, main) in enumerate(place.heading):
             size, colour = (TITLE, _INK) if main else (SMALL, _GREY)
             yield _text(x + 10, y + 18 + i * LINE, text, size, colour, main, "start")
         right = x + place.width - 10
@@ -145,7 +147,7 @@ def page(nodes: list[Node], title: str, lines: list[str]) -> str:
     """The whole drawing, with a heading above it."""
     sheet = arrange(nodes)
     across = max(sheet.width, 420.0)
-    heading = [(part, _HEADING, True) for part in wrapped(title, _HEADING * 1.13, across)]
+    heading = [(part, _HEADING, True) for part in wrapped(title, _HEADING * BOLD, across)]
     heading += [(part, SMALL + 1, False) for line in lines for part in wrapped(line, SMALL + 1, across)]
     across = max([across, *(text_width(text, size, bold) for text, size, bold in heading)])
     shift(sheet, (across - sheet.width) / 2)
@@ -163,7 +165,7 @@ def page(nodes: list[Node], title: str, lines: list[str]) -> str:
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{_number(width * scale)}" '
             f'height="{_number(height * scale)}" viewBox="0 0 {_number(width)} {_number(height)}" role="img" '
-            'font-family="Helvetica, Arial, \'Liberation Sans\', \'DejaVu Sans\', sans-serif">',
+            "font-family=\"Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif\">",
             f"<title>{says}</title>",
             '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7.5" refY="4" markerWidth="6.5" markerHeight="6.5" '
             f'orient="auto-start-reverse"><path d="M0 0.5L8 4L0 7.5z" fill="{_LINE}"/></marker></defs>',

@@ -8,12 +8,13 @@ _WIDTHS = {
     0.65: "$0123456789ESTYabdeghnopqu{}√σ", 0.7: "ABCKRVXZΔ", 0.75: "HNU", 0.8: "&DGOQ", 0.85: "#+<=>^w~×−→",
 }  # fmt: skip
 _WIDTH = {letter: width for width, letters in _WIDTHS.items() for letter in letters}
-_BOLD = 1.13
+#: Bold letters are wider by this factor.
+BOLD = 1.13
 
 
 def text_width(text: str, size: float, bold: bool = False) -> float:
     """An upper bound of the width of a line of text of `size`, in the same unit."""
-    return sum(_WIDTH.get(letter, 1.0) for letter in text) * size * (_BOLD if bold else 1.0)
+    return sum(_WIDTH.get(letter, 1.0) for letter in text) * size * (BOLD if bold else 1.0)
 
 
 def wrapped(text: str, size: float, width: float) -> list[str]:
