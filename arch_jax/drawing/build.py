@@ -55,8 +55,9 @@ class Builder:
         ends = []
         for node, at in by_step.items():
             names = list(dict.fromkeys(filter(None, (words(returned[i][0]) for i in at))))
-            shapes = dict.fromkeys(times(returned[i][1][1:]) for i in at)
-            ends.append(Node("end", ", ".join(names) or "output", tuple(filter(None, shapes))[:3], [node]))
+            shapes = [times(returned[i][1][1:]) for i in at]
+            said = [f"{shapes.count(s)} of {s}" if shapes.count(s) > 1 else s for s in dict.fromkeys(shapes) if s]
+            ends.append(Node("end", ", ".join(names) or "output", tuple(said[:3]), [node]))
         return ends
 
     def _inside(self, whole: Frame, turns: int, folded: bool = True) -> tuple[list[Node], dict[Step, Node]]:
@@ -85,6 +86,8 @@ class Builder:
                 parts.append(nodes[step])
         read = {source for node in parts for source in node.inputs}
         leaving = [nodes[step] for step in whole.outputs if step in nodes]
+        # Of what goes round only, what nothing else reads is joined to the end, so that no line ends nowhere.
+        leaving += [nodes[step] for step in whole.carrying if step in nodes and nodes[step] not in read | set(leaving)]
         used = {step: port for step, port in ports.items() if port in read or port in leaving}
         out = Node("port", "out", inputs=list(dict.fromkeys(leaving)))
         self.made.update(nodes)
@@ -188,7 +191,8 @@ class Builder:
 
 
 def _needed(whole: Frame) -> set[Step]:
-    found, waiting = set(), list(whole.outputs)
+    found: set[Step] = set()
+    waiting = [*whole.outputs, *whole.carrying]
     while waiting:
         step = waiting.pop()
         if step not in found:
@@ -262,7 +266,8 @@ def _outer(steps: list[Step]) -> set[Step]:
                 readers[source].append(step)
     found: set[Step] = set()
     for step in reversed(steps):
-        simple = step.label in ("+", "×", "concatenate") or len(step.inputs) == 1
+        simple = step.label in ("+", "×") or len(step.inputs) == 1
+        simple = simple or (step.label == "concatenate" and any(one.kind == "call" for one in step.inputs))
         simple = simple and step.kind == "operation" and step.label not in ("operation", "product")
         if simple and all(reader in found or reader.kind in ("call", "loop") for reader in readers[step]):
             found.add(step)

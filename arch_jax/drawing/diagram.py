@@ -1,6 +1,7 @@
 """What is drawn: boxes, frames, symbols and the lines between them, with equal neighbours folded into one."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 
@@ -153,7 +154,8 @@ def _folded(nodes: list[Node], start: int, period: int, count: int) -> list[Node
     else:
         outside = list(dict.fromkeys(s for node in first for s in node.inputs if s not in first))
         ports = {source: Node("port") for source in outside}
-        for node in first:
+        for node, final in zip(first, last):
+            node.title = _range(node.title, final.title)
             node.inputs = [ports.get(source, source) for source in node.inputs]
         used = [first[i] for i, node in enumerate(last) if any(node in other.inputs for other in after)]
         result = frame("", (), outside, list(ports.values()), first, used or first[-1:], repeat=count)
@@ -164,8 +166,10 @@ def _folded(nodes: list[Node], start: int, period: int, count: int) -> list[Node
 
 
 def _range(first: str, last: str) -> str:
-    """The name of a run of layers: "layer 0" and "layer 11" give "layer 0–11"."""
-    head = first.rstrip("0123456789")
-    if head and head != first and last.startswith(head) and last[len(head) :].isdigit():
-        return f"{first}–{last[len(head) :]}"
-    return first
+    """The name of a run of layers: "layer 0 input" and "layer 11 input" give "layer 0–11 input"."""
+    begin, end = re.split(r"(\d+)", first), re.split(r"(\d+)", last)
+    differ = [i for i, (a, b) in enumerate(zip(begin, end)) if a != b]
+    if len(begin) != len(end) or len(differ) != 1 or not begin[differ[0]].isdigit():
+        return first
+    begin[differ[0]] = f"{begin[differ[0]]}–{end[differ[0]]}"
+    return "".join(begin)

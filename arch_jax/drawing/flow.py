@@ -85,6 +85,7 @@ class Frame:
       steps: in the order of the program.
       outputs: the steps whose values leave the frame.
       leaving: the step of each returned array, and the place of the array among them.
+      carrying: the steps whose values only the next turn of a loop reads.
       entered: inputs by the step outside that they stand for.
     """
 
@@ -96,6 +97,7 @@ class Frame:
     steps: list[Step] = dataclasses.field(default_factory=list)
     outputs: list[Step] = dataclasses.field(default_factory=list)
     leaving: list[tuple[Step, int]] = dataclasses.field(default_factory=list)
+    carrying: list[Step] = dataclasses.field(default_factory=list)
     entered: dict[Step, Step] = dataclasses.field(default_factory=dict)
 
     def add(self, step: Step) -> Step:
@@ -198,6 +200,7 @@ class _Reader:
         self.frames: dict[int, Frame] = {}
         self.loops: list[Frame] = []
         self.outside: Frame | None = None
+        self.unread: list[bool] = []
         self.applied: dict[tuple[Step, Frame], Step] = {}
 
     def read(self, jaxpr: Any, values: list, outside: Frame) -> list:
@@ -208,7 +211,11 @@ class _Reader:
     def _jaxpr(self, jaxpr: Any, values: list) -> list:
         known = dict(zip(jaxpr.invars, values))
         value = lambda variable: None if hasattr(variable, "val") else known.get(variable)
+        read = {v for equation in jaxpr.eqns for v in equation.invars if not hasattr(v, "val")} | {
+            v for v in jaxpr.outvars if not hasattr(v, "val")
+        }
         for equation in jaxpr.eqns:
+            self.unread = [v not in read for v in equation.outvars]
             results = self._equation(equation, [value(v) for v in equation.invars])
             known.update(zip(equation.outvars, results))
         return [value(v) for v in jaxpr.outvars]
@@ -219,8 +226,10 @@ class _Reader:
             _, number, side, place = equation.params["name"].split()
             shape = tuple(equation.outvars[0].aval.shape)
             return [self._mark(int(number), side, int(place), values[0], shape)]
-        if name == "scan" and _marks(equation.params["jaxpr"].jaxpr):
-            return self._scan(equation, values)
+        if name == "scan":
+            layers = {step for value in values if value is not None and value.weight for step in value.steps}
+            if len(layers) > 1 or _marks(equation.params["jaxpr"].jaxpr):
+                return self._scan(equation, values)
         inner = _inner(equation.params)
         if inner is not None and name not in ("scan", "while", "cond", "pallas_call"):
             title = _FUNCTIONS.get(str(equation.params.get("name", "")) or _name_of(equation.params))
@@ -278,9 +287,12 @@ class _Reader:
         return self.frames[number]
 
     def _scan(self, equation: Any, values: list) -> list:
-        parameters = equation.params
+        parameters, unread = equation.params, self.unread
         body, consts, carry = parameters["jaxpr"].jaxpr, parameters["num_consts"], parameters["num_carry"]
-        owner = min((self.calls[n].parent for n in _marks(body)), key=lambda n: -1 if n is None else n)
+        marked = _marks(body)
+        owner = self._owner(values)
+        if marked:
+            owner = min((self.calls[n].parent for n in marked), key=lambda n: -1 if n is None else n)
         around = self.outside if owner is None else self._frame(owner)
         for loop in reversed(self.loops):
             if loop.number == owner:
@@ -309,9 +321,14 @@ class _Reader:
         results = self._jaxpr(body, inside)
         self.loops.pop()
         returned = []
-        for value, variable in zip(results, equation.outvars):
-            if value is None or value.weight:
-                returned.append(value)
+        for value, variable, alone in zip(results, equation.outvars, unread):
+            if alone and value is not None and not value.weight:
+                # What only the next turn reads goes round with the loop's arrow, not out of it.
+                kept = self._bring(self._made(value), frame)
+                if kept not in frame.carrying:
+                    frame.carrying.append(kept)
+            if value is None or value.weight or alone:
+                returned.append(None if alone else value)
                 continue
             made = self._bring(self._made(value), frame)
             if made.kind == "input" and made.label != "state" and made in frame.entered.values():
@@ -323,12 +340,18 @@ class _Reader:
             returned.append(_Value((frame.step,)))
         return returned
 
+    def _owner(self, values: list) -> int | None:
+        """The call in which data meet."""
+        frames = [v.steps[0].frame for v in values if v is not None and not v.weight]
+        frame = _meeting(frames) if frames else self.outside
+        return next((outer.number for outer in frame.outward() if outer.number is not None), None)
+
     def _operation(self, equation: Any, values: list) -> list:
         name, outs = equation.primitive.name, equation.outvars
         named = [v for v in values if v is not None and v.parameter]
         values = [None if v is not None and v.parameter else v for v in values]
         if named and all(v is None for v in values):
-            return [named[0] if len(named) == 1 else None] * len(outs)
+            return [named[0] if len({v.parameter for v in named}) == 1 else None] * len(outs)
         if named and name in ("add", "concatenate"):
             values = [*values, *self._parameters(named, values)]
         data = [v for v in values if v is not None and not v.weight]
@@ -376,6 +399,8 @@ class _Reader:
         found = []
         for value in named:
             around, _, name = value.parameter.rpartition("/")
+            if "bias" in name or "scale" in name:  # a part of the layer before
+                continue
             if owner is not None and self.calls[owner].path == around:
                 known = [step for step in frame.steps if step.kind == "parameter" and step.label == name]
                 step = known[0] if known else frame.add(Step("parameter", frame, name))

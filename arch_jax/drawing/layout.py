@@ -12,6 +12,8 @@ _APART, _MARGIN, _LOOP = 22.0, 16.0, 20.0
 _SWEEPS, _STRAIGHTEN = 40, 26.0
 #: The heading of a frame is not made narrower than this.
 _NARROW = 112.0
+#: A row wider than this is broken.
+_WIDE = 640.0
 
 
 @dataclasses.dataclass
@@ -132,7 +134,7 @@ def shift(sheet: Sheet, right: float, down: float = 0.0) -> None:
 def arrange(nodes: list[Node], top: float = 0.0) -> Sheet:
     """Places for nodes and lines; `top` is kept free above the first row for a heading."""
     places = {node: _size(node) for node in nodes}
-    ranks = _ranks(nodes)
+    ranks = _narrowed(nodes, _ranks(nodes), places)
     rows: list[list[Node]] = [[] for _ in range(max(ranks.values()) + 1)]
     for node in nodes:
         rows[ranks[node]].append(node)
@@ -168,6 +170,21 @@ def _ranks(nodes: list[Node]) -> dict[Node, int]:
         if node.title == "out" and node.kind == "port":
             ranks[node] = max([base, *(rank for one, rank in ranks.items() if one is not node)]) + 1
     return ranks
+
+
+def _narrowed(nodes: list[Node], ranks: dict[Node, int], places: dict[Node, Place]) -> dict[Node, int]:
+    """The ranks, with each row that is too wide broken into several."""
+    level: dict[Node, tuple[int, int]] = {}
+    filled: dict[int, tuple[int, float]] = {}
+    for node in nodes:
+        rank, wide = ranks[node], places[node].width + 2 * places[node].beside + _APART
+        row, used = filled.get(rank, (0, 0.0))
+        if used and used + wide > _WIDE and node.kind not in ("port", "end"):
+            row, used = row + 1, 0.0
+        filled[rank] = (row, used + wide)
+        level[node] = (rank, row)
+    order = {one: i for i, one in enumerate(sorted(set(level.values())))}
+    return {node: order[one] for node, one in level.items()}
 
 
 def _spread(rows: list[list[Node]], places: dict[Node, Place], ranks: dict[Node, int]) -> None:

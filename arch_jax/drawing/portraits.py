@@ -13,6 +13,7 @@ import flax.linen as nn
 
 from arch_jax.drawing.diagram import Node
 from arch_jax.layers.dense import Dense, Embedding
+from arch_jax.layers.graph.convolution import GraphConvolution
 from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.mixers.delta_net import DeltaNet, GatedDeltaNet
 from arch_jax.layers.mixers.linear_attention import LinearAttention, Performer
@@ -28,6 +29,7 @@ from arch_jax.layers.mixers.ssm.s4 import S4, S4D
 from arch_jax.layers.seq2seq.cells import GRUCells, LSTMCells
 from arch_jax.layers.transformer.cross_attention import CrossAttention
 from arch_jax.layers.vision.convolution import AveragePool, Convolution, MaxPool, TransposedConvolution
+from arch_jax.layers.vision.unet_blocks import SpatialAttention
 
 #: (what is inside, with `ports` as the sources of its lines; the node whose output leaves; the size of a state that
 #: goes round the whole, or "").
@@ -168,6 +170,12 @@ def _s4(module: Any, ports: list[Node], shapes: tuple) -> Inside:
     return [*parts, value, gate, sigmoid, product], product, ""
 
 
+def _graph_convolution(module: GraphConvolution, ports: list[Node], shapes: tuple) -> Inside:
+    dense = Node("box", "dense", (f"{shapes[0][-1]} → {module.features}",), [ports[0]])
+    mean = Node("box", "normalised (A + I) X W", ("sum over neighbours and itself",), [dense, *ports[1:]])
+    return [dense, mean], mean, ""
+
+
 def _selective(module: SelectiveSSM, ports: list[Node], shapes: tuple) -> Inside:
     channels = shapes[0][-1]
     u = ports[0]
@@ -187,6 +195,7 @@ _PORTRAITS: dict[type, Callable[[Any, list[Node], tuple], Inside]] = {
     LSTM: _lstm,
     LSTMCells: _lstm,
     GRU: _gru,
+    GraphConvolution: _graph_convolution,
     GRUCells: _gru,
     RNN: _rnn,
     S4: _s4,
@@ -210,6 +219,8 @@ def arithmetic(module: nn.Module, shapes: tuple) -> tuple[str, tuple[str, ...], 
         LinearAttention: ("φ(q) (Σ φ(k)ᵀ v) / φ(q) Σ φ(k)ᵀ", "linear attention"),
         Performer: ("φ(q) (Σ φ(k)ᵀ v) / φ(q) Σ φ(k)ᵀ", "random features"),
     }
+    if isinstance(module, SpatialAttention):
+        return "softmax(Q Kᵀ / √d) V", ("every pixel sees all",), ""
     for kind, (equation, line) in equations.items():
         if type(module) is kind:
             return equation, (line, f"{heads} heads"), "a matrix by head" if kind is not Performer else ""
@@ -268,4 +279,4 @@ def magnitude(count: int) -> str:
     if scaled >= 999.5 and power < 4:
         scaled, power = scaled / 1000, power + 1
     digits = 0 if scaled >= 99.95 else (1 if scaled >= 9.995 else 2)
-    return f"{scaled:.{digits}f} {' kMBT'[power]}".strip()
+    return f"{scaled:.{digits}f}\u00a0{' kMBT'[power]}"
