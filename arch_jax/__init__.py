@@ -104,6 +104,7 @@ _HOME = {
     "create": "registry",
     "cross_entropy": "ops.losses",
     "declare_collection": "layers.collections",
+    "draw": "drawing",
     "encoded": "inputs",
     "generate": "sampling",
     "graphs": "inputs",

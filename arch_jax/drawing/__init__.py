@@ -53,54 +53,67 @@ class Drawing:
         return path
 
 
-def draw(model_name: str, /, **changes: Any) -> Drawing:
-    """The architecture of a registered model: layers as boxes and frames, and the data flow between them.
+def draw(model: str | nn.Module, /, *arguments: Any, **changes: Any) -> Drawing:
+    """The architecture of a model: layers as boxes and frames, and the data flow between them.
 
     The flow is read from a trace on shapes alone; nothing is computed, so any size is drawn in seconds. Equal layers
     stand once, with their number.
 
         arch_jax.draw("gpt2", depth=4).save("gpt2.svg")
+        arch_jax.draw(module, tokens)
 
     Args:
-      model_name: a registered model.
-      **changes: fields, as `arch_jax.create` takes them.
+      model: the name of a registered model, or a module of one's own.
+      *arguments: for a module, arrays or their shapes (`jax.ShapeDtypeStruct`) as it is called with, a batch first.
+      **changes: for a name, fields, as `arch_jax.create` takes them.
 
     Raises:
-      UsageError: unknown model or field, or a value of the wrong type.
+      UsageError: unknown model or field, a value of the wrong type; arguments beside a name, or none for a module.
     """
-    entry = registry.entry(model_name)
-    module = registry.create(model_name, **changes)
-    if changes:
+    if isinstance(model, nn.Module):
+        if not arguments or changes:
+            raise UsageError(
+                f"a {type(model).__name__} was given {len(arguments)} arguments and {len(changes)} changes; "
+                "expected the arrays that it is called with, and its fields set beforehand"
+            )
+        variables = jax.eval_shape(model.init, jax.random.key(0), *arguments)
+        return _drawn(model, variables, arguments, (), type(model).__name__, [])
+    if arguments:
+        raise UsageError(f"{model!r} was given {len(arguments)} arguments; expected none, as a name has its own inputs")
+    return of_entry(registry.entry(model), registry.create(model, **changes), resized=bool(changes))
+
+
+def of_entry(entry: registry.Entry, module: nn.Module, resized: bool = True) -> Drawing:
+    """The drawing of a registered model as `module`, on its example inputs, cut to what it can take if `resized`."""
+    if resized:
         entry = dataclasses.replace(entry, inputs=entry.inputs.resized(module))
-    return _drawn(module, entry)
+    batch = jax.eval_shape(lambda: entry.inputs.batch(module, 1, jax.random.key(0)))
+    paper = entry.paper
+    source = f"{paper.title}. {paper.authors}, {paper.year}"
+    arguments = entry.arguments(batch)
+    return _drawn(module, entry.abstract_variables(module), arguments, entry.inputs.names, entry.name, [source])
 
 
-def _drawn(module: nn.Module, entry: registry.Entry) -> Drawing:
+def _drawn(
+    module: nn.Module, variables: Any, arguments: tuple, names: tuple[str, ...], title: str, lines: list[str]
+) -> Drawing:
     # Only here, since they know the layers, which a program that draws nothing need not load.
-    from arch_jax.drawing.build import Builder
-    from arch_jax.drawing.flow import flow
+    from arch_jax.drawing.build import diagram
     from arch_jax.drawing.portraits import magnitude
     from arch_jax.drawing.svg import page
 
-    batch = jax.eval_shape(lambda: entry.inputs.batch(module, 1, jax.random.key(0)))
-    variables = entry.abstract_variables(module)
+    counts = parameter_counts(variables)
+    nodes = diagram(module, variables, arguments, names, counts)
+    said = [*lines, f"{magnitude(counts.get('', 0))} parameters"]
+    return Drawing(page(nodes, title, [*said, "in each box: the layer, its parameters, the shape of its output"]))
+
+
+def parameter_counts(variables: Any) -> dict[str, int]:
+    """The parameters under each path, such as "stack/layer_0", from those of the whole under ""."""
     counts: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(variables.get("params", {}))[0]:
-        names = [str(getattr(key, "key", key)) for key in path]
-        for depth in range(len(names) + 1):
-            inner = "/".join(names[:depth])
+        keys = [str(getattr(key, "key", key)) for key in path]
+        for depth in range(len(keys) + 1):
+            inner = "/".join(keys[:depth])
             counts[inner] = counts.get(inner, 0) + registry.count(leaf)
-    outside, calls = flow(module, variables, entry.arguments(batch))
-    nodes = Builder(calls, counts).model(outside, entry.inputs.names)
-    paper = entry.paper
-    return Drawing(
-        page(
-            nodes,
-            entry.name,
-            [
-                f"{paper.title}. {paper.authors}, {paper.year}",
-                f"{magnitude(counts.get('', 0))} parameters",
-                "in each box: the layer, its parameters, the shape of its output",
-            ],
-        )
-    )
+    return counts

@@ -1,14 +1,17 @@
-"""From the traced data flow to the diagram: what has no effect is left out, small frames are merged, repeats folded."""
+"""From the traced data flow to the diagram: a box, a frame or a symbol for each step that has an effect."""
 
 from collections.abc import Mapping
+from typing import Any
 
-from arch_jax.drawing.diagram import Node, equal_inside, fold, frame
-from arch_jax.drawing.flow import Call, Frame, Step
-from arch_jax.drawing.portraits import arithmetic, inside, magnitude, sentence, times, words
+import flax.linen as nn
+
+from arch_jax.drawing.diagram import Node, fold, frame
+from arch_jax.drawing.flow import flow
+from arch_jax.drawing.ordering import arithmetic_groups, levels, needed, ordered
+from arch_jax.drawing.portraits import arithmetic, inside, is_known, magnitude, sentence, times, words
+from arch_jax.drawing.simplify import merged, once_each
+from arch_jax.drawing.steps import Call, Frame, Step
 from arch_jax.layers.dense import Embedding
-
-#: More operations than this in one frame are one box: they are the layer's own arithmetic, not its parts.
-_OPERATIONS = 9
 
 
 class Builder:
@@ -41,7 +44,7 @@ class Builder:
         for node in parts:
             node.inputs = [ends.get(source, source) for source in node.inputs]
         nodes = fold([*ends.values(), *parts, *self._outputs(root.inner, parts)])
-        return _named_again(nodes)
+        return once_each(nodes)
 
     def _outputs(self, whole: Frame, parts: list[Node]) -> list[Node]:
         """An end for each thing that returned arrays come from, with their names and the shape of the first."""
@@ -62,11 +65,11 @@ class Builder:
 
     def _inside(self, whole: Frame, turns: int, folded: bool = True) -> tuple[list[Node], dict[Step, Node]]:
         """The nodes of a frame, ports first and "out" last, and the ports that are used by step."""
-        needed = _needed(whole)
-        steps = [step for step in _ordered(whole) if step in needed]
-        groups = _arithmetic(steps)
+        effective = needed(whole)
+        steps = [step for step in ordered(whole) if step in effective]
+        groups = arithmetic_groups(steps, whole.number is not None and is_known(self.calls[whole.number].module))
         if groups:
-            level = _levels(steps)
+            level = levels(steps)
             steps.sort(key=level.__getitem__)  # a group is whole before what reads it
         nodes: dict[Step, Node] = {}
         ports, parts = {}, []
@@ -92,7 +95,7 @@ class Builder:
         out = Node("port", "out", inputs=list(dict.fromkeys(leaving)))
         self.made.update(nodes)
         everything = [*used.values(), *parts, out]
-        return (_named_again(fold(everything)) if folded else everything), used
+        return (once_each(fold(everything)) if folded else everything), used
 
     def _arithmetic_of(self, whole: Frame) -> tuple[str, tuple[str, ...], str]:
         if whole.number is None:
@@ -126,7 +129,7 @@ class Builder:
         node = Node("frame", title, (), inputs, _with_ports(made, inputs, whole, used, nodes), loop=loop)
         if not whole.over_time:
             node.repeat = whole.length
-        return _merged(node)
+        return merged(node)
 
     def _name(self, step: Step, call: Call) -> str:
         """The layer's field, after those of layers around it that are not frames here."""
@@ -180,7 +183,7 @@ class Builder:
             line = " · ".join(filter(None, (about, size)))
             inputs = _entering(whole, used, nodes)
             node = Node("frame", title, (line,) if line else (), inputs, made, facts=facts)
-            return _merged(node, " · ".join(filter(None, (size, times(after) if after != before else ""))))
+            return merged(node, " · ".join(filter(None, (size, times(after) if after != before else ""))))
         said = sentence(call.module, call.method, before, after)
         lines = [", ".join(filter(None, (about, said))) if len(about + said) < 30 else about]
         if len(about + said) >= 30:
@@ -188,45 +191,6 @@ class Builder:
         changed = after and after != before and "→" not in said
         lines.append(" · ".join(filter(None, (size, times(after) if changed or len(after) > 2 != len(before) else ""))))
         return Node("box", title, tuple(filter(None, lines)), _sources(step.inputs, nodes), facts=facts)
-
-
-def _needed(whole: Frame) -> set[Step]:
-    found: set[Step] = set()
-    waiting = [*whole.outputs, *whole.carrying]
-    while waiting:
-        step = waiting.pop()
-        if step not in found:
-            found.add(step)
-            waiting += step.inputs
-    return found
-
-
-def _ordered(whole: Frame) -> list[Step]:
-    """The steps with inputs first, and else in the order of the program, each after what it reads."""
-    order: dict[Step, None] = {}
-    here = set(whole.steps)
-
-    def visit(step: Step) -> None:
-        stack = [(step, iter(step.inputs))]
-        open_steps = {step}
-        while stack:
-            one, rest = stack[-1]
-            for source in rest:
-                if source in here and source not in order and source not in open_steps:
-                    open_steps.add(source)
-                    stack.append((source, iter(source.inputs)))
-                    break
-            else:
-                order[one] = None
-                stack.pop()
-
-    for step in whole.steps:
-        if step.kind == "input":
-            order[step] = None
-    for step in whole.steps:
-        if step not in order:
-            visit(step)
-    return list(order)
 
 
 def _sources(steps: list[Step], nodes: dict[Step, Node]) -> list[Node]:
@@ -248,114 +212,17 @@ def _with_ports(made: list[Node], inputs: list[Node], whole: Frame, used: dict, 
     return made
 
 
-def _levels(steps: list[Step]) -> dict[Step, int]:
-    """The number of layers on the longest way to each step."""
-    level: dict[Step, int] = {}
-    for step in steps:
-        own = 0 if step.kind in ("operation", "input") else 1
-        level[step] = max((level.get(source, 0) for source in step.inputs), default=0) + own
-    return level
+def diagram(
+    module: nn.Module, variables: Any, arguments: tuple, names: tuple[str, ...], counts: Mapping[str, int]
+) -> list[Node]:
+    """The nodes of a model's drawing.
 
-
-def _outer(steps: list[Step]) -> set[Step]:
-    """Sums, gates and functions at the edge of a layer's arithmetic: right before another layer, or the end."""
-    readers: dict[Step, list[Step]] = {step: [] for step in steps}
-    for step in steps:
-        for source in step.inputs:
-            if source in readers:
-                readers[source].append(step)
-    found: set[Step] = set()
-    for step in reversed(steps):
-        simple = step.label in ("+", "×") or len(step.inputs) == 1
-        simple = simple or (step.label == "concatenate" and any(one.kind == "call" for one in step.inputs))
-        simple = simple and step.kind == "operation" and step.label not in ("operation", "product")
-        if simple and all(reader in found or reader.kind in ("call", "loop") for reader in readers[step]):
-            found.add(step)
-    return found
-
-
-def _arithmetic(steps: list[Step]) -> dict[Step, list[Step]]:
-    """Connected operations that stand for a layer's own arithmetic, by member.
-
-    Those between the same layers go together: merging operations before and after a layer would make a circle.
+    Args:
+      module: the model.
+      variables: its variables, or their shapes.
+      arguments: arrays or their shapes, as it is called with.
+      names: of the arguments' arrays; any other number of names is not used.
+      counts: path of each layer -> parameters in it.
     """
-    operations = [step for step in steps if step.kind == "operation"]
-    if len(operations) <= _OPERATIONS and not any(step.label == "operation" for step in operations):
-        return {}
-    outer = _outer(steps)
-    operations = [step for step in operations if step not in outer]
-    level = _levels(steps)
-    group: dict[Step, list[Step]] = {}
-    for step in operations:
-        joined = [step]
-        for source in step.inputs:
-            if source in group and level[source] == level[step] and group[source] is not joined:
-                joined = group[source] + [one for one in joined if one not in group[source]]
-                for one in joined:
-                    group[one] = joined
-        for one in joined:
-            group[one] = joined
-    place = {step: i for i, step in enumerate(steps)}
-    found = {}
-    for step, members in group.items():
-        ordered = sorted(members, key=place.__getitem__)
-        if len(ordered) > 1 or step.label == "operation":
-            found[step] = ordered
-    return found
-
-
-def _named_again(nodes: list[Node]) -> list[Node]:
-    """The nodes, of which a frame equal to an earlier one is a box that says so."""
-    first: dict[tuple, Node] = {}
-    for node in nodes:
-        if node.kind != "frame" or not node.facts:
-            continue
-        sign = equal_inside(node)
-        if sign in first:
-            inside = first[sign]
-            node.lines = (f"as {inside.title}", *node.lines[:1])
-            node.kind, node.nodes = "box", []
-        else:
-            first[sign] = node
-    return nodes
-
-
-def _compact(node: Node, sizes: str) -> Node:
-    """A chain of one matrix with norms and functions is one box, with a line for each."""
-    parts, ports = node.parts, node.ports
-    before = ports
-    for part in parts:
-        if part.inputs != before or part.kind not in ("box", "function") or part.loop or part.repeat > 1:
-            return node
-        before = [part]
-    matrices = [part for part in parts if part.kind == "box" and not str(part.facts[:1]).endswith("Norm',)")]
-    if len(ports) != 1 or len(matrices) > 1 or node.nodes[-1].inputs != parts[-1:] or node.loop:
-        return node
-    lines: list[str] = []
-    for part in parts:
-        if part in matrices:
-            lines += [line for line in part.lines[:-1] if line]
-        else:
-            lines.append(part.title if part.kind == "function" or not part.lines else part.lines[0])
-    short = ", ".join(lines)
-    lines = [short] if len(short) < 34 else lines
-    lines.append(sizes)
-    return Node("box", node.title, tuple(filter(None, lines)), node.inputs, repeat=node.repeat, facts=node.facts)
-
-
-def _merged(node: Node, sizes: str = "") -> Node:
-    """A frame whose only part is a frame or box is one with it."""
-    if len(node.parts) != 1:
-        return _compact(node, sizes)
-    (part,) = node.parts
-    if part.kind not in ("frame", "box") or (node.loop and part.loop):
-        return node
-    ports = node.ports
-    if any(source not in ports for source in part.inputs):
-        return node
-    part.inputs = [node.inputs[ports.index(source)] for source in part.inputs]
-    part.repeat *= node.repeat
-    part.loop = part.loop or node.loop
-    if node.title:
-        part.title = node.title
-    return part
+    outside, calls = flow(module, variables, arguments)
+    return Builder(calls, counts).model(outside, names)

@@ -1,4 +1,4 @@
-"""What is drawn: boxes, frames, symbols and the lines between them, with equal neighbours folded into one."""
+"""The content of a drawing: boxes, frames, symbols and the lines between them, equal neighbours folded into one."""
 
 import dataclasses
 import re

@@ -1,10 +1,10 @@
-"""Where everything stands: rows by depth in the data flow, lines in the gaps between them and in lanes beside them."""
+"""Positions in a drawing: rows by depth in the data flow, lines in the gaps between rows and in lanes beside them."""
 
 import dataclasses
 
 from arch_jax.drawing.diagram import Node
 from arch_jax.drawing.routing import Line, Router
-from arch_jax.drawing.text import BADGE, BOLD, LINE, SMALL, TITLE, text_width, wrapped
+from arch_jax.drawing.text import BADGE, BOLD, LINE, SMALL, TITLE, shortened, text_width, wrapped
 
 RADIUS = 9.0
 #: Least distance of two things in a row; inside margin of a frame; the space beside a box for its loop.
@@ -14,6 +14,8 @@ _SWEEPS, _STRAIGHTEN = 40, 26.0
 _NARROW = 112.0
 #: A row wider than this is broken.
 _WIDE = 640.0
+#: The widest text in a box.
+_WIDEST = 320.0
 
 
 @dataclasses.dataclass
@@ -75,10 +77,16 @@ def badge(node: Node) -> str:
     return f"× {node.repeat}" if node.repeat > 1 else ""
 
 
+def title_of(node: Node) -> str:
+    """The title of a box, cut where it is too wide."""
+    bold = node.kind != "function"
+    return shortened(node.title, TITLE if bold else SMALL, _WIDEST, bold)
+
+
 def lines_of(node: Node) -> tuple[str, ...]:
     """The small lines of a box."""
     said = (*node.lines, f"state {node.loop}" if node.loop else "")
-    return tuple(filter(None, said))
+    return tuple(shortened(line, SMALL, _WIDEST) for line in said if line)
 
 
 def _size(node: Node) -> Place:
@@ -89,9 +97,9 @@ def _size(node: Node) -> Place:
     if node.kind == "frame":
         return _frame(node)
     if node.kind == "function":
-        width = max(text_width(node.title, SMALL), *[text_width(t, SMALL) for t in lines_of(node)], 26.0) + 18
+        width = max(text_width(title_of(node), SMALL), *[text_width(t, SMALL) for t in lines_of(node)], 26.0) + 18
         return Place(0, 0, width, 20 + LINE * len(lines_of(node)), width / 2, beside=_LOOP if node.loop else 0.0)
-    title = text_width(node.title, TITLE, bold=True) + (text_width(badge(node), BADGE, bold=True) + 14) * 2 * bool(
+    title = text_width(title_of(node), TITLE, bold=True) + (text_width(badge(node), BADGE, bold=True) + 14) * 2 * bool(
         badge(node)
     )
     width = max(title, *[text_width(t, SMALL) for t in lines_of(node)], 40.0) + 22

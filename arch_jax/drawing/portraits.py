@@ -16,15 +16,19 @@ from arch_jax.layers.dense import Dense, Embedding
 from arch_jax.layers.graph.convolution import GraphConvolution
 from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.mixers.delta_net import DeltaNet, GatedDeltaNet
+from arch_jax.layers.mixers.hyena import Hyena
 from arch_jax.layers.mixers.linear_attention import LinearAttention, Performer
 from arch_jax.layers.mixers.mlstm import MLSTM
 from arch_jax.layers.mixers.retention import Retention
 from arch_jax.layers.mixers.rnn.gru import GRU
 from arch_jax.layers.mixers.rnn.lstm import LSTM
 from arch_jax.layers.mixers.rnn.rnn import RNN
+from arch_jax.layers.mixers.rwkv4 import RWKV4
+from arch_jax.layers.mixers.rwkv7 import RWKV7
 from arch_jax.layers.mixers.short_convolution import ShortConvolution
 from arch_jax.layers.mixers.slstm import SLSTM
 from arch_jax.layers.mixers.ssm.mamba import SelectiveSSM
+from arch_jax.layers.mixers.ssm.mamba2 import Mamba2
 from arch_jax.layers.mixers.ssm.s4 import S4, S4D
 from arch_jax.layers.seq2seq.cells import GRUCells, LSTMCells
 from arch_jax.layers.transformer.cross_attention import CrossAttention
@@ -204,27 +208,42 @@ _PORTRAITS: dict[type, Callable[[Any, list[Node], tuple], Inside]] = {
 }
 
 
+#: The arithmetic of layers between the layers that they have: an equation, and its name.
+_EQUATIONS: dict[type, tuple[str, str]] = {
+    MLSTM: ("C = f C + i v kᵀ,  n = f n + i k", "h = C q / max(|n q|, 1), stabilised"),
+    Retention: ("S = γ S + kᵀ v,  y = q S", "by parallel, chunkwise or recurrent form"),
+    DeltaNet: ("S = S − β (S k − v) kᵀ,  y = S q", "delta rule"),
+    GatedDeltaNet: ("S = α S − β (α S k − v) kᵀ,  y = S q", "gated delta rule"),
+    LinearAttention: ("φ(q) (Σ φ(k)ᵀ v) / φ(q) Σ φ(k)ᵀ", "linear attention"),
+    Performer: ("φ(q) (Σ φ(k)ᵀ v) / φ(q) Σ φ(k)ᵀ", "random features"),
+    Mamba2: ("h = exp(Δ A) h + Δ B x,  y = C h + D x", "state space duality"),
+    RWKV4: ("WKV: Σ exp(w) v / Σ exp(w)", "decayed by channel, receptance outside"),
+    RWKV7: ("S = S (diag(w) − κᵀ (a κ)) + vᵀ k", "generalised delta rule"),
+    Hyena: ("y = xₙ · (filter ∗ ...)", "long convolutions and gates in turn"),
+    SpatialAttention: ("softmax(Q Kᵀ / √d) V", "every pixel sees all"),
+}
+#: Those whose state is a matrix by head.
+_MATRICES = (MLSTM, Retention, DeltaNet, GatedDeltaNet, LinearAttention, RWKV7)
+
+
+def is_known(module: nn.Module) -> bool:
+    """True if it is known what the arithmetic of a layer is."""
+    return type(module) in _EQUATIONS or isinstance(module, SLSTM)
+
+
 def arithmetic(module: nn.Module, shapes: tuple) -> tuple[str, tuple[str, ...], str]:
     """(title, lines, state) of the box for a layer's own arithmetic between the layers that it has."""
     width = shapes[0][-1] if shapes else 0
     heads = getattr(module, "heads", 0)
+    heads = heads if isinstance(heads, int) else 0
     if isinstance(module, SLSTM):
         said = ("z = tanh, o = σ, i and f exponential", f"h = o c / n, h U by head, {heads} heads")
         return "c = f c + i z,  n = f n + i", said, f"h, c, n, m: {width} each"
-    equations = {
-        MLSTM: ("C = f C + i v kᵀ,  n = f n + i k", "h = C q / max(|n q|, 1), stabilised"),
-        Retention: ("S = γ S + kᵀ v,  y = q S", "by parallel, chunkwise or recurrent form"),
-        DeltaNet: ("S = S − β (S k − v) kᵀ,  y = S q", "delta rule"),
-        GatedDeltaNet: ("S = α S − β (α S k − v) kᵀ,  y = S q", "gated delta rule"),
-        LinearAttention: ("φ(q) (Σ φ(k)ᵀ v) / φ(q) Σ φ(k)ᵀ", "linear attention"),
-        Performer: ("φ(q) (Σ φ(k)ᵀ v) / φ(q) Σ φ(k)ᵀ", "random features"),
-    }
-    if isinstance(module, SpatialAttention):
-        return "softmax(Q Kᵀ / √d) V", ("every pixel sees all",), ""
-    for kind, (equation, line) in equations.items():
-        if type(module) is kind:
-            return equation, (line, f"{heads} heads"), "a matrix by head" if kind is not Performer else ""
-    return f"{words(type(module).__name__)} operations", ("its own arithmetic",), ""
+    if type(module) in _EQUATIONS:
+        equation, name = _EQUATIONS[type(module)]
+        said = (name, f"{heads} heads") if heads else (name,)
+        return equation, said, "of a matrix by head" if isinstance(module, _MATRICES) else ""
+    return "arithmetic", (f"of {words(type(module).__name__)}",), ""
 
 
 def inside(module: nn.Module, method: str, ports: list[Node], shapes: tuple) -> Inside | None:

@@ -1,10 +1,10 @@
 """A sheet as SVG text: shapes, lines and labels, in the order in which they cover each other."""
 
 from collections.abc import Iterable
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
 from arch_jax.drawing.diagram import Node
-from arch_jax.drawing.layout import Place, Sheet, arrange, badge, lines_of, shift
+from arch_jax.drawing.layout import Place, Sheet, arrange, badge, lines_of, shift, title_of
 from arch_jax.drawing.routing import Line
 from arch_jax.drawing.text import BADGE, BOLD, LINE, SMALL, TITLE, text_width, wrapped
 
@@ -19,6 +19,11 @@ _COLOURS = {
 }  # fmt: skip
 _TABLES, _MATRICES = ("Embedding", "Position", "Words"), ("Dense", "Convolution", "BlockDiagonal")
 _FRAMES = ("#fbfcfd", "#f1f4f8")
+
+
+def _printable(text: str) -> str:
+    """The text without characters that XML has no place for."""
+    return "".join(letter if letter.isprintable() or letter in " \u00a0" else "�" for letter in text)
 
 
 def _number(value: float) -> str:
@@ -44,7 +49,7 @@ def _text(x: float, y: float, text: str, size: float, colour: str, bold: bool = 
     weight = ' font-weight="600"' if bold else ""
     return (
         f'<text x="{_number(x)}" y="{_number(y)}" font-size="{_number(size)}" fill="{colour}" '
-        f'text-anchor="{anchor}"{weight}>{escape(text)}</text>'
+        f'text-anchor="{anchor}"{weight}>{escape(_printable(text))}</text>'
     )
 
 
@@ -83,7 +88,8 @@ def _path(line: Line, dx: float, dy: float) -> str:
         )
     path += f"L{_number(points[-1][0])} {_number(points[-1][1])}"
     arrow = ' marker-end="url(#arrow)"' if line.arrow else ""
-    return f'<path d="{path}" fill="none" stroke="{_LINE}" stroke-width="1.3"{arrow}/>'
+    ends = f"data-from={quoteattr(_printable(line.source.title))} data-to={quoteattr(_printable(line.target.title))}"
+    return f'<path class="line" {ends} d="{path}" fill="none" stroke="{_LINE}" stroke-width="1.3"{arrow}/>'
 
 
 def _node(node: Node, place: Place, dx: float, dy: float, depth: int) -> Iterable[str]:
@@ -123,7 +129,7 @@ def _node(node: Node, place: Place, dx: float, dy: float, depth: int) -> Iterabl
         ink, grey = ("#ffffff", "#e2e8f0") if node.kind == "end" else (_INK, _GREY)
         small = node.kind == "function"
         base = y + (14 if small else 16)
-        yield _text(centre, base, node.title, SMALL if small else TITLE, ink, not small)
+        yield _text(centre, base, title_of(node), SMALL if small else TITLE, ink, not small)
         if node.repeat > 1:
             yield _text(x + place.width - 8, base, badge(node), BADGE, "#b4531a", True, "end")
         for i, text in enumerate(lines_of(node)):
@@ -160,7 +166,7 @@ def page(nodes: list[Node], title: str, lines: list[str]) -> str:
     height = y + sheet.height + _PAGE
     scale = min(1.0, WIDEST / width)
     drawn += sheet_svg(sheet, _PAGE, y, 0)
-    says = escape(", ".join([title, *lines]))
+    says = escape(_printable(", ".join([title, *lines])))
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{_number(width * scale)}" '

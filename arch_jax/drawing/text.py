@@ -17,6 +17,15 @@ def text_width(text: str, size: float, bold: bool = False) -> float:
     return sum(_WIDTH.get(letter, 1.0) for letter in text) * size * (BOLD if bold else 1.0)
 
 
+def shortened(text: str, size: float, width: float, bold: bool = False) -> str:
+    """The text, cut to `width` with an ellipsis where it is wider."""
+    if text_width(text, size, bold) <= width:
+        return text
+    while text and text_width(text + "…", size, bold) > width:
+        text = text[:-1]
+    return text + "…"
+
+
 def wrapped(text: str, size: float, width: float) -> list[str]:
     """The text in lines of at most `width`, broken at spaces; a longer word is cut."""
     lines: list[str] = []
