@@ -24,8 +24,8 @@ class Node:
     kind: str
     title: str = ""
     lines: tuple[str, ...] = ()
-    inputs: list["Node"] = dataclasses.field(default_factory=list)
-    nodes: list["Node"] = dataclasses.field(default_factory=list)
+    inputs: list["Node"] = dataclasses.field(default_factory=list, repr=False)
+    nodes: list["Node"] = dataclasses.field(default_factory=list, repr=False)
     repeat: int = 1
     loop: str = ""
     facts: tuple = ()

@@ -91,19 +91,19 @@ def lines_of(node: Node) -> tuple[str, ...]:
 
 def _size(node: Node) -> Place:
     if node.kind == "port":
-        return Place(0, 0, 0, 0, 0)
+        return Place(0.0, 0.0, 0.0, 0.0, 0.0)
     if node.kind == "symbol":
-        return Place(0, 0, 2 * RADIUS, 2 * RADIUS, RADIUS)
+        return Place(0.0, 0.0, 2 * RADIUS, 2 * RADIUS, RADIUS)
     if node.kind == "frame":
         return _frame(node)
     if node.kind == "function":
         width = max(text_width(title_of(node), SMALL), *[text_width(t, SMALL) for t in lines_of(node)], 26.0) + 18
-        return Place(0, 0, width, 20 + LINE * len(lines_of(node)), width / 2, beside=_LOOP if node.loop else 0.0)
-    title = text_width(title_of(node), TITLE, bold=True) + (text_width(badge(node), BADGE, bold=True) + 14) * 2 * bool(
-        badge(node)
-    )
+        return Place(0.0, 0.0, width, 20 + LINE * len(lines_of(node)), width / 2, beside=_LOOP if node.loop else 0.0)
+    title = text_width(title_of(node), TITLE, bold=True)
+    if badge(node):  # on the right, and as much room on the left
+        title += 2 * (text_width(badge(node), BADGE, bold=True) + 14)
     width = max(title, *[text_width(t, SMALL) for t in lines_of(node)], 40.0) + 22
-    return Place(0, 0, width, 24 + LINE * len(lines_of(node)), width / 2, beside=_LOOP if node.loop else 0.0)
+    return Place(0.0, 0.0, width, 24 + LINE * len(lines_of(node)), width / 2, beside=_LOOP if node.loop else 0.0)
 
 
 def _frame(node: Node) -> Place:
@@ -125,7 +125,7 @@ def _frame(node: Node) -> Place:
     sheet.width += left + right
     (out,) = [one for one in node.nodes if one.kind == "port" and one.title == "out"]
     entries = tuple(sheet.places[port].x for port in node.ports)
-    return Place(0, 0, sheet.width, sheet.height, sheet.places[out].x, entries, sheet=sheet, heading=heading)
+    return Place(0.0, 0.0, sheet.width, sheet.height, sheet.places[out].x, entries, sheet=sheet, heading=heading)
 
 
 def shift(sheet: Sheet, right: float, down: float = 0.0) -> None:

@@ -103,12 +103,12 @@ def _node(node: Node, place: Place, dx: float, dy: float, depth: int) -> Iterabl
             f'<circle cx="{_number(centre)}" cy="{_number(middle)}" r="{_number(place.width / 2)}" fill="#ffffff" '
             f'stroke="{_INK}" stroke-width="1.3"/>'
         )
-        yield _text(centre, middle + 5, node.title, 15, _INK, bold=True)
+        yield _text(centre, middle + 5, node.title, 15.0, _INK, bold=True)
     elif node.kind == "frame":
         if node.repeat > 1:
             for step in (6.0, 3.0):
-                yield _rectangle(place, dx + step, dy + step, "#ffffff", "#c3ccd8", 9)
-        yield _rectangle(place, dx, dy, _FRAMES[depth % 2], "#a9b5c3", 9, "outline")
+                yield _rectangle(place, dx + step, dy + step, "#ffffff", "#c3ccd8", 9.0)
+        yield _rectangle(place, dx, dy, _FRAMES[depth % 2], "#a9b5c3", 9.0, "outline")
         for i, (text, main) in enumerate(place.heading):
             size, colour = (TITLE, _INK) if main else (SMALL, _GREY)
             yield _text(x + 10, y + 18 + i * LINE, text, size, colour, main, "start")
@@ -123,7 +123,7 @@ def _node(node: Node, place: Place, dx: float, dy: float, depth: int) -> Iterabl
     else:
         fill, edge = _colour(node)
         if node.repeat > 1:
-            yield _rectangle(place, dx + 4, dy + 4, "#ffffff", edge, 5)
+            yield _rectangle(place, dx + 4, dy + 4, "#ffffff", edge, 5.0)
         radius = {"end": place.height / 2, "function": 10.0}.get(node.kind, 5.0)
         yield _rectangle(place, dx, dy, fill, edge, radius, "outline")
         ink, grey = ("#ffffff", "#e2e8f0") if node.kind == "end" else (_INK, _GREY)
