@@ -32,7 +32,7 @@ class Node:
 
     @property
     def ports(self) -> list["Node"]:
-        """Where lines enter a frame."""
+        """The places at which lines enter a frame."""
         return [node for node in self.nodes if node.kind == "port" and node.title != "out"]
 
     @property
@@ -72,21 +72,18 @@ def equal_inside(node: Node) -> tuple:
 
 def fold(nodes: list[Node]) -> list[Node]:
     """The nodes with each run of equal neighbours, or of equal groups of them, as one node with a `repeat`."""
-    start = 0
+    start, signs = 0, [_signature(node) for node in nodes]
     while start < len(nodes):
-        found = _longest(nodes, start)
-        if found is None:
-            start += 1
-            continue
-        period, count = found
-        nodes = _folded(nodes, start, period, count)
+        found = _longest(nodes, signs, start)
+        if found is not None:
+            nodes = _folded(nodes, start, *found)
+            signs = [_signature(node) for node in nodes]
         start += 1
     return nodes
 
 
-def _longest(nodes: list[Node], start: int) -> tuple[int, int] | None:
+def _longest(nodes: list[Node], signs: list[tuple], start: int) -> tuple[int, int] | None:
     """(period, repeats) of the run of equal groups that begins at `start` and folds the most nodes away."""
-    signs = [_signature(node) for node in nodes]
     place = {node: i for i, node in enumerate(nodes)}
     users: dict[Node, list[int]] = {node: [] for node in nodes}
     for i, node in enumerate(nodes):

@@ -27,6 +27,7 @@ _SELF_GATED = {("sigmoid",): "SiLU", ("tanh",): "GELU", ("erf",): "GELU"}
 
 
 def inner_jaxpr(parameters: dict[str, Any]) -> Any:
+    """The jaxpr that an equation holds; None if it holds none."""
     for key in ("call_jaxpr", "fun_jaxpr", "jaxpr"):
         found = parameters.get(key)
         found = getattr(found, "jaxpr", found)
@@ -36,6 +37,7 @@ def inner_jaxpr(parameters: dict[str, Any]) -> Any:
 
 
 def name_of(parameters: dict[str, Any]) -> str:
+    """The name of the function whose derivative an equation replaces; "" without one."""
     function = parameters.get("jvp_jaxpr_fun") or parameters.get("call_jaxpr")
     info = getattr(getattr(function, "jaxpr", function), "debug_info", None)
     return str(getattr(info, "func_name", "")).split(" ")[0]

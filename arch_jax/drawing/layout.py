@@ -107,11 +107,12 @@ def _size(node: Node) -> Place:
 
 
 def _frame(node: Node) -> Place:
-    sheet = arrange(node.nodes)
+    places = {one: _size(one) for one in node.nodes}
+    sheet = arrange(node.nodes, places=places)
     first = min((sheet.places[port].x for port in node.ports), default=140.0)
     heading = _heading(node, max(_NARROW, first + _MARGIN - 22))
     band = 8 + LINE * len(heading) + 2
-    sheet = arrange(node.nodes, top=band)
+    sheet = arrange(node.nodes, band, places)
     wide = max([text_width(t, TITLE if main else SMALL, bold=main) for t, main in heading], default=0.0)
     mark = text_width(badge(node), BADGE, bold=True) + 10 if badge(node) else 0.0
     mark += _LOOP + 6 + text_width(f"state {node.loop}", SMALL) if node.loop else 0.0
@@ -139,9 +140,15 @@ def shift(sheet: Sheet, right: float, down: float = 0.0) -> None:
             line.branch = (line.branch[0] + right, line.branch[1] + down)
 
 
-def arrange(nodes: list[Node], top: float = 0.0) -> Sheet:
-    """Places for nodes and lines; `top` is kept free above the first row for a heading."""
-    places = {node: _size(node) for node in nodes}
+def arrange(nodes: list[Node], top: float = 0.0, places: dict[Node, Place] | None = None) -> Sheet:
+    """Places for nodes and lines.
+
+    Args:
+      nodes: of one frame, or of the whole drawing.
+      top: kept free above the first row, for a heading.
+      places: sizes of the nodes, whose positions are set; None computes them.
+    """
+    places = {node: _size(node) for node in nodes} if places is None else places
     ranks = _narrowed(nodes, _ranks(nodes), places)
     rows: list[list[Node]] = [[] for _ in range(max(ranks.values()) + 1)]
     for node in nodes:
@@ -184,10 +191,11 @@ def _narrowed(nodes: list[Node], ranks: dict[Node, int], places: dict[Node, Plac
     """The ranks, with each row that is too wide broken into several."""
     level: dict[Node, tuple[int, int]] = {}
     filled: dict[int, tuple[int, float]] = {}
+    widest = _WIDE if any(node.kind == "port" for node in nodes) else _WIDE + 96.0  # nothing is around the whole
     for node in nodes:
         rank, wide = ranks[node], places[node].width + 2 * places[node].beside + _APART
         row, used = filled.get(rank, (0, 0.0))
-        if used and used + wide > _WIDE and node.kind not in ("port", "end"):
+        if used and used + wide > widest and node.kind not in ("port", "end"):
             row, used = row + 1, 0.0
         filled[rank] = (row, used + wide)
         level[node] = (rank, row)
@@ -212,7 +220,7 @@ def _spread(rows: list[list[Node]], places: dict[Node, Place], ranks: dict[Node,
     whole = not any(node.kind == "port" for node in joined)
 
     def offset(node: Node, other: Node, which: int) -> float:
-        """Where a line between two nodes meets the second one, from its centre."""
+        """The place where a line between two nodes meets the second one, from its centre."""
         place = places[other]
         if which >= 0:  # `other` is read by `node`
             return place.out - place.width / 2

@@ -7,6 +7,7 @@ _OPERATIONS = 9
 
 
 def needed(whole: Frame) -> set[Step]:
+    """The steps that what leaves a frame depends on, or what goes round in it."""
     found: set[Step] = set()
     waiting = [*whole.outputs, *whole.carrying]
     while waiting:

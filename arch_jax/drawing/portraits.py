@@ -103,7 +103,8 @@ def _cross_attention(module: CrossAttention, ports: list[Node], shapes: tuple) -
 def _lstm(module: Any, ports: list[Node], shapes: tuple) -> Inside:
     hidden = module.hidden or shapes[0][-1]
     x = ports[0]
-    heard = Node("box", "x W + h U + b", (f"four gates of {hidden}",), [x])
+    said = (f"four gates of {hidden}", "peepholes: + p c") if getattr(module, "peepholes", False) else ()
+    heard = Node("box", "x W + h U + b", said or (f"four gates of {hidden}",), [x])
     forget, entry, new, leave = (
         Node("function", f"{f} {name}", (), [heard])
         for f, name in (("σ", "forget"), ("σ", "input"), ("tanh", "new"), ("σ", "output"))
@@ -208,22 +209,22 @@ _PORTRAITS: dict[type, Callable[[Any, list[Node], tuple], Inside]] = {
 }
 
 
-#: The arithmetic of layers between the layers that they have: an equation, and its name.
-_EQUATIONS: dict[type, tuple[str, str]] = {
-    MLSTM: ("C = f C + i v kᵀ,  n = f n + i k", "h = C q / max(|n q|, 1), stabilised"),
-    Retention: ("S = γ S + kᵀ v,  y = q S", "by parallel, chunkwise or recurrent form"),
-    DeltaNet: ("S = S − β (S k − v) kᵀ,  y = S q", "delta rule"),
-    GatedDeltaNet: ("S = α S − β (α S k − v) kᵀ,  y = S q", "gated delta rule"),
-    LinearAttention: ("φ(q) (Σ φ(k)ᵀ v) / φ(q) Σ φ(k)ᵀ", "linear attention"),
-    Performer: ("φ(q) (Σ φ(k)ᵀ v) / φ(q) Σ φ(k)ᵀ", "random features"),
-    Mamba2: ("h = exp(Δ A) h + Δ B x,  y = C h + D x", "state space duality"),
-    RWKV4: ("WKV: Σ exp(w) v / Σ exp(w)", "decayed by channel, receptance outside"),
-    RWKV7: ("S = S (diag(w) − κᵀ (a κ)) + vᵀ k", "generalised delta rule"),
-    Hyena: ("y = xₙ · (filter ∗ ...)", "long convolutions and gates in turn"),
-    SpatialAttention: ("softmax(Q Kᵀ / √d) V", "every pixel sees all"),
+#: The state of one head.
+_MATRIX = "of a matrix by head"
+#: The arithmetic of layers between the layers that they have: an equation, its name, and the state that goes round.
+_EQUATIONS: dict[type, tuple[str, str, str]] = {
+    MLSTM: ("C = f C + i v kᵀ,  n = f n + i k", "h = C q / max(|n q|, 1), stabilised", _MATRIX),
+    Retention: ("S = γ S + kᵀ v,  y = q S", "retention", _MATRIX),
+    DeltaNet: ("S = S − β (S k − v) kᵀ,  y = S q", "delta rule", _MATRIX),
+    GatedDeltaNet: ("S = α S − β (α S k − v) kᵀ,  y = S q", "gated delta rule", _MATRIX),
+    LinearAttention: ("φ(q) (Σ φ(k)ᵀ v) / φ(q) Σ φ(k)ᵀ", "linear attention", ""),
+    Performer: ("φ(q) (Σ φ(k)ᵀ v) / φ(q) Σ φ(k)ᵀ", "random features", ""),
+    Mamba2: ("h = exp(Δ A) h + Δ B x,  y = C h + D x", "state space duality", _MATRIX),
+    RWKV4: ("Σ exp(decay + k) v / Σ exp(decay + k)", "WKV, of each channel", "of two sums by channel"),
+    RWKV7: ("S = S (diag(w) − κᵀ (a κ)) + vᵀ k", "generalised delta rule", _MATRIX),
+    Hyena: ("y = x · (filter ∗ v), in turn", "long convolutions and gates", ""),
+    SpatialAttention: ("softmax(Q Kᵀ / √d) V", "every pixel sees all", ""),
 }
-#: Those whose state is a matrix by head.
-_MATRICES = (MLSTM, Retention, DeltaNet, GatedDeltaNet, LinearAttention, RWKV7)
 
 
 def is_known(module: nn.Module) -> bool:
@@ -240,9 +241,8 @@ def arithmetic(module: nn.Module, shapes: tuple) -> tuple[str, tuple[str, ...], 
         said = ("z = tanh, o = σ, i and f exponential", f"h = o c / n, h U by head, {heads} heads")
         return "c = f c + i z,  n = f n + i", said, f"h, c, n, m: {width} each"
     if type(module) in _EQUATIONS:
-        equation, name = _EQUATIONS[type(module)]
-        said = (name, f"{heads} heads") if heads else (name,)
-        return equation, said, "of a matrix by head" if isinstance(module, _MATRICES) else ""
+        equation, name, state = _EQUATIONS[type(module)]
+        return equation, (name, f"{heads} heads") if heads else (name,), state
     return "arithmetic", (f"of {words(type(module).__name__)}",), ""
 
 
@@ -260,7 +260,7 @@ def inside(module: nn.Module, method: str, ports: list[Node], shapes: tuple) -> 
 
 
 def sentence(module: nn.Module, method: str, before: tuple, after: tuple) -> str:
-    """What a box says of its layer beside the name: sizes of a matrix, of a kernel; "" if nothing.
+    """The line of a box about its layer beside the name: sizes of a matrix or a kernel; "" if there is none.
 
     Args:
       module: the layer.

@@ -80,7 +80,7 @@ class Router:
         return [self._line(edge) for edge in self.edges]
 
     def _ends(self) -> None:
-        """Where lines enter their targets: at a frame's ports, or spread over the top in the order that they come."""
+        """Sets where lines enter their targets: at a frame's ports, or spread over the top in the order of coming."""
         for row in self.rows:
             for node in row:
                 place = self.places[node]
