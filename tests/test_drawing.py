@@ -16,6 +16,7 @@ from arch_jax import drawing, registry
 from arch_jax.cli import main
 from arch_jax.drawing.build import diagram
 from arch_jax.drawing.diagram import Node
+from arch_jax.drawing.portraits import magnitude, words
 from arch_jax.drawing.svg import page
 from arch_jax.drawing.text import text_width
 from arch_jax.errors import UsageError
@@ -148,6 +149,24 @@ def test_cross_attention_reads_the_encoder():
     assert 'data-from="encoder" data-to="decoder"' in tiny("transformer-base").svg
 
 
+def test_a_bias_of_the_scores_comes_in():
+    """T5's relative positions: one table for all layers of a stack."""
+    encoder = named(drawn := nodes("t5-small"), "encoder")
+    assert read(encoder, named(drawn, "encoder relative")) == ["mixer"]
+    mixer = next(part for part in encoder.parts if part.title == "mixer")
+    (bias,) = [port for port, source in zip(mixer.ports, mixer.inputs, strict=True) if source is encoder.ports[1]]
+    assert [part.title for part in mixer.parts if bias in part.inputs] == ["softmax(Q Kᵀ)"]
+
+
+def test_nothing_stands_without_effect():
+    for name in (*QUICK, "t5-small", "lstm"):
+        drawn = nodes(name)
+        for things in (drawn, *(node.nodes for node in every(drawn) if node.kind == "frame")):
+            used = {source for node in things for source in node.inputs}
+            last = [node for node in things if node not in used]
+            assert all(node.kind == "end" or node.title == "out" for node in last), (name, last)
+
+
 def test_recurrences_go_round():
     lstm = named(nodes("lstm", depth=1), "mixer")
     assert lstm.loop == "h: 16"
@@ -179,6 +198,26 @@ def test_counts_are_those_of_one_block():
     stack = named(nodes("gpt2", depth=3), "stack")
     count = registry.count(registry.entry("gpt2").abstract_variables(small("gpt2", depth=3))["params"]["stack"])
     assert stack.lines == (f"block · {count / 3000:.2f}\u00a0k",)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("feed_forward", "feed forward"), ("ConvolutionNorm", "convolution norm"), ("RMSNorm", "RMS norm"),
+        ("SwiGLU", "SwiGLU"), ("ConvNeXtBlock", "ConvNeXt block"), ("SelectiveSSM", "selective SSM"), ("B", "B"),
+        ("layer_0", "layer 0"), ("LSTM", "LSTM"),
+    ],
+)  # fmt: skip
+def test_names_as_words(name, said):
+    assert words(name) == said
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(0, "0"), (999, "999"), (1000, "1.00 k"), (12_345, "12.3 k"), (999_949, "1.00 M"), (405_853_388_800, "406 B")],
+)
+def test_numbers_of_parameters(count, said):
+    assert magnitude(count) == said.replace(" ", "\u00a0")
 
 
 class Sideways(nn.Module):

@@ -87,10 +87,12 @@ class Builder:
             else:
                 nodes[step] = self._node(step, nodes, turns)
                 parts.append(nodes[step])
-        read = {source for node in parts for source in node.inputs}
         leaving = [nodes[step] for step in whole.outputs if step in nodes]
+        round_only = [nodes[step] for step in whole.carrying if step in nodes]
+        parts = _leading_to([*leaving, *round_only], parts)
+        read = {source for node in parts for source in node.inputs}
         # Of what goes round only, what nothing else reads is joined to the end, so that no line ends nowhere.
-        leaving += [nodes[step] for step in whole.carrying if step in nodes and nodes[step] not in read | set(leaving)]
+        leaving += [node for node in round_only if node not in read | set(leaving)]
         used = {step: port for step, port in ports.items() if port in read or port in leaving}
         out = Node("port", "out", inputs=list(dict.fromkeys(leaving)))
         self.made.update(nodes)
@@ -153,7 +155,7 @@ class Builder:
         before = given[0][1:] if given else ()
         after = tuple(step.shape[1:])
         facts = (type(call.module).__qualname__, call.method, count)
-        portrait_ports = [Node("port") for _ in step.inputs]
+        portrait_ports = [Node("port", facts=source.shape) for source in step.inputs]
         portrait = inside(call.module, call.method, portrait_ports, call.inputs)
         about = kind if kind != title else ""
         if call.method not in ("__call__", "weights") and not isinstance(call.module, Embedding):
@@ -191,6 +193,18 @@ class Builder:
         changed = after and after != before and "→" not in said
         lines.append(" · ".join(filter(None, (size, times(after) if changed or len(after) > 2 != len(before) else ""))))
         return Node("box", title, tuple(filter(None, lines)), _sources(step.inputs, nodes), facts=facts)
+
+
+def _leading_to(ends: list[Node], parts: list[Node]) -> list[Node]:
+    """The parts that `ends` depend on: a layer's drawing may leave out an input, such as a mask."""
+    found: set[Node] = set()
+    waiting = list(ends)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.inputs
+    return [part for part in parts if part in found]
 
 
 def _sources(steps: list[Step], nodes: dict[Step, Node]) -> list[Node]:

@@ -55,11 +55,16 @@ def marks(jaxpr: Any) -> list[int]:
     return found
 
 
+def _is_zero(variable: Any) -> bool:
+    value = getattr(variable, "val", None)
+    return value is not None and getattr(value, "ndim", 0) == 0 and float(value) == 0
+
+
 def with_function(equation: Any, data: list[Value], origin: Value) -> Value:
     """The value after a function of one origin."""
     name = equation.primitive.name
     title = _PRIMITIVES.get(name)
-    if name == "max" and len(data) == 1 and any(hasattr(v, "val") for v in equation.invars):
+    if name == "max" and len(data) == 1 and any(_is_zero(v) for v in equation.invars):
         title = "ReLU"
     if name == "reduce_sum" and equation.invars[0].aval.ndim == 4 and len(equation.params["axes"]) == 2:
         title = "sum over places"

@@ -42,13 +42,18 @@ Inside = tuple[list[Node], Node, str]
 
 def words(name: str) -> str:
     """The words of a name: "feed_forward" and "ConvolutionNorm" as one reads them."""
-    apart = (
-        re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])|(?<=[a-z]{4})(?=[A-Z]{2})|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
-        .replace("_", " ")
-        .strip()
-    )
-    return " ".join(w if w.isupper() or not w[0].isupper() or sum(map(str.isupper, w)) > 1 else w.lower()
-                    for w in apart.split())  # fmt: skip
+    pattern = r"(?<=[a-z0-9])(?=[A-Z][a-z])|(?<=[a-z]{4})(?=[A-Z]{2})|(?<=[A-Z])(?=[A-Z][a-z])"
+    found: list[str] = []
+    for part in name.replace("_", " ").split():
+        pieces: list[str] = []
+        for piece in re.sub(pattern, " ", part).split():
+            if pieces and len(piece) < 3 and not piece.isupper():  # ConvNeXt
+                pieces[-1] += piece
+            else:
+                pieces.append(piece)
+        found += pieces
+    # Names such as SwiGLU and RMS keep their capitals.
+    return " ".join(w if sum(map(str.isupper, w)) != 1 or len(w) == 1 else w.lower() for w in found)
 
 
 def times(shape: tuple[int, ...]) -> str:
@@ -77,6 +82,8 @@ def _attention(module: Attention, ports: list[Node], shapes: tuple) -> Inside:
     said += [] if module.softcap is None else [f"softcap {module.softcap:g}"]
     if kv_heads < heads:
         said.append(f"{heads // kv_heads} queries share a key")
+    # A term that is added to the scores, "batch heads time source"; what else may come in are segments.
+    ends += [port for port in ports[1:] if len(port.facts) == 4]
     return _attended(parts, ends, v, module.scale, (size, shapes[0][-1]), said)
 
 
@@ -165,10 +172,10 @@ def _s4(module: Any, ports: list[Node], shapes: tuple) -> Inside:
     skip = Node("function", "D u", (), [x])
     total = Node("symbol", "+", (), [space, skip])
     gelu = Node("function", "GELU", (), [total])
+    if not module.glu:
+        return [space, skip, total], total, ""
     parts = [space, skip, total, gelu]
     value = Node("box", "output", (f"{width} → {width}",), [gelu])
-    if not module.glu:
-        return [*parts, value], value, ""
     gate = Node("box", "gate", (f"{width} → {width}",), [gelu])
     sigmoid = Node("function", "sigmoid", (), [gate])
     product = Node("symbol", "×", (), [value, sigmoid])
