@@ -34,7 +34,9 @@ def small(name: str, **changes) -> nn.Module:
 
 
 def tiny(name: str, **changes) -> drawing.Drawing:
-    return drawing.of_entry(registry.entry(name), small(name, **changes))
+    module = small(name, **changes)
+    entry = registry.entry(name)
+    return drawing.of_entry(dataclasses.replace(entry, inputs=entry.inputs.resized(module)), module)
 
 
 def nodes(name: str, **changes) -> list[Node]:
@@ -85,7 +87,13 @@ def test_a_repeating_pattern_is_one_group():
         (stack,) = [node for node in nodes("gpt", mixer=pair, depth=depth, scan=scan) if node.kind == "frame"]
         group = stack if stack.repeat > 1 else next(part for part in stack.parts if part.kind == "frame")
         assert group.repeat == 4
-        assert len([part for part in group.parts if part.kind == "frame"]) == 2
+        names = [part.title for part in group.parts if part.kind == "frame"]
+        assert names == (["block 0", "block 1"] if scan else ["layer 0, 2 … 6", "layer 1, 3 … 7"])
+
+
+def test_changes_keep_the_inputs_that_fit():
+    assert ">256 × 192<" in arch_jax.draw("gpt", depth=1).svg.replace("49.2\u00a0k · ", "")
+    assert ">14 × 14 × 1<" in arch_jax.draw("vae", resolution=14).svg
 
 
 def test_different_blocks_are_not_folded():
@@ -347,6 +355,7 @@ def test_texts_are_escaped_and_cut():
 
 def test_a_registered_name_is_escaped():
     entry = dataclasses.replace(registry.entry("perceptron"), name='<b a="1">&')
+    entry = dataclasses.replace(entry, inputs=entry.inputs.resized(entry.tiny()))
     root = ElementTree.fromstring(drawing.of_entry(entry, entry.tiny()).svg)
     assert root.find(f"{SPACE}title").text.startswith('<b a="1">&, ')
 

@@ -80,13 +80,18 @@ def draw(model: str | nn.Module, /, *arguments: Any, **changes: Any) -> Drawing:
         return _drawn(model, variables, arguments, (), type(model).__name__, [])
     if arguments:
         raise UsageError(f"{model!r} was given {len(arguments)} arguments; expected none, as a name has its own inputs")
-    return of_entry(registry.entry(model), registry.create(model, **changes), resized=bool(changes))
+    entry, module = registry.entry(model), registry.create(model, **changes)
+    try:
+        return of_entry(entry, module)
+    except UsageError:
+        if not changes:
+            raise
+        # Another resolution, or fewer positions, than the example inputs have.
+        return of_entry(dataclasses.replace(entry, inputs=entry.inputs.resized(module)), module)
 
 
-def of_entry(entry: registry.Entry, module: nn.Module, resized: bool = True) -> Drawing:
-    """The drawing of a registered model as `module`, on its example inputs, cut to what it can take if `resized`."""
-    if resized:
-        entry = dataclasses.replace(entry, inputs=entry.inputs.resized(module))
+def of_entry(entry: registry.Entry, module: nn.Module) -> Drawing:
+    """The drawing of a registered model as `module`, on the example inputs of its entry."""
     batch = jax.eval_shape(lambda: entry.inputs.batch(module, 1, jax.random.key(0)))
     paper = entry.paper
     source = f"{paper.title}. {paper.authors}, {paper.year}"

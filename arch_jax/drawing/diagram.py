@@ -145,14 +145,14 @@ def _folded(nodes: list[Node], start: int, period: int, count: int) -> list[Node
     if period == 1:
         (kept,) = first
         kept.repeat *= count
-        kept.title = _range(kept.title, last[0].title)
+        kept.title = _range([node.title for node in nodes[start : start + count]])
         result = kept
         nodes = [*nodes[:start], kept, *after]
     else:
         outside = list(dict.fromkeys(s for node in first for s in node.inputs if s not in first))
         ports = {source: Node("port") for source in outside}
-        for node, final in zip(first, last):
-            node.title = _range(node.title, final.title)
+        for i, node in enumerate(first):
+            node.title = _range([nodes[start + turn * period + i].title for turn in range(count)])
             node.inputs = [ports.get(source, source) for source in node.inputs]
         used = [first[i] for i, node in enumerate(last) if any(node in other.inputs for other in after)]
         result = frame("", (), outside, list(ports.values()), first, used or first[-1:], repeat=count)
@@ -162,11 +162,17 @@ def _folded(nodes: list[Node], start: int, period: int, count: int) -> list[Node
     return nodes
 
 
-def _range(first: str, last: str) -> str:
-    """The name of a run of layers: "layer 0 input" and "layer 11 input" give "layer 0–11 input"."""
-    begin, end = re.split(r"(\d+)", first), re.split(r"(\d+)", last)
-    differ = [i for i, (a, b) in enumerate(zip(begin, end)) if a != b]
-    if len(begin) != len(end) or len(differ) != 1 or not begin[differ[0]].isdigit():
-        return first
-    begin[differ[0]] = f"{begin[differ[0]]}–{end[differ[0]]}"
-    return "".join(begin)
+def _range(names: list[str]) -> str:
+    """One name for those of a run: "layer 0" to "layer 11" give "layer 0–11", every second one "layer 0, 2 … 10"."""
+    apart = [re.split(r"(\d+)", name) for name in names]
+    if len({len(parts) for parts in apart}) != 1:
+        return names[0]
+    differ = [i for i, parts in enumerate(zip(*apart)) if len(set(parts)) > 1]
+    if len(differ) != 1 or differ[0] % 2 == 0:
+        return names[0]
+    numbers = [parts[differ[0]] for parts in apart]
+    if int(numbers[1]) - int(numbers[0]) == 1:
+        said = f"{numbers[0]}–{numbers[-1]}"
+    else:
+        said = f"{numbers[0]}, {numbers[1]}" + (f" … {numbers[-1]}" if len(numbers) > 2 else "")
+    return "".join([*apart[0][: differ[0]], said, *apart[0][differ[0] + 1 :]])

@@ -17,7 +17,8 @@ from arch_jax.layers.graph.convolution import GraphConvolution
 from arch_jax.layers.mixers.attention import Attention
 from arch_jax.layers.mixers.delta_net import DeltaNet, GatedDeltaNet
 from arch_jax.layers.mixers.hyena import Hyena
-from arch_jax.layers.mixers.linear_attention import LinearAttention, Performer
+from arch_jax.layers.mixers.latent_attention import LatentAttention
+from arch_jax.layers.mixers.linear_attention import LinearAttention, Linformer, Performer
 from arch_jax.layers.mixers.mlstm import MLSTM
 from arch_jax.layers.mixers.retention import Retention
 from arch_jax.layers.mixers.rnn.gru import GRU
@@ -226,6 +227,8 @@ _EQUATIONS: dict[type, tuple[str, str, str]] = {
     GatedDeltaNet: ("S = α S − β (α S k − v) kᵀ,  y = S q", "gated delta rule", _MATRIX),
     LinearAttention: ("φ(q) (Σ φ(k)ᵀ v) / φ(q) Σ φ(k)ᵀ", "linear attention", ""),
     Performer: ("φ(q) (Σ φ(k)ᵀ v) / φ(q) Σ φ(k)ᵀ", "random features", ""),
+    LatentAttention: ("softmax(Q Kᵀ / √d) V", "keys and values from a small code", ""),
+    Linformer: ("softmax(Q (E K)ᵀ / √d) F V", "E, F shorten the sequence", ""),
     Mamba2: ("h = exp(Δ A) h + Δ B x,  y = C h + D x", "state space duality", _MATRIX),
     RWKV4: ("Σ exp(decay + k) v / Σ exp(decay + k)", "WKV, of each channel", "of two sums by channel"),
     RWKV7: ("S = S (diag(w) − κᵀ (a κ)) + vᵀ k", "generalised delta rule", _MATRIX),
