@@ -102,6 +102,8 @@ def _name_of(path: Path) -> str | None:
     for folder in directories():
         if path.is_relative_to(folder):
             return f"{_EXPERIMENTS}/{path.relative_to(folder).as_posix()}"
+    if path == _PACKAGE / "__init__.py":  # the table of public names, which every new name changes
+        return None
     if path.is_relative_to(_PACKAGE) and path.suffix == ".py":
         return f"{_PACKAGE.name}/{path.relative_to(_PACKAGE).as_posix()}"
     return None
