@@ -9,6 +9,9 @@
 #
 # Run time: <!-- run time -->
 #
+# <!-- about: self-attention, heads, positions, encoder-decoder, GPT, BERT, T5, scaling laws | figure: causality as a
+# triangle of gradients; the induction head appearing -->
+#
 # After this lesson you can
 #
 # 1. write multi-head attention with a causal mask and rotary positions in 30 lines, and show that it is right;
@@ -191,7 +194,7 @@ assert abs(ratio - 1) < 0.04
 
 # %% [markdown]
 # - **Encoder-decoder (2017).** An encoder without mask reads the source; a causal decoder writes the target and looks
-#   at the source by cross-attention, which [lesson 5](05_sequence_to_sequence.ipynb) explains.
+#   at the source by cross-attention, which [lesson 5](05_encoder_decoder.ipynb) explains.
 # - **GPT.** The decoder alone, without cross-attention. Every position predicts its successor, so that one pass gives
 #   a loss at every token.
 # - **BERT.** The encoder alone. With both sides visible, the next token would be given away; so 15 % of the tokens
@@ -772,4 +775,4 @@ np.testing.assert_array_equal(band, (reach >= 0) & (reach <= 2 * 4))  # two laye
 # 2020, *On Layer Normalization in the Transformer Architecture* (2002.04745). Dao et al. 2022, *FlashAttention*
 # (2205.14135).
 #
-# Next: [lesson 3](03_recurrent.ipynb).
+# **Next**: [lesson 3](03_convolutional.ipynb), convolutional networks.
