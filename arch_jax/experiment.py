@@ -124,6 +124,9 @@ class Published:
     against: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("changes", "against"):  # as a record gives them back
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, fields.to_json(getattr(self, name)))
         if not self.tolerance >= 0:
             raise UsageError(f"the tolerance of {self.source!r} is {self.tolerance}; expected at least 0")
         if self.seeds < 1:

@@ -1,5 +1,6 @@
 """Side-by-side timing: what is compared takes turns in one run, so that a drifting machine drifts for all."""
 
+import json
 import platform
 import statistics
 import sys
@@ -54,9 +55,17 @@ def versions() -> str:
     return f"python {platform.python_version()}, " + ", ".join(found)
 
 
-def publish(name: str, text: str) -> None:
-    """Prints a table and writes it to `results/NAME.txt` beside this file."""
+def publish(name: str, text: str, rows: dict[str, dict[int, dict[str, float]]] | None = None) -> None:
+    """Prints a table and writes it to `results/NAME.txt` beside this file.
+
+    With `rows`, name -> length -> unit -> number, also to `results/NAME.json`, for `arch_jax.load_table`.
+    """
     print(text)
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.txt").write_text(text + "\n", encoding="utf-8")
+    if rows is not None:
+        title = json.dumps(text.splitlines()[0].removeprefix("# "))
+        body = ",\n".join(f"  {json.dumps(row)}: {json.dumps(cells)}" for row, cells in rows.items())
+        whole = f'{{\n "title": {title},\n "rows": {{\n{body}\n }}\n}}\n'
+        (folder / f"{name}.json").write_text(whole, encoding="utf-8")

@@ -76,8 +76,8 @@ class Decoding:
         return logits
 
 
-def row(name: str, model: Decoder, rounds: int, longest: int) -> str:
-    """The line of one mixer."""
+def row(name: str, model: Decoder, rounds: int, longest: int) -> tuple[str, dict[int, dict[str, float]]]:
+    """The line of one mixer, and its times and sizes by how many tokens came before."""
     variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 4), jnp.int32))
     step = jax.jit(lambda variables, token, state: model.apply(variables, token, None, state), donate_argnums=2)
     places = [Decoding(model, variables, step, tokens) for tokens in BEFORE if tokens <= longest]
@@ -88,7 +88,10 @@ def row(name: str, model: Decoder, rounds: int, longest: int) -> str:
             place.run()
     times = "".join(f"{1000 * place.least:9.3f}" for place in places) + " " * 9 * (len(BEFORE) - len(places))
     ratio = places[-1].least / places[0].least
-    return f"{name:17}{times}{ratio:14.2f}{places[0].bytes / 1024:10.1f}{places[-1].bytes / 1024:10.1f}"
+    found = {
+        n: {"milliseconds": round(1000 * p.least, 3), "KiB": round(p.bytes / 1024, 1)} for n, p in zip(BEFORE, places)
+    }
+    return f"{name:17}{times}{ratio:14.2f}{places[0].bytes / 1024:10.1f}{places[-1].bytes / 1024:10.1f}", found
 
 
 def main() -> None:
@@ -105,14 +108,16 @@ def main() -> None:
         f"{'':17}{'milliseconds a token, behind':>36}{'the last to':>14}{'state, KiB, behind':>20}",
         f"{'':17}{columns}{'the first':>14}{BEFORE[0]:10}{min(longest, BEFORE[-1]):10}",
     ]
+    found = {}
     for name in names:
         model = model_with(name)
         if model is None:
             continue
-        lines.append(row(name, model, rounds, longest))
+        line, found[name] = row(name, model, rounds, longest)
+        lines.append(line)
         print(lines[-1], file=sys.stderr, flush=True)
     if names == every:
-        publish("decoding_recurrent", "\n".join(lines))
+        publish("decoding_recurrent", "\n".join(lines), found)
     else:
         print("\n".join(lines))
 

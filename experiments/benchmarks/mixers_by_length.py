@@ -109,8 +109,11 @@ def slope(lengths: list[int], values: list[float]) -> str:
     return f"{np.polyfit(np.log(lengths), np.log(values), 1)[0]:.2f}" if len(lengths) > 1 else ""
 
 
-def row(name: str, rounds: int, longest: int) -> str:
-    """The line of one mixer. Lengths take turns, so that a drifting machine drifts for all."""
+def row(name: str, rounds: int, longest: int) -> tuple[str, dict[int, dict[str, float]]]:
+    """The line of one mixer, and its times and sizes by length.
+
+    Lengths take turns, so that a drifting machine drifts for all.
+    """
     lengths = [n for n in LENGTHS if n <= min(longest, LONGEST.get(name, longest))]
     programs = [Program(name, n) for n in lengths]
     for _ in range(rounds):
@@ -122,11 +125,13 @@ def row(name: str, rounds: int, longest: int) -> str:
     cells += "".join(f"{x:>8}" for x in [f"{mb:.1f}" for mb in sizes] + empty)
     work = [p.least_work for p in programs]
     slopes = (slope(lengths, times), slope(lengths, work), slope(lengths[1:], work[1:]), slope(lengths, sizes))
-    return f"{name:17}{cells}{max(p.compile_seconds for p in programs):8.2f}" + "".join(f"{x:>8}" for x in slopes)
+    line = f"{name:17}{cells}{max(p.compile_seconds for p in programs):8.2f}" + "".join(f"{x:>8}" for x in slopes)
+    found = {n: {"milliseconds": round(ms, 1), "MiB": round(mb, 1)} for n, ms, mb in zip(lengths, times, sizes)}
+    return line.rstrip(), found
 
 
-def by_length(names: list[str], rounds: int, longest: int) -> str:
-    """The table of times."""
+def by_length(names: list[str], rounds: int, longest: int) -> tuple[str, dict[str, dict[int, dict[str, float]]]]:
+    """The table of times, as text and as numbers."""
     heads = "".join(f"{n // 1024:>8}k" for n in LENGTHS) + "".join(f"{n // 1024:>7}k" for n in LENGTHS)
     lines = [
         f"# mixers by length, one layer, width {WIDTH}, batch 1, forward + backward, float32, "
@@ -134,10 +139,12 @@ def by_length(names: list[str], rounds: int, longest: int) -> str:
         f"{'':17}{'milliseconds':>36}{'temporaries, MiB':>32}{'compile':>8}{'slopes of':>32}",
         f"{'':17}{heads}{'s':>8}{'time':>8}{'work':>8}{'4k on':>8}{'memory':>8}",
     ]
+    found = {}
     for name in names:
-        lines.append(row(name, rounds, longest).rstrip())
-        print(lines[-1], file=sys.stderr, flush=True)
-    return "\n".join(lines)
+        line, found[name] = row(name, rounds, longest)
+        lines.append(line)
+        print(line, file=sys.stderr, flush=True)
+    return "\n".join(lines), found
 
 
 def on_v5e(names: list[str], length: int) -> str:
@@ -170,12 +177,12 @@ def main() -> None:
     given = [argument for argument in sys.argv[1:] if argument != "--v5e"]
     numbers, names = [int(x) for x in given if x.isdigit()], [x for x in given if not x.isdigit()] or every
     if V5E:
-        text, stored = on_v5e(names, *(numbers or [LENGTHS[2]])), "mixers-v5e-compiled"
+        text, rows, stored = on_v5e(names, *(numbers or [LENGTHS[2]])), None, "mixers-v5e-compiled"
     else:
         rounds, longest = (*numbers, *(3, LENGTHS[-1])[len(numbers) :])
-        text, stored = by_length(names, rounds, longest), "mixers_by_length"
+        (text, rows), stored = by_length(names, rounds, longest), "mixers_by_length"
     if names == every:
-        publish(stored, text)
+        publish(stored, text, rows)
     else:
         print(text)
 

@@ -72,7 +72,7 @@ def test_matplotlib_is_imported_in_one_place():
     """So that none reads the backend, or switches that of the caller."""
     found = {
         path.relative_to(ROOT).as_posix(): lines
-        for folder in ("arch_jax", "experiments", "notebooks", "examples")
+        for folder in ("arch_jax", "experiments", "examples")
         for path in ROOT.glob(f"{folder}/**/*.py")
         if "plotlib" in (text := path.read_text(encoding="utf-8")) or "pylab" in text
         if (lines := imports_of_matplotlib(text))

@@ -1,7 +1,8 @@
 """The files of the library that a run executed, by the hash of their code: what makes a result stale.
 
 A file counts once one of its functions was called: importing it alone, as the search for components does with all of
-them, changes no result. Comments and docstrings are no code. What a file is read for its constants alone is not seen.
+them, changes no result. Comments and docstrings are no code. A file that is used for its constants alone is not seen.
+Experiments count where they are run, and records and tables where they are read.
 """
 
 import ast
@@ -14,34 +15,38 @@ import threading
 import tokenize
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from arch_jax.experiment import directories
+
 _PACKAGE = Path(__file__).resolve().parents[2]
+#: Where experiments lie: in a clone beside the package, in an installed one inside it.
+_EXPERIMENTS = "experiments"
 #: Flag of a code object that is a function's, and not a module's or a class body's.
 _FUNCTION = 0x1
 
 
 class ExecutedCode:
-    """The files of the package and of its experiments of which a function was called, while `executed_code` is open."""
+    """The files of the package and of its experiments that ran or were read, while `executed_code` is open.
+
+    Attributes:
+      files: paths of all files that were noted, of whatever package.
+    """
 
     def __init__(self) -> None:
-        self._files: set[str] = set()
-        self.recording = True
-
-    def note(self, frame: FrameType) -> None:
-        """Notes the file of a function that is called."""
-        if frame.f_code.co_flags & _FUNCTION:
-            # Generated functions, such as a dataclass's __init__, have no file of their own but their class's globals.
-            self._files.add(frame.f_globals.get("__file__") or "")
+        self.files: set[str | None] | frozenset[str | None] = set()
 
     def hashes(self) -> dict[str, str]:
-        """Path below the package -> 8 hexadecimal digits of a hash of its code, in order."""
+        """Path -> 8 hexadecimal digits of a hash of its code, or of a record's text, in order.
+
+        Paths are those in a clone: `arch_jax/optimizer.py`, `experiments/gpt.py`, `experiments/results/gpt.json`.
+        """
         found = {}
-        for name in set(self._files):
-            path = Path(name)
-            if path.suffix == ".py" and path.is_relative_to(_PACKAGE) and path.is_file():
-                found[path.relative_to(_PACKAGE).as_posix()] = code_hash(path)
+        for file in set(self.files):
+            path = Path(file or "")
+            name = _name_of(path)
+            if name is not None and path.is_file() and not path.is_relative_to(Path(__file__).parent):  # not what notes
+                found[name] = code_hash(path)
         return dict(sorted(found.items()))
 
 
@@ -52,25 +57,31 @@ def executed_code() -> Iterator[ExecutedCode]:
     It costs a small part of the time of tracing, and nothing of that of compiled programs. A debugger or a measure of
     coverage that is at work already goes on.
     """
-    code = ExecutedCode()
-    before, before_in_threads = sys.gettrace(), threading.gettrace()
+    code, noted = ExecutedCode(), set()
+    code.files, note = noted, noted.add
 
     def traced(previous: Any) -> Any:
-        def trace(frame: FrameType, event: str, argument: Any) -> Any:
-            if code.recording:
-                code.note(frame)
-            return None if previous is None else previous(frame, event, argument)
+        # Lambdas: they run at every call of every function, where a checked function of our own would be too slow.
+        # A generated function, such as a dataclass's __init__, has no file of its own but its class's globals.
+        noting = lambda frame: note(frame.f_globals.get("__file__")) if frame.f_code.co_flags & _FUNCTION else None
+        if previous is None:
+            return lambda frame, event, argument: noting(frame)
+        return lambda frame, event, argument: (noting(frame), previous(frame, event, argument))[1]
 
-        return trace
+    def heard(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and code.files is noted and str(arguments[0]).endswith(".json"):
+            note(str(arguments[0]))
 
+    before, before_in_threads = sys.gettrace(), threading.gettrace()
+    sys.addaudithook(heard)  # for good, which is why it asks whether it is still wanted
     sys.settrace(traced(before))
     threading.settrace(traced(before_in_threads))
     try:
         yield code
     finally:
-        code.recording = False
         sys.settrace(before)
         threading.settrace(before_in_threads)  # type: ignore[arg-type]
+        code.files = frozenset(noted)
 
 
 def changed_since(hashes: Mapping[str, str]) -> list[str]:
@@ -79,18 +90,35 @@ def changed_since(hashes: Mapping[str, str]) -> list[str]:
 
 
 def code_hash(path: Path) -> str:
-    """8 hexadecimal digits of a hash of a file's code: without comments, docstrings and empty lines."""
+    """8 hexadecimal digits of a hash of a Python file's code, without comments, docstrings and empty lines.
+
+    Of another file it is the hash of its text.
+    """
     return _code_hash(path, path.stat().st_mtime_ns)
 
 
+def _name_of(path: Path) -> str | None:
+    """A file's path in a clone; None if it is neither of the package nor of its experiments."""
+    for folder in directories():
+        if path.is_relative_to(folder):
+            return f"{_EXPERIMENTS}/{path.relative_to(folder).as_posix()}"
+    if path.is_relative_to(_PACKAGE) and path.suffix == ".py":
+        return f"{_PACKAGE.name}/{path.relative_to(_PACKAGE).as_posix()}"
+    return None
+
+
 def _hash_now(name: str) -> str | None:
-    path = _PACKAGE / name
-    return code_hash(path) if path.is_file() else None
+    top, _, rest = name.partition("/")
+    folders = directories() if top == _EXPERIMENTS else [_PACKAGE]
+    paths = [folder / rest for folder in folders if (folder / rest).is_file()]
+    return code_hash(paths[0]) if paths else None
 
 
 @functools.cache
 def _code_hash(path: Path, _changed: int) -> str:
     text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
     lines = text.splitlines()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -1,21 +1,26 @@
 """Reproductions and their ledger: verdicts, records that outlive what they are of, and the table in a README."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import subprocess
+import sys
 import types
 from pathlib import Path
 
 import pytest
 
-from arch_jax.errors import UsageError
+from arch_jax.errors import RunError, UsageError
 from arch_jax.experiment import Published, load
+from arch_jax.study.reproduce import provenance
+from arch_jax.study.reproduce import reproduce as reproduction
 from arch_jax.study.reproduce.ledger import ledger, ledger_table, write_record, write_table
 from arch_jax.study.reproduce.record import Record, ReproducedFigure
 from arch_jax.study.reproduce.reproduce import commit, reproduce
 from arch_jax.study.runs.run import RunResult
 from arch_jax.study.runs.study import Study
+from arch_jax.train import step
 
 FILE = '''"""A toy."""
 
@@ -39,6 +44,18 @@ def config():
         checkpoint_every=20,
     )
 '''
+
+
+STEP = "arch_jax/train/step.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_file_noted():
+    """Each call of a function would be noted, and under these tests each is checked: together that takes minutes."""
+    noted = types.SimpleNamespace(hashes=lambda: {STEP: provenance.code_hash(Path(step.__file__))})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(reproduction, "executed_code", lambda: contextlib.nullcontext(noted))
+        yield
 
 
 class Told(Study):
@@ -316,3 +333,145 @@ def test_commit(file, record, monkeypatch):
     assert commit(file) == head[:12]
     (top / "library.py").write_text("x = 2\n")
     assert commit(file) == head[:12] + "+changes"
+
+
+RECORDED = (
+    FILE.replace("published = (", 'recorded = ("width",)\n\npublished = (').replace(
+        "    arch_jax.Published(5.0",
+        """    arch_jax.Published(
+        0.0, "Nobody 2026, table 3", 1.0, metric="accuracy", factor=100.0, changes={"model.hidden": (8,)}, against={}
+    ),
+    arch_jax.Published(1.0, "Nobody 2026, table 4", 9.0, metric="loss", changes={"model.dropout": 0.25}),
+    arch_jax.Published(5.0""",
+    )
+    + """
+
+def ablate_width():
+    for hidden in ((4,), (8,)):
+        yield {"model.hidden": hidden}
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A record of three variants with three seeds that really ran, and its file."""
+    path = tmp_path_factory.mktemp("recorded") / "experiments" / "toy.py"
+    path.parent.mkdir()
+    path.write_text(RECORDED)
+    experiment, module = load(str(path))
+    with Study(path.parent.parent / "study") as study:
+        return reproduce(experiment, module, study), path, study.path
+
+
+def test_variants_of_recorded_axes_and_of_published_numbers(recorded):
+    record, _, _ = recorded
+    assert [(one.label, one.changes) for one in record.variants] == [
+        ("baseline", {}),
+        ("hidden=[8]", {"model.hidden": [8]}),
+        ("dropout=0.25", {"model.dropout": 0.25}),
+    ]
+    base, wide, dropped = record.variants
+    assert base.parameters < wide.parameters
+    assert len({tuple(one.values("loss").values()) for one in record.variants}) == 3
+    accuracy, difference, loss, last = record.figures
+    assert accuracy.values == {seed: 100 * value for seed, value in base.values("accuracy").items()}
+    assert difference.values == {
+        seed: 100 * wide.values("accuracy")[seed] - accuracy.values[seed] for seed in accuracy.values
+    }
+    assert loss.values == dropped.values("loss")
+    assert last.values == {seed: base.values("loss")[seed] for seed in (0, 1)}
+
+
+def test_curves_end_where_the_results_stand(recorded):
+    record, _, _ = recorded
+    for variant in record.variants:
+        for seed, (steps, values) in variant.curve("loss").items():
+            assert steps[-1] == 20
+            assert values[-1] == pytest.approx(variant.values("loss")[seed], rel=1e-4)
+        assert all(steps[-1] == 20 for steps, _ in variant.curve("training loss").values())
+        low, high = variant.prediction("loss").low, variant.prediction("loss").high
+        assert low < variant.interval("loss").low < variant.interval("loss").high < high
+    with pytest.raises(UsageError, match=r"unknown metric 'los'; the nearest is 'loss'"):
+        record.variant("baseline").values("los")
+    with pytest.raises(UsageError, match="unknown variant 'hidden'"):
+        record.variant("hidden")
+    with pytest.raises(UsageError, match=r"unknown curve 'lss'"):
+        record.variant("baseline").curve("lss")
+
+
+def test_record_with_variants_survives_json(recorded):
+    record, path, _ = recorded
+    text = kept(record, path).read_text()
+    assert Record.from_json(json.loads(text)) == record
+    assert max(map(len, text.splitlines())) < 4000
+    assert len(text.splitlines()) < 900  # no line for each point
+    assert load_text(path) == record
+
+
+def load_text(path):
+    return entry(path).record
+
+
+@pytest.mark.thorough
+def test_the_code_that_ran_stands_in_the_record(file, tmp_path):
+    command = [sys.executable, "-m", "arch_jax", "reproduce", str(file), "--seeds", "1"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (record,) = [one.record for one in ledger(file.parent / "results")]
+    assert {STEP, "arch_jax/optimizer.py", "arch_jax/objectives/nodes.py", "arch_jax/models/gnn/gcn.py"} <= {
+        *record.code
+    }
+    assert not {"arch_jax/layers/mixers/rnn/lstm.py", "arch_jax/models/rnn/lstm.py"} & {
+        *record.code
+    }  # imported at most
+    assert record.command == "arch-jax reproduce toy --seeds 1"
+    assert entry(file).state == "fresh"
+
+
+def test_what_is_done_is_not_run_again_unless_its_code_has_changed(recorded, monkeypatch):
+    record, path, folder = recorded
+    ran = []
+    monkeypatch.setattr(Study, "_take", lambda self, group, progress: ran.extend(group))
+    experiment, module = load(str(path))
+    monkeypatch.setattr(
+        reproduction, "executed_code", lambda: contextlib.nullcontext(types.SimpleNamespace(hashes=dict))
+    )
+    with Study(folder) as study:
+        assert reproduce(experiment, module, study).variants == record.variants
+    assert ran == []
+    copy = path.parent.parent / "copy"
+    shutil.copytree(folder, copy)
+    result = next(iter(sorted(copy.glob("cells/*/result.json"))))
+    found = json.loads(result.read_text())
+    result.write_text(json.dumps(found | {"code": found["code"] | {STEP: "00000000"}}))
+    with Study(copy) as study, pytest.raises(RunError, match="is not done"):
+        reproduce(experiment, module, study)
+    assert ran == [result.parent.name]
+
+
+def test_state_of_a_record(recorded):
+    record, path, _ = recorded
+    kept(record, path)
+    assert entry(path).state == "fresh"
+    kept(dataclasses.replace(record, code={**record.code, STEP: "0", "arch_jax/gone.py": "1"}), path)
+    assert entry(path).changed == ("arch_jax/gone.py", STEP)
+    assert f"2 of {len(record.code) + 1} files that ran have changed: arch_jax/gone.py" in entry(path).state
+    kept(dataclasses.replace(record, code={}), path)
+    assert entry(path).state == "stale: made before records kept the code that ran"
+
+
+def test_only_variants_are_recorded(file):
+    file.write_text(RECORDED.replace("published = (", "found = ("))
+    file.write_text(file.read_text().replace('recorded = ("width",)', "recorded = 3"))
+    with pytest.raises(UsageError, match=r"recorded is 3; expected a tuple"):
+        reproduce(*load(str(file)), Told(ALL))
+    file.write_text(file.read_text().replace("recorded = 3", 'recorded = ("widht",)'))
+    with pytest.raises(UsageError, match=r"unknown axis 'widht'; the nearest is 'width'"):
+        reproduce(*load(str(file)), Told(ALL))
+    file.write_text(file.read_text().replace("widht", "width"))
+    record = reproduce(*load(str(file)), Told(ALL))
+    assert record.figures == ()
+    assert [len(one.results) for one in record.variants] == [3, 3]
+    kept(record, file)
+    assert ledger_table([entry(file)])[0]["verdict"] == "2 variants recorded"
+    assert "Nothing is published" in str(record)
