@@ -259,8 +259,8 @@ trained = {cell: adding(cell) for cell in CELLS}
 guess = 1 / 6
 for cell, (error, _, _) in trained.items():
     print(f"{cell:5} mean squared error {error:.5f}, of the constant's 1/6: {error / guess:.3f}")
-assert trained["gru"][0] < guess / 50
-assert trained["lstm"][0] < guess / 50
+assert trained["gru"][0] < guess / 20
+assert trained["lstm"][0] < guess / 20
 assert trained["rnn"][0] > 0.8 * guess  # without gates: nothing learned
 
 # %% [markdown]
@@ -426,14 +426,22 @@ record = arch_jax.load_record("adding_problem")
 for variant in record.variants:
     found = ", ".join(f"{value:.2e}" for value in variant.values("loss").values()) if variant.results else "none"
     diverged = f"; {len(variant.diverged)} diverged" if variant.diverged else ""
-    print(f"{variant.label:40} {variant.parameters:>7,} parameters   {found}{diverged}")
+    print(f"{variant.label:48} {variant.parameters:>7,} parameters   {found}{diverged}")
 assert max(record.variant("baseline").values("loss").values()) < 0.01 < guess
+assert max(record.variant("mixer=lstm").values("loss").values()) < 0.01
 assert min(record.variant("mixer=rnn").values("loss").values()) > 0.8 * guess
+(accumulator,) = [one for one in record.variants if "identity" in one.label]
+assert max(accumulator.values("loss").values()) < 0.01
 
 # %% [markdown]
+# The last row has no gates and learns all the same: with $U = I$ and `relu` in place of `tanh` the factor is 1 for
+# every unit that is on (Le et al. 2015). So it is the factor that counts; gates are the way to choose it by what is
+# read.
+#
 # A second record, `sequential_digits`, reads digits of 8 x 8 pixels one pixel at a time, by two residual blocks of
-# each mixer. Its cheapest cell, the RNN, is trained again with a seed that is not in the record; its accuracy must lie
-# within the 95 % prediction interval of the recorded seeds.
+# each mixer; its baseline is S4, a linear recurrence. The cheapest cell, the RNN, is trained again with a seed that is
+# not in the record; its accuracy must lie within the 95 % prediction interval of the recorded seeds. The interval is
+# wide, since a tanh RNN depends much on its seed.
 
 # %%
 digits = arch_jax.load_record("sequential_digits")
@@ -497,28 +505,41 @@ record
 # Choose a recurrent network
 #
 # - for streams and small devices: the table's time and state for a token do not grow;
-# - for short training budgets on short sequences: the record of `sequential_digits` was trained for minutes;
-# - where a state must be *tracked*, such as a parity or a stack: a state that is multiplied by a matrix at each step
-#   can, and attention can't beyond its training lengths (the record of `formal_languages`; lesson 13).
+# - where a state must be *tracked*, such as the parity of all bits so far: in the record of `formal_languages`,
+#   printed below, an LSTM with exponential gates (sLSTM, whose state passes through a matrix at each step) is right
+#   far beyond its training lengths, where attention guesses. Lesson 13 has more of it.
 #
 # Do not choose it
 #
-# - where much must be recalled by content: a state of fixed size has to hold all that may be asked. The record of
-#   `copy_memory` below has the LSTM and the RNN at the loss of a model that remembers nothing, and attention far below
-#   it; recall of pairs (`mqar`) is the subject of lesson 10, and attention that of [lesson 6](06_attention.ipynb);
+# - where much must be recalled: a state of fixed size has to hold all that may be asked. The record of `copy_memory`
+#   has the LSTM and the RNN at the loss of a model that remembers nothing, and attention far below it. Recall of pairs
+#   (`mqar`) is the subject of lesson 10, attention that of [lesson 6](06_attention.ipynb);
 # - where long sequences must be trained fast on accelerators: the steps of these three can't be taken in parallel,
-#   those of linear recurrences can.
+#   those of linear recurrences such as S4 can, and S4 is ahead of them in `sequential_digits`, too.
 
 # %%
+tracking = arch_jax.load_record("formal_languages")
+parity = {one.label: one.interval("accuracy_to_256").mean for one in tracking.variants if one.results}
 copying = arch_jax.load_record("copy_memory")
 memoryless = 10 * np.log(8) / 220  # nats a token of a model that knows when to copy but not what
-shares = {variant.label: variant.interval("loss").mean / memoryless for variant in copying.variants if variant.results}
+shares = {one.label: one.interval("loss").mean / memoryless for one in copying.variants if one.results}
+print("parity of 40 to 256 bits, trained on 3 to 40: share of strings that are right, 1/2 is a guess")
+for label, share in parity.items():
+    print(f"    {label:60} {share:.3f}")
+print("copying after 200 blanks: loss, as a fraction of what a model without memory has")
 for label, share in shares.items():
-    print(f"{label:60} {share:.3f} of what a model without memory pays")
-attention = next(label for label in shares if "attention" in label)
-assert shares["baseline"] > 0.95  # the LSTM
-assert shares["mixer=rnn"] > 0.95
-assert shares[attention] < 0.1
+    print(f"    {label:60} {share:.3f}")
+
+
+def attention_in(found):
+    """The value of the one variant with attention."""
+    (value,) = [value for label, value in found.items() if "attention" in label]
+    return value
+
+
+assert parity["baseline"] > 0.95 > 0.6 > attention_in(parity)  # sLSTM
+assert min(shares["baseline"], shares["mixer=rnn"]) > 0.95 > 0.1 > attention_in(shares)  # LSTM
+assert mean("baseline") > max(mean("mixer=lstm"), mean("mixer=gru"))  # S4 reads digits
 
 # %% [markdown]
 # ## How to read the papers
@@ -526,8 +547,8 @@ assert shares[attention] < 0.1
 # **Hochreiter & Schmidhuber (1997).** Section 3 is the analysis of `jacobians` in words and in sums over paths;
 # section 3.2 is the constant error carousel, a unit that feeds itself with weight 1. Section 4 has the cell: its $s_c$
 # is $c$, $y^{in}$ and $y^{out}$ are $\sigma(i)$ and $\sigma(o)$, and its update is the line `c = ...` of `lstm`
-# without `sigmoid(f)`: a cell of 1997 forgets nothing. Its gradient is cut where it would enter a gate. Both are put
-# back in exercise 2. Experiment 4 is the adding problem; its criterion, an absolute error of 0.04, is the objective's
+# without `sigmoid(f)`: a cell of 1997 forgets nothing. Its gradient is cut where it would enter a gate. Exercise 2
+# goes back to both. Experiment 4 is the adding problem; its criterion, an absolute error of 0.04, is the objective's
 # field `tolerance`.
 #
 # **Gers et al. (2000)** multiply the old cell by the forget gate: the factor `sigmoid(f)`.
