@@ -106,6 +106,7 @@ _HOME = {
     "cross_entropy": "ops.losses",
     "declare_collection": "layers.collections",
     "device": "study.reproduce.reproduce",
+    "draw": "drawing",
     "encoded": "inputs",
     "executed_code": "study.reproduce.provenance",
     "generate": "sampling",

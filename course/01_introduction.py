@@ -3,6 +3,8 @@
 #
 # Every architecture here is a Linen module whose fields are its hyperparameters, a pure function of variables and
 # inputs. This notebook shows each step once: create, inspect, train, sample. It takes <!-- run time -->.
+#
+# <!-- about: create, inspect, train and sample a model | figure: none yet -->
 
 # %%
 import jax

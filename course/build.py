@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from typing import Any
 COURSE = Path(__file__).resolve().parent
 NOTEBOOKS = COURSE.parent / "notebooks"
 MANIFEST = COURSE / "manifest.json"
+INDEX = COURSE.parent / "docs" / "course.md"
 #: Stands in a lesson where its measured run time belongs.
 RUN_TIME = "<!-- run time -->"
 #: Seconds that `--check` spends: a further lesson is begun only if its last run time still fits.
@@ -145,6 +147,33 @@ def build(lesson: Lesson) -> None:
         print(f"wrote {lesson.notebook.relative_to(COURSE.parent)}")
 
 
+def index() -> str:
+    """The rows of the lessons in `docs/course.md`: title, what it is about, its figure and its run time.
+
+    A lesson says so in its first cell's comment: `<!-- about: ... | figure: ... -->`.
+    """
+    rows = []
+    for lesson in lessons():
+        text = lesson.path.read_text(encoding="utf-8")
+        title = re.search(r"^# # (.+)$", text, re.MULTILINE)
+        told = re.search(r"<!-- about: (.+?) \| figure: (.+?) -->", re.sub(r"\n# ", " ", text))
+        about, figure = told.groups() if told else ("", "")
+        link = f"[{title[1] if title else lesson.name}](../notebooks/{lesson.name}.ipynb)"
+        rows.append(f"| {link} | {about} | {figure} | {run_time(lesson)} |")
+    return "\n".join(rows)
+
+
+def write_index() -> None:
+    """Puts the lessons into `docs/course.md`."""
+    first, last = "<!-- lessons -->\n", "<!-- /lessons -->"
+    before, _, rest = INDEX.read_text(encoding="utf-8").partition(first)
+    _, _, after = rest.partition(last)
+    text = f"{before}{first}{index()}\n{last}{after}"
+    if text != INDEX.read_text(encoding="utf-8"):
+        write(INDEX, text)
+        print(f"wrote {INDEX.relative_to(COURSE.parent)}")
+
+
 def write(path: Path, text: str) -> None:
     """Replaces a file as a whole."""
     path.parent.mkdir(exist_ok=True)
@@ -242,6 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 failed += 1
                 print(problem, flush=True)
         build(lesson)
+    write_index()
     return min(failed, 1)
 
 

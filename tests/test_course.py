@@ -36,6 +36,8 @@ def course(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "COURSE", folder)
     monkeypatch.setattr(build, "NOTEBOOKS", tmp_path / "notebooks")
     monkeypatch.setattr(build, "MANIFEST", folder / "manifest.json")
+    monkeypatch.setattr(build, "INDEX", tmp_path / "index.md")
+    build.INDEX.write_text("before\n<!-- lessons -->\nold\n<!-- /lessons -->\nafter\n")
 
     def add(
         name, text="# %% [markdown]\n# # A lesson\n#\n# It takes <!-- run time -->.\n\n# %%\nx = 1\nassert x == 1\n"
@@ -50,6 +52,13 @@ def course(tmp_path, monkeypatch):
 def test_notebook_is_made_from_the_lesson(path):
     (lesson,) = build.lessons([path.stem])
     assert lesson.notebook.read_text(encoding="utf-8") == build.notebook_text(lesson), "run python course/build.py"
+
+
+def test_index_of_lessons():
+    text = build.INDEX.read_text(encoding="utf-8")
+    assert build.index() in text, "run python course/build.py"
+    for path in LESSONS:
+        assert f"(../notebooks/{path.stem}.ipynb)" in text
 
 
 def test_every_notebook_has_a_lesson():
@@ -210,6 +219,10 @@ def test_a_lesson_that_runs_and_one_that_fails(course, capsys):
     assert good.state.startswith("fresh")
     assert bad.last is None  # a failure is not remembered as a run
     assert build.main(["--check"]) == 1
+    index = build.INDEX.read_text()
+    assert index.startswith("before\n<!-- lessons -->\n| [01_good](../notebooks/01_good.ipynb) |")
+    assert index.endswith("<!-- /lessons -->\nafter\n")
+    assert "old" not in index
 
 
 def test_unknown_lesson(course):

@@ -97,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--set", **changes, help="a field, such as depth=2 or mixer.heads=4")
     one.add_argument("--import", **imports, help="a Python file that registers models or parts of your own")
     one.add_argument("--json", action="store_true", help="as JSON")
+    one.add_argument(
+        "--svg", nargs="?", const="", metavar="FILE", help="draw the architecture instead (default: NAME.svg)"
+    )
 
     one = command("train", _train, "train an experiment, or resume a run")
     one.add_argument("experiment", nargs="?", help="a name, or a Python file such as ./mine.py (default: gpt)")
@@ -235,6 +238,9 @@ def _describe(options: argparse.Namespace) -> None:
 
     for file in options.imports:
         import_file(Path(file))
+    if options.svg is not None:
+        _draw(options)
+        return
     with _uncollected():
         facts = describe(options.name, changes_of(options))
     if options.json:
@@ -265,6 +271,16 @@ def _describe(options: argparse.Namespace) -> None:
         f"FLOPs       {facts['flops']:,} in matrix products of a forward pass, and {facts['flops_elementwise']:,} "
         f"element by element, for {inputs}"
     )
+
+
+def _draw(options: argparse.Namespace) -> None:
+    from arch_jax.drawing import draw
+
+    if options.json:
+        raise UsageError("--json and --svg are two forms of one description; expected one of them")
+    with _uncollected():
+        drawing = draw(options.name, **changes_of(options))
+    console.print(f"wrote {drawing.save(options.svg or f'{options.name}.svg')}")
 
 
 def _train(options: argparse.Namespace) -> None:

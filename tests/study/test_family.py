@@ -134,4 +134,28 @@ def test_the_ledger_of_the_project(capsys):
     assert {"gcn_cora", "shakespeare_char"} <= {entry["name"] for entry in entries}
     for entry in entries:
         assert (entry["stale"], entry["problem"]) == ("", ""), entry["name"]
-        assert entry["record"]["figures"]
+        assert entry["record"]["figures"] or entry["record"]["variants"]
+
+
+def test_the_check_of_the_ledger(tmp_path, monkeypatch, capsys):
+    """A record of code that has changed since is named with its files and its command; nothing is written."""
+    folder = tmp_path / "experiments"
+    shutil.copytree(results_folder(), folder / "results")
+    for name in ("induction", "gcn_cora"):
+        shutil.copy(results_folder().parent / f"{name}.py", folder)
+    for path in (folder / "results").glob("*.json"):
+        if path.stem not in ("induction", "gcn_cora"):
+            path.unlink()
+    record = json.loads((folder / "results" / "induction.json").read_text())
+    record["code"] = dict.fromkeys(["arch_jax/optimizer.py", "arch_jax/errors.py"], "00000000")
+    (folder / "results" / "induction.json").write_text(json.dumps(record))
+    monkeypatch.setattr(ledger_module, "directories", lambda: [folder])
+    assert main(["ledger", "--check", "--json"]) == 0
+    told = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    assert told["induction"]["changed"] == ["arch_jax/errors.py", "arch_jax/optimizer.py"]
+    assert told["induction"]["state"].startswith("stale: 2 of 2 files that ran have changed: arch_jax/errors.py")
+    assert main(["ledger", "--check"]) == 0
+    out = capsys.readouterr().out
+    assert "arch-jax reproduce induction" in out
+    assert "of 2 records are stale" in out
+    assert not (folder / "README.md").exists()

@@ -1,6 +1,5 @@
 """Reproductions and their ledger: verdicts, records that outlive what they are of, and the table in a README."""
 
-import contextlib
 import dataclasses
 import json
 import shutil
@@ -13,14 +12,11 @@ import pytest
 
 from arch_jax.errors import RunError, UsageError
 from arch_jax.experiment import Published, load
-from arch_jax.study.reproduce import provenance
-from arch_jax.study.reproduce import reproduce as reproduction
 from arch_jax.study.reproduce.ledger import ledger, ledger_table, write_record, write_table
 from arch_jax.study.reproduce.record import Record, ReproducedFigure
 from arch_jax.study.reproduce.reproduce import commit, reproduce
 from arch_jax.study.runs.run import RunResult
 from arch_jax.study.runs.study import Study
-from arch_jax.train import step
 
 FILE = '''"""A toy."""
 
@@ -47,15 +43,6 @@ def config():
 
 
 STEP = "arch_jax/train/step.py"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_file_noted():
-    """Each call of a function would be noted, and under these tests each is checked: together that takes minutes."""
-    noted = types.SimpleNamespace(hashes=lambda: {STEP: provenance.code_hash(Path(step.__file__))})
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(reproduction, "executed_code", lambda: contextlib.nullcontext(noted))
-        yield
 
 
 class Told(Study):
@@ -433,9 +420,6 @@ def test_what_is_done_is_not_run_again_unless_its_code_has_changed(recorded, mon
     ran = []
     monkeypatch.setattr(Study, "_take", lambda self, group, progress: ran.extend(group))
     experiment, module = load(str(path))
-    monkeypatch.setattr(
-        reproduction, "executed_code", lambda: contextlib.nullcontext(types.SimpleNamespace(hashes=dict))
-    )
     with Study(folder) as study:
         assert reproduce(experiment, module, study).variants == record.variants
     assert ran == []
