@@ -224,10 +224,10 @@ for name, tree in exploding.items():
 # move them to 1 where nothing is to be stored, and then the factor is $I$. This is what Hochreiter & Schmidhuber call
 # the constant error carousel.
 #
-# The model of the next section, from its module tree:
+# The model of the next section, with LSTM cells, from its module tree:
 
 # %%
-arch_jax.draw("lstm", depth=1)
+arch_jax.draw(arch_jax.SequenceReader(width=64, mixer=arch_jax.LSTM()), jnp.zeros((1, 100, 2)))
 
 # %% [markdown]
 # ## Training: the adding problem
@@ -418,8 +418,7 @@ plt.show()
 #
 # ### The same at full size
 #
-# The record of `adding_problem` has three seeds of each cell at 200 numbers and 1,500 steps, with 95 % intervals of
-# the mean.
+# The record of `adding_problem` has each cell at 200 numbers and 1,500 steps; the errors of its seeds:
 
 # %%
 record = arch_jax.load_record("adding_problem")
@@ -507,13 +506,13 @@ record
 # - for streams and small devices: the table's time and state for a token do not grow;
 # - where a state must be *tracked*, such as the parity of all bits so far: in the record of `formal_languages`,
 #   printed below, an LSTM with exponential gates (sLSTM, whose state passes through a matrix at each step) is right
-#   far beyond its training lengths, where attention guesses. Lesson 13 has more of it.
+#   far beyond its training lengths, where attention guesses. [Lesson 13](13_emerging.ipynb) has more of it.
 #
 # Do not choose it
 #
 # - where much must be recalled: a state of fixed size has to hold all that may be asked. The record of `copy_memory`
 #   has the LSTM and the RNN at the loss of a model that remembers nothing, and attention far below it. Recall of pairs
-#   (`mqar`) is the subject of lesson 10, attention that of [lesson 6](06_attention.ipynb);
+#   (`mqar`) is the subject of [lesson 10](10_state_spaces.ipynb), attention that of [lesson 6](06_attention.ipynb);
 # - where long sequences must be trained fast on accelerators: the steps of these three can't be taken in parallel,
 #   those of linear recurrences such as S4 can, and S4 is ahead of them in `sequential_digits`, too.
 
@@ -547,9 +546,9 @@ assert mean("baseline") > max(mean("mixer=lstm"), mean("mixer=gru"))  # S4 reads
 # **Hochreiter & Schmidhuber (1997).** Section 3 is the analysis of `jacobians` in words and in sums over paths;
 # section 3.2 is the constant error carousel, a unit that feeds itself with weight 1. Section 4 has the cell: its $s_c$
 # is $c$, $y^{in}$ and $y^{out}$ are $\sigma(i)$ and $\sigma(o)$, and its update is the line `c = ...` of `lstm`
-# without `sigmoid(f)`: a cell of 1997 forgets nothing. Its gradient is cut where it would enter a gate. Exercise 2
-# goes back to both. Experiment 4 is the adding problem; its criterion, an absolute error of 0.04, is the objective's
-# field `tolerance`.
+# without `sigmoid(f)`: a cell of 1997 forgets nothing. Its gradient is cut at $h_{t-1}$, where it would enter a gate
+# or $g$. Exercise 2 goes back to both. Experiment 4 is the adding problem; its criterion, an absolute error of 0.04,
+# is the objective's field `tolerance`.
 #
 # **Gers et al. (2000)** multiply the old cell by the forget gate: the factor `sigmoid(f)`.
 #
@@ -589,7 +588,8 @@ assert 0.85 < factor[1.0] < float(sigmoid(1.0)) + 0.25
 # %% [markdown]
 # **2. Change code.** (a) Put the reset gate of `gru` before the product, as in equation 8 of Cho et al., and compare
 # it with `arch_jax.GRU(reset="before")`, which has no `bias_u`. (b) Make `lstm` the cell of 1997: no forget gate, and
-# no gradient through the gates (`jax.lax.stop_gradient`). What is $\partial c_T / \partial c_0$ then, exactly?
+# no gradient through $h_{t-1}$, which feeds the gates and $g$ (`jax.lax.stop_gradient`). What is $\partial c_T /
+# \partial c_0$ then, exactly?
 #
 # <details><summary>Solution</summary>
 #
@@ -616,7 +616,7 @@ def gru_of_2014(p, x):
 
 
 def cells_of_1997(p, x, c):
-    """The last cells, begun with c: nothing is forgotten, and gates carry no gradient."""
+    """The last cells, begun with c: nothing is forgotten, and no gradient goes back through h."""
     W, U = p["input"]["kernel"], p["recurrent"]["kernel"]
     b = jnp.concatenate([p["bias_i"], p["bias_f"], p["bias_g"], p["bias_o"]])
 
