@@ -3,8 +3,8 @@
     arch-jax ablate adding_problem --seeds 3
 
 The constant prediction 1 has a mean squared error of 1/6 = .167. At 600 numbers Bai et al. (2018, 1803.01271, table 1)
-have .164 with an LSTM, 5.3e-5 with a GRU and .177 with a plain recurrent network; here are 200, which takes half a minute
-to three a seed on one CPU core. After 1,500 steps (seeds 0, 1, 2; the record has their curves):
+have .164 with an LSTM, 5.3e-5 with a GRU and .177 with a plain recurrent network; here are 200, which takes half a
+minute to three a seed on one CPU core. After 1,500 steps (seeds 0, 1, 2; the record has their curves):
 
     GRU                                 1.7e-4, 1.6e-4, 2.2e-4
     LSTM                                4.9e-4, 4.6e-4, 6.4e-4

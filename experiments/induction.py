@@ -7,7 +7,8 @@ follow from the first occurrence. No look at a fixed distance will do, so two la
 the token before, and one that looks for what followed the present token earlier.
 
 Expected: at least 99 % of the symbols of the 512 validation sequences after 1,500 steps (seeds 0 to 2), in a minute
-each on 2 CPU cores; one layer stays at 14 %. The sample shows it: the prompt is a sequence and its first symbol again, and the rest follows.
+each on 2 CPU cores; one layer stays at 14 %. The sample shows it: the prompt is a sequence and its first symbol again,
+and the rest follows.
 
 Initial weights of fan-in size matter: with GPT-2's 0.02 at this width, the model stood at 13 % after 1,500 steps. So
 does the rate: at 3e-3, and with 2 heads for keys and values, one of two seeds never made the jump (23 %).
