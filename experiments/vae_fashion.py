@@ -11,9 +11,6 @@ The paper gives its bounds for MNIST as curves only (figure 2).
 
 import arch_jax
 
-#: Axes whose variants belong to the record.
-recorded = ("latent",)
-
 
 def config() -> arch_jax.Experiment:
     """The paper's 500 tanh units and 20 latent variables, pixels as probabilities; 10 passes over 60,000 images."""
