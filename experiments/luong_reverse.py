@@ -7,7 +7,8 @@ One LSTM layer of 64 cells reads 4 to 12 symbols of 16 kinds, from the first to 
 the last to the first; the alignment, drawn after each evaluation, is the other diagonal. A sequence counts if greedy
 decoding writes all of it.
 
-Seen: all of the 512 validation sequences (seeds 0 and 1) after 800 steps, in 8 seconds a seed on one CPU core.
+Seen: all of the 512 validation sequences (seeds 0 to 2) after 800 steps, in 8 seconds a seed on one CPU core; local
+attention, whose place is predicted, had 62 % with one of the three seeds.
 """
 
 import arch_jax
