@@ -42,4 +42,10 @@ def test_train_steps_compile_for_v5e():
         rows = [row for half in pool.map(compiled, (wanted[::2], wanted[1::2])) for row in half]
     print(*rows, sep="\n")
     assert {(row["architecture"], row["chips"]) for row in rows} == {(name, n) for name in wanted for n in (1, 8)}
-    assert all(row["argument_bytes"] > 0 for row in rows)
+    families = {entry.architecture: entry.family for entry in registry.models().values()}
+    slices, alone = ({row["architecture"]: row for row in rows if row["chips"] == n} for n in (8, 1))
+    assert any(row["kernels"] for row in slices.values())
+    assert all(row["argument_bytes"] > 0 for row in slices.values())
+    compiled_alone = {name for name, row in alone.items() if row["argument_bytes"]}
+    assert {families[name] for name in compiled_alone} == set(families.values())
+    assert all(name in compiled_alone or row["kernels"] == slices[name]["kernels"] for name, row in alone.items())

@@ -215,7 +215,12 @@ def autoencoder_kl_f4() -> AutoencoderKL:
     return AutoencoderKL(resolution=256, latent=3, widths=(128, 256, 512), scale=1.0)
 
 
-@register("autoencoder-kl-f16", inputs=images(256), parameters=69_610_963, **_SHARED)
+@register(
+    "autoencoder-kl-f16",
+    inputs=images(256),
+    parameters=69_610_963,
+    **_SHARED | {"shrink": _SHARED["shrink"] | {"attention": (1,)}},
+)
 def autoencoder_kl_f16() -> AutoencoderKL:
     """The paper's kl-f16: 16 x 16 pixels become 16 numbers, with attention on the last level."""
     return AutoencoderKL(resolution=256, latent=16, widths=(128, 128, 256, 256, 512), attention=(4,), scale=1.0)

@@ -146,7 +146,13 @@ def vq_f4() -> VQModel:
     return VQModel()
 
 
-@register("vq-f8", inputs=images(256), paper=LATENT_DIFFUSION, parameters=62_404_783, **_SHARED)
+@register(
+    "vq-f8",
+    inputs=images(256),
+    paper=LATENT_DIFFUSION,
+    parameters=62_404_783,
+    **_SHARED | {"shrink": _SHARED["shrink"] | {"attention": (1,)}},
+)
 def vq_f8() -> VQModel:
     """Latent diffusion's vq-f8: 8 x 8 pixels become one of 16,384 codes of 4 numbers."""
     return VQModel(latent=4, codes=16_384, widths=(128, 128, 256, 512), attention=(3,))

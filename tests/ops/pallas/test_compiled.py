@@ -26,7 +26,7 @@ def test_kernels_compile_for_v5e():
     assert result.returncode == 0, result.stderr[-3000:]
     rows = {row["case"]: row for row in map(json.loads, filter(None, result.stdout.splitlines()))}
     print(*rows.values(), sep="\n")
-    assert len(rows) == 12 + 6 + 1 + 2 + 6 + 1 + 3
+    assert len(rows) == 6 + 6 + 1 + 2 + 6 + 1 + 3
     # out, dq, dk with dv; and the bias's gradient. The recurrence, and the same from the end.
     counts = {"everything": 4, "recurrence": 2}
     for name, row in rows.items():

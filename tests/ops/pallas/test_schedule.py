@@ -152,6 +152,9 @@ def test_sizes_from_the_table_suit_the_platform(platform, least, time, dim):
 def test_longer_and_sparser_take_other_sizes():
     assert choose_blocks("tpu", 64, 2, 8192, 8192).forward == (512, 512)
     assert choose_blocks("tpu", 64, 2, 64, 8192).forward == (128, 512)
+    for dim in (64, 128, 256):  # what is compiled at the greater length stands for the smaller
+        for itemsize in (2, 4):
+            assert choose_blocks("tpu", dim, itemsize, 1024, 1024) == choose_blocks("tpu", dim, itemsize, 8192, 8192)
     assert choose_blocks("tpu", 64, 2, 8192, 8192, window=100).forward == (128, 128)
     assert choose_blocks("tpu", 64, 2, 8192, 8192, granularity=256).forward == (256, 256)
     assert choose_blocks("tpu", 64, 2, 8192, 8192, granularity=64).forward == (128, 128)
