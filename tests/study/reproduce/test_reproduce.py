@@ -449,10 +449,10 @@ def test_only_variants_are_recorded(file):
     file.write_text(file.read_text().replace('recorded = ("width",)', "recorded = 3"))
     with pytest.raises(UsageError, match=r"recorded is 3; expected a tuple"):
         reproduce(*load(str(file)), Told(ALL))
-    file.write_text(file.read_text().replace("recorded = 3", 'recorded = ("widht",)'))
-    with pytest.raises(UsageError, match=r"unknown axis 'widht'; the nearest is 'width'"):
+    file.write_text(file.read_text().replace("recorded = 3", 'recorded = ("wdth",)'))
+    with pytest.raises(UsageError, match=r"unknown axis 'wdth'; the nearest is 'width'"):
         reproduce(*load(str(file)), Told(ALL))
-    file.write_text(file.read_text().replace("widht", "width"))
+    file.write_text(file.read_text().replace("wdth", "width"))
     record = reproduce(*load(str(file)), Told(ALL))
     assert record.figures == ()
     assert [len(one.results) for one in record.variants] == [3, 3]
