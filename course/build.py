@@ -215,10 +215,17 @@ def remember(name: str, entry: dict[str, Any]) -> None:
     write(MANIFEST, json.dumps(whole, indent=1) + "\n")
 
 
-def stalest(found: Sequence[Lesson]) -> list[Lesson]:
-    """Those that never ran, then those of which most has changed; of equals, the one that ran longest ago first."""
+def stalest(found: Sequence[Lesson], day: int | None = None) -> list[Lesson]:
+    """Those that never ran, then those of which most has changed; of equals, the one that ran longest ago first.
+
+    Lessons that are equal in all of this take turns, one day after another (`day`, by default today's number): where all
+    are fresh and time is short, it is not always the same ones that are run.
+    """
+    day = int(time.time() // 86400) if day is None else day
     changes = lambda one: float("inf") if one.changed is None else len(one.changed)
-    return sorted(found, key=lambda one: (-changes(one), "" if one.last is None else one.last["date"]))
+    turn = lambda i: (i - day) % max(1, len(found))
+    order = lambda i: (-changes(found[i]), "" if found[i].last is None else found[i].last["date"], turn(i))
+    return [found[i] for i in sorted(range(len(found)), key=order)]
 
 
 def check(found: Sequence[Lesson], budget: float = CHECKED) -> int:

@@ -176,6 +176,12 @@ def test_the_stalest_is_run_first(course):
     (build.COURSE / "03_text.py").write_text("x = 3\n")
     found = build.lessons()
     assert [one.name for one in build.stalest(found)] == ["04_never", "02_code", "03_text", "05_older", "01_fresh"]
+    equal = [one for one in found if one.name in ("01_fresh", "05_older")]
+    for lesson in equal:
+        build.remember(lesson.name, entry(lesson))
+    equal = build.lessons(["01", "05"])
+    turns = [[one.name for one in build.stalest(equal, day)] for day in (0, 1, 2)]
+    assert turns == [["01_fresh", "05_older"], ["05_older", "01_fresh"], ["01_fresh", "05_older"]]
     states = {one.name: one.state for one in found}
     assert states["01_fresh"] == "fresh (10 s on a CPU, 2026-01-02)"
     assert "course/03_text.py" in states["03_text"]
@@ -202,7 +208,8 @@ def test_check_stops_within_its_time_and_tells_what_is_left(course, monkeypatch,
     assert "03_c: not run; fresh" in told
     ran.clear()
     build.check(build.lessons(), budget=1000)
-    assert ran == ["02_b", "01_a", "03_c"]
+    assert ran[0] == "02_b"
+    assert sorted(ran) == ["01_a", "02_b", "03_c"]
 
 
 @pytest.mark.thorough
