@@ -218,8 +218,8 @@ def remember(name: str, entry: dict[str, Any]) -> None:
 def stalest(found: Sequence[Lesson], day: int | None = None) -> list[Lesson]:
     """Those that never ran, then those of which most has changed; of equals, the one that ran longest ago first.
 
-    Lessons that are equal in all of this take turns, one day after another (`day`, by default today's number): where all
-    are fresh and time is short, it is not always the same ones that are run.
+    Lessons that are equal in all of this take turns, one day after another (`day`, by default today's number): where
+    all are fresh and time is short, it is not always the same ones that are run.
     """
     day = int(time.time() // 86400) if day is None else day
     changes = lambda one: float("inf") if one.changed is None else len(one.changed)
