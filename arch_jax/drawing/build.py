@@ -9,8 +9,8 @@ from arch_jax.drawing.diagram import Node, fold, frame
 from arch_jax.drawing.flow import flow
 from arch_jax.drawing.ordering import arithmetic_groups, levels, needed, ordered
 from arch_jax.drawing.portraits import arithmetic, inside, is_known, magnitude, sentence, times, words
-from arch_jax.drawing.simplify import merged, once_each
-from arch_jax.drawing.steps import Call, Frame, Step
+from arch_jax.drawing.simplify import collapsed, once_each
+from arch_jax.drawing.steps import Call, FlowStep, Frame
 from arch_jax.layers.dense import Embedding
 
 
@@ -26,7 +26,7 @@ class Builder:
         self.calls = calls
         self.counts = counts
         self.seen: set[str] = set()
-        self.made: dict[Step, Node] = {}
+        self.made: dict[FlowStep, Node] = {}
 
     def model(self, outside: Frame, names: tuple[str, ...]) -> list[Node]:
         """Everything from the model's inputs, called `names`, to its output."""
@@ -63,7 +63,7 @@ class Builder:
             ends.append(Node("end", ", ".join(names) or "output", tuple(said[:3]), [node]))
         return ends
 
-    def _inside(self, whole: Frame, turns: int, folded: bool = True) -> tuple[list[Node], dict[Step, Node]]:
+    def _inside(self, whole: Frame, turns: int, folded: bool = True) -> tuple[list[Node], dict[FlowStep, Node]]:
         """The nodes of a frame, ports first and "out" last, and the ports that are used by step."""
         effective = needed(whole)
         steps = [step for step in ordered(whole) if step in effective]
@@ -71,7 +71,7 @@ class Builder:
         if groups:
             level = levels(steps)
             steps.sort(key=level.__getitem__)  # a group is whole before what reads it
-        nodes: dict[Step, Node] = {}
+        nodes: dict[FlowStep, Node] = {}
         ports, parts = {}, []
         for step in steps:
             if step.kind == "input":
@@ -105,7 +105,7 @@ class Builder:
         call = self.calls[whole.number]
         return arithmetic(call.module, call.inputs)
 
-    def _node(self, step: Step, nodes: dict[Step, Node], turns: int) -> Node:
+    def _node(self, step: FlowStep, nodes: dict[FlowStep, Node], turns: int) -> Node:
         if step.kind == "operation":
             kind = "symbol" if step.label in ("+", "×", "−", "·") else "function"
             if step.label == "product":
@@ -119,7 +119,7 @@ class Builder:
         assert step.inner is not None
         return self._loop(step, nodes, turns) if step.kind == "loop" else self._call(step, nodes, turns)
 
-    def _loop(self, step: Step, nodes: dict[Step, Node], turns: int) -> Node:
+    def _loop(self, step: FlowStep, nodes: dict[FlowStep, Node], turns: int) -> Node:
         whole = step.inner
         made, used = self._inside(whole, turns * (1 if whole.over_time else whole.length))
         inputs = _entering(whole, used, nodes)
@@ -131,9 +131,9 @@ class Builder:
         node = Node("frame", title, (), inputs, _with_ports(made, inputs, whole, used, nodes), loop=loop)
         if not whole.over_time:
             node.repeat = whole.length
-        return merged(node)
+        return collapsed(node)
 
-    def _name(self, step: Step, call: Call) -> str:
+    def _name(self, step: FlowStep, call: Call) -> str:
         """The layer's field, after those of layers around it that are not frames here."""
         owner = next((frame.number for frame in step.frame.outward() if frame.number is not None), None)
         around = "" if owner is None else self.calls[owner].path
@@ -141,7 +141,7 @@ class Builder:
             return call.path[len(around) + 1 :].replace("/", " ")
         return call.path.replace("/", " ") if not around else call.path.split("/")[-1]
 
-    def _call(self, step: Step, nodes: dict[Step, Node], turns: int) -> Node:
+    def _call(self, step: FlowStep, nodes: dict[FlowStep, Node], turns: int) -> Node:
         whole = step.inner
         call = self.calls[whole.number]
         kind = words(type(call.module).__name__)
@@ -185,7 +185,7 @@ class Builder:
             line = " · ".join(filter(None, (about, size)))
             inputs = _entering(whole, used, nodes)
             node = Node("frame", title, (line,) if line else (), inputs, made, facts=facts)
-            return merged(node, " · ".join(filter(None, (size, times(after) if after != before else ""))))
+            return collapsed(node, " · ".join(filter(None, (size, times(after) if after != before else ""))))
         said = sentence(call.module, call.method, before, after)
         lines = [", ".join(filter(None, (about, said))) if len(about + said) < 30 else about]
         if len(about + said) >= 30:
@@ -207,11 +207,11 @@ def _leading_to(ends: list[Node], parts: list[Node]) -> list[Node]:
     return [part for part in parts if part in found]
 
 
-def _sources(steps: list[Step], nodes: dict[Step, Node]) -> list[Node]:
+def _sources(steps: list[FlowStep], nodes: dict[FlowStep, Node]) -> list[Node]:
     return list(dict.fromkeys(nodes[step] for step in steps if step in nodes))
 
 
-def _entering(whole: Frame, used: dict[Step, Node], nodes: dict[Step, Node]) -> list[Node]:
+def _entering(whole: Frame, used: dict[FlowStep, Node], nodes: dict[FlowStep, Node]) -> list[Node]:
     """The nodes outside that feed the used ports, in the ports' order."""
     by_port = {entered: outer for outer, entered in whole.entered.items()}
     return [nodes[by_port[step]] for step in used if step in by_port and by_port[step] in nodes]

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from arch_jax.drawing.functions import TAG
 from arch_jax.drawing.reading import Reader
-from arch_jax.drawing.steps import Call, Frame, Step, Value
+from arch_jax.drawing.steps import Call, FlowStep, Frame, Value
 
 
 def flow(module: nn.Module, variables: Any, arguments: tuple) -> tuple[Frame, list[Call]]:
@@ -68,7 +68,7 @@ def flow(module: nn.Module, variables: Any, arguments: tuple) -> tuple[Frame, li
     held = len(jax.tree.leaves(variables))
     outside = Frame()
     for variable in jaxpr.invars[held:]:
-        step = outside.add(Step("input", outside, shape=tuple(variable.aval.shape)))
+        step = outside.add(FlowStep("input", outside, shape=tuple(variable.aval.shape)))
         reader.given.append(step)
     paths = jax.tree_util.tree_flatten_with_path(variables)[0]
     named = ["/".join(str(getattr(key, "key", key)) for key in path) for path, _ in paths]

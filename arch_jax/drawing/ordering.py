@@ -1,14 +1,14 @@
 """The steps of a frame that have an effect, in order, and those that are a layer's own arithmetic."""
 
-from arch_jax.drawing.steps import Frame, Step
+from arch_jax.drawing.steps import FlowStep, Frame
 
 #: More operations than this in one frame are one box: they are the layer's own arithmetic, not its parts.
 _OPERATIONS = 9
 
 
-def needed(whole: Frame) -> set[Step]:
+def needed(whole: Frame) -> set[FlowStep]:
     """The steps that what leaves a frame depends on, or what goes round in it."""
-    found: set[Step] = set()
+    found: set[FlowStep] = set()
     waiting = [*whole.outputs, *whole.carrying]
     while waiting:
         step = waiting.pop()
@@ -18,12 +18,12 @@ def needed(whole: Frame) -> set[Step]:
     return found
 
 
-def ordered(whole: Frame) -> list[Step]:
+def ordered(whole: Frame) -> list[FlowStep]:
     """The steps with inputs first, and else in the order of the program, each after what it reads."""
-    order: dict[Step, None] = {}
+    order: dict[FlowStep, None] = {}
     here = set(whole.steps)
 
-    def visit(step: Step) -> None:
+    def visit(step: FlowStep) -> None:
         stack = [(step, iter(step.inputs))]
         open_steps = {step}
         while stack:
@@ -46,23 +46,23 @@ def ordered(whole: Frame) -> list[Step]:
     return list(order)
 
 
-def levels(steps: list[Step]) -> dict[Step, int]:
+def levels(steps: list[FlowStep]) -> dict[FlowStep, int]:
     """The number of layers on the longest way to each step."""
-    level: dict[Step, int] = {}
+    level: dict[FlowStep, int] = {}
     for step in steps:
         own = 0 if step.kind in ("operation", "input") else 1
         level[step] = max((level.get(source, 0) for source in step.inputs), default=0) + own
     return level
 
 
-def _outer(steps: list[Step], symbols: tuple[str, ...]) -> set[Step]:
+def _outer(steps: list[FlowStep], symbols: tuple[str, ...]) -> set[FlowStep]:
     """Sums, gates and functions at the edge of a layer's arithmetic: right before another layer, or the end."""
-    readers: dict[Step, list[Step]] = {step: [] for step in steps}
+    readers: dict[FlowStep, list[FlowStep]] = {step: [] for step in steps}
     for step in steps:
         for source in step.inputs:
             if source in readers:
                 readers[source].append(step)
-    found: set[Step] = set()
+    found: set[FlowStep] = set()
     for step in reversed(steps):
         simple = step.label in symbols or len(step.inputs) == 1
         simple = simple or (step.label == "concatenate" and any(one.kind == "call" for one in step.inputs))
@@ -72,7 +72,7 @@ def _outer(steps: list[Step], symbols: tuple[str, ...]) -> set[Step]:
     return found
 
 
-def arithmetic_groups(steps: list[Step], known: bool = False) -> dict[Step, list[Step]]:
+def arithmetic_groups(steps: list[FlowStep], known: bool = False) -> dict[FlowStep, list[FlowStep]]:
     """Connected operations that stand for a layer's own arithmetic, by member.
 
     Args:
@@ -88,7 +88,7 @@ def arithmetic_groups(steps: list[Step], known: bool = False) -> dict[Step, list
     outer = _outer(steps, ("×",) if known else ("+", "×"))
     operations = [step for step in operations if step not in outer]
     level = levels(steps)
-    group: dict[Step, list[Step]] = {}
+    group: dict[FlowStep, list[FlowStep]] = {}
     for step in operations:
         joined = [step]
         for source in step.inputs:

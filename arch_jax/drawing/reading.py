@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from arch_jax.drawing.functions import FUNCTIONS, SYMBOLS, TAG, inner_jaxpr, marks, name_of, with_function
-from arch_jax.drawing.steps import Call, Frame, Step, Value, meeting, once, origins, sources_of
+from arch_jax.drawing.steps import Call, FlowStep, Frame, Value, meeting, once, origins, sources_of
 
 
 class Reader:
@@ -14,12 +14,12 @@ class Reader:
 
     def __init__(self, calls: list[Call]) -> None:
         self.calls = calls
-        self.given: list[Step] = []
+        self.given: list[FlowStep] = []
         self.frames: dict[int, Frame] = {}
         self.loops: list[Frame] = []
         self.outside: Frame | None = None
         self.unread: list[bool] = []
-        self.applied: dict[tuple[Step, Frame], Step] = {}
+        self.applied: dict[tuple[FlowStep, Frame], FlowStep] = {}
 
     def read(self, jaxpr: Any, values: list, outside: Frame) -> list:
         """Values of the outputs for `values` of the inputs; `outside` is the outermost frame."""
@@ -100,7 +100,7 @@ class Reader:
                     around = loop
                     break
             frame = Frame(number=number)
-            frame.step = around.add(Step("call", around, inner=frame))
+            frame.step = around.add(FlowStep("call", around, inner=frame))
             self.frames[number] = frame
         return self.frames[number]
 
@@ -118,7 +118,7 @@ class Reader:
                 break
         over_time = any(value is not None and not value.weight for value in values[consts + carry :])
         frame = Frame(number=owner, length=parameters["length"], over_time=over_time)
-        frame.step = around.add(Step("loop", around, inner=frame))
+        frame.step = around.add(FlowStep("loop", around, inner=frame))
         begins = values[consts : consts + carry]
         inside = list(values)
         if over_time:
@@ -127,7 +127,7 @@ class Reader:
             frame.carried = tuple(tuple(v.aval.shape) for v, is_float in zip(carried, floats) if is_float)
             for i, (begin, is_float) in enumerate(zip(begins, floats)):
                 if begin is None and is_float:  # starts at a constant; what it holds later comes from the data
-                    state = frame.add(Step("input", frame, label="state"))
+                    state = frame.add(FlowStep("input", frame, label="state"))
                     inside[consts + i] = Value((state,))
         for i, value in enumerate(inside):
             if value is not None and not value.weight and value.steps[0].frame is not frame:
@@ -204,7 +204,7 @@ class Reader:
             return [Value(read)] * len(outs)
         label = SYMBOLS.get(name) or FUNCTIONS.get(str(equation.params.get("name", "")), "operation")
         shape = tuple(outs[0].aval.shape) if outs else ()
-        step = frame.add(Step("operation", frame, label, shape, list(read)))
+        step = frame.add(FlowStep("operation", frame, label, shape, list(read)))
         return [Value((step,))] * len(outs)
 
     def _parameters(self, named: list[Value], values: list) -> list[Value]:
@@ -221,15 +221,15 @@ class Reader:
                 continue
             if owner is not None and self.calls[owner].path == around:
                 known = [step for step in frame.steps if step.kind == "parameter" and step.label == name]
-                step = known[0] if known else frame.add(Step("parameter", frame, name))
+                step = known[0] if known else frame.add(FlowStep("parameter", frame, name))
                 found.append(Value((step,)))
         return found
 
-    def _applied(self, layer: Step, frame: Frame, read: list[Step]) -> Step:
+    def _applied(self, layer: FlowStep, frame: Frame, read: list[FlowStep]) -> FlowStep:
         """A layer whose parameters were given out, in the frame where they are multiplied."""
         key = (layer, frame)
         if key not in self.applied:
-            own = layer if layer.frame is frame else frame.add(Step("call", frame, inner=layer.inner))
+            own = layer if layer.frame is frame else frame.add(FlowStep("call", frame, inner=layer.inner))
             self.applied[key] = own
         step = self.applied[key]
         for one in read:
@@ -238,25 +238,25 @@ class Reader:
                 step.inputs.append(brought)
         return step
 
-    def _made(self, value: Value) -> Step:
+    def _made(self, value: Value) -> FlowStep:
         """The step that holds a value: its origin, with the functions applied since as a step of their own."""
         step = value.steps[0]
         if len(value.steps) > 1:
-            step = step.frame.add(Step("operation", step.frame, "concatenate", (), list(value.steps)))
+            step = step.frame.add(FlowStep("operation", step.frame, "concatenate", (), list(value.steps)))
         if not value.functions:
             return step
         label = ", ".join(value.functions[:3])
         for other in step.frame.steps:
             if other.kind == "operation" and other.label == label and other.inputs == [step]:
                 return other
-        return step.frame.add(Step("operation", step.frame, label, step.shape, [step]))
+        return step.frame.add(FlowStep("operation", step.frame, label, step.shape, [step]))
 
-    def _enter(self, outer: Step, frame: Frame) -> Step:
+    def _enter(self, outer: FlowStep, frame: Frame) -> FlowStep:
         if outer not in frame.entered:
-            frame.entered[outer] = frame.add(Step("input", frame, shape=outer.shape))
+            frame.entered[outer] = frame.add(FlowStep("input", frame, shape=outer.shape))
         return frame.entered[outer]
 
-    def _bring(self, step: Step, frame: Frame) -> Step:
+    def _bring(self, step: FlowStep, frame: Frame) -> FlowStep:
         """The step that stands for `step` within `frame`."""
         around = list(frame.outward())
         while step.frame not in around:  # out of frames that `frame` is not in

@@ -19,7 +19,7 @@ def once_each(nodes: list[Node]) -> list[Node]:
     return nodes
 
 
-def merged(node: Node, sizes: str = "") -> Node:
+def collapsed(node: Node, sizes: str = "") -> Node:
     """A frame whose only part is a frame or box is one with it."""
     if len(node.parts) != 1:
         return _compact(node, sizes)

@@ -29,7 +29,7 @@ class Call:
 
 
 @dataclasses.dataclass(eq=False)
-class Step:
+class FlowStep:
     """A node of the flow within one frame: "input", "call", "loop", "operation" or "parameter".
 
     Attributes:
@@ -45,7 +45,7 @@ class Step:
     frame: "Frame"
     label: str = ""
     shape: tuple[int, ...] = ()
-    inputs: list["Step"] = dataclasses.field(default_factory=list)
+    inputs: list["FlowStep"] = dataclasses.field(default_factory=list)
     inner: "Frame | None" = None
 
 
@@ -66,18 +66,18 @@ class Frame:
       entered: inputs by the step outside that they stand for.
     """
 
-    step: Step | None = None
+    step: FlowStep | None = None
     number: int | None = None
     length: int = 0
     carried: tuple[tuple[int, ...], ...] = ()
     over_time: bool = False
-    steps: list[Step] = dataclasses.field(default_factory=list)
-    outputs: list[Step] = dataclasses.field(default_factory=list)
-    leaving: list[tuple[Step, int]] = dataclasses.field(default_factory=list)
-    carrying: list[Step] = dataclasses.field(default_factory=list)
-    entered: dict[Step, Step] = dataclasses.field(default_factory=dict)
+    steps: list[FlowStep] = dataclasses.field(default_factory=list)
+    outputs: list[FlowStep] = dataclasses.field(default_factory=list)
+    leaving: list[tuple[FlowStep, int]] = dataclasses.field(default_factory=list)
+    carrying: list[FlowStep] = dataclasses.field(default_factory=list)
+    entered: dict[FlowStep, FlowStep] = dataclasses.field(default_factory=dict)
 
-    def add(self, step: Step) -> Step:
+    def add(self, step: FlowStep) -> FlowStep:
         self.steps.append(step)
         return step
 
@@ -97,14 +97,14 @@ class Value:
     `untouched` is an argument as it came.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[FlowStep, ...]
     functions: tuple[str, ...] = ()
     weight: bool = False
     untouched: bool = False
     parameter: str = ""
 
 
-def sources_of(step: Step) -> set[Step]:
+def sources_of(step: FlowStep) -> set[FlowStep]:
     """Every step of its frame that a step depends on."""
     found, waiting = set(), [step]
     while waiting:

@@ -158,20 +158,10 @@ def ledger_table(entries: list[LedgerEntry]) -> list[dict[str, str]]:
             verdict = f"{len(record.variants)} variants recorded" + (f" ({stale})" if stale else "")
             rows.append(_row(experiment=entry.name, published="nothing", seeds=str(seeds), verdict=verdict, **made))
         for one in record.figures:
-            side = "" if one.published.direction == "near" else f"{one.published.direction} "
             notes = [note for note in (one.remark, stale) if note]
-            rows.append(
-                _row(
-                    experiment=entry.name,
-                    published=f"{side}{one.published.value:g} {one.published.unit}",
-                    source=one.published.source,
-                    tolerance=f"{one.published.tolerance:g}",
-                    measured="diverged" if one.mean is None else str(one.mean),
-                    seeds=str(len(one.values)),
-                    verdict=one.verdict + (f" ({'; '.join(notes)})" if notes else ""),
-                    **made,
-                )
-            )
+            row = one.row
+            row["verdict"] += f" ({'; '.join(notes)})" if notes else ""
+            rows.append(_row(experiment=entry.name, tolerance=f"{one.published.tolerance:g}", **row, **made))
     return rows
 
 

@@ -58,6 +58,18 @@ class ReproducedFigure:
         return "reproduced" if self.holds else "not reproduced"
 
     @property
+    def row(self) -> dict[str, str]:
+        """The number as it stands in tables: published, source, measured, seeds and verdict, as text."""
+        side = "" if self.published.direction == "near" else f"{self.published.direction} "
+        return {
+            "published": f"{side}{self.published.value:g} {self.published.unit}",
+            "source": self.published.source,
+            "measured": "diverged" if self.mean is None else str(self.mean),
+            "seeds": str(len(self.values)),
+            "verdict": self.verdict,
+        }
+
+    @property
     def remark(self) -> str:
         """Why the verdict is weaker than declared; empty if it is not."""
         found = []
@@ -245,15 +257,9 @@ class Record:
         """The record's rows of the ledger, as a notebook shows them."""
         rows = ["| published | source | measured | seeds | verdict |", "| --- | --- | --- | --- | --- |"]
         for one in self.figures:
-            side = "" if one.published.direction == "near" else f"{one.published.direction} "
-            cells = (
-                f"{side}{one.published.value:g} {one.published.unit}",
-                one.published.source,
-                "diverged" if one.mean is None else str(one.mean),
-                str(len(one.values)),
-                one.verdict + (f" ({one.remark})" if one.remark else ""),
-            )
-            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            row = one.row
+            row["verdict"] += f" ({one.remark})" if one.remark else ""
+            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row.values()) + " |")
         made = f"`{self.command or f'arch-jax reproduce {self.name}'}`, {self.device}, {self.date}"
         return "\n".join(
             [*(rows if self.figures else ["Nothing is published that it could be compared with."]), "", made]
