@@ -114,22 +114,27 @@ def test_logits(pair, scan):
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-@pytest.fixture
-def one_thread():
-    """PyTorch's sums in one order: AdamW makes full-sized steps of the rounding of a gradient that is nearly 0."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("pair", [next(pairs()), *list(pairs())[4:5]])
-def test_ten_adamw_steps(pair, one_thread):
+def test_ten_adamw_steps(pair):
+    """Equal losses and weights, the reference in float64.
+
+    AdamW makes a full-sized step of whatever sign a gradient has, of its rounding too. So a weight is compared if each
+    of its ten gradients is 0 (a token that isn't there) or stands clear of float32's rounding, and nearly all must. A
+    key's bias has no gradient but rounding (the registry says why).
+    """
     theirs, ours, variables = pair()
+    theirs.double().train()
+    kind = theirs.config.model_type
     tokens = np.random.default_rng(1).integers(0, ours.vocabulary, (10, 4, 17))
-    theirs.train()
     torch_optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
     optimizer = optax.adamw(1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.1)
+
+    def by_name(tensors):
+        leaves = jax.tree_util.tree_flatten_with_path(variables_of(kind, tensors, ours)["params"])[0]
+        return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+    def gradients():
+        return {name: tensor.grad.numpy() for name, tensor in theirs.state_dict(keep_vars=True).items()}
 
     @jax.jit
     def step(params, state, batch):
@@ -141,21 +146,27 @@ def test_ten_adamw_steps(pair, one_thread):
         return optax.apply_updates(params, updates), state, value
 
     params, state = jax.tree.map(jnp.asarray, variables["params"]), optimizer.init(variables["params"])
+    clear = {name: np.inf for name in by_name(tensors_of(theirs))}
     for batch in tokens:
         inputs = torch.from_numpy(batch)
         logits = theirs(inputs[:, :-1]).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs[:, 1:].flatten())
         torch_optimizer.zero_grad()
         loss.backward()
+        sizes = {
+            name: np.where(gradient == 0, np.inf, np.abs(gradient)) for name, gradient in by_name(gradients()).items()
+        }
+        clear = {name: np.minimum(clear[name], size) for name, size in sizes.items()}
         torch_optimizer.step()
         params, state, value = step(params, state, jnp.asarray(batch, jnp.int32))
-        assert abs(float(value) - loss.item()) < 1e-4
-    kind = theirs.config.model_type
-    expected = variables_of(kind, tensors_of(theirs), ours)["params"]
-    worst = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - b).max()), params, expected)
-    # A key's bias has no gradient (the registry says why); AdamW turns its rounding noise into full-sized steps.
-    flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(worst)[0]}
-    assert max(value for path, value in flat.items() if "'key']['bias'" not in path) < 1e-4, flat
+        assert abs(float(value) - loss.item()) < 1e-5
+    expected = by_name(tensors_of(theirs))
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    assert leaves.keys() == expected.keys()
+    for name, leaf in leaves.items():
+        compared = clear[name] > 1e-6
+        np.testing.assert_allclose(leaf[compared], expected[name][compared], rtol=0, atol=2e-6, err_msg=name)
+        assert "'key']['bias'" in name or compared.mean() > 0.95, name
 
 
 @pytest.mark.parametrize("pair", [next(pairs()), *list(pairs())[4:5]])
