@@ -122,7 +122,15 @@ VARIANTS = {
     "linformer": [{"heads": 2, "length": 9, "rank": 4}, {"heads": 4, "kv_heads": 2, "length": 12, "shared": True}],
 }
 CASES = [(name, change) for name in fields.components("mixer") for change in VARIANTS.get(name, [{}])]
-every_mixer = pytest.mark.parametrize(("name", "change"), CASES, ids=[f"{n}-{i}" for i, (n, _) in enumerate(CASES)])
+#: In the quick tier each mixer has one setting.
+FURTHER = [any(n == name for n, _ in CASES[:i]) for i, (name, _) in enumerate(CASES)]
+every_mixer = pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        pytest.param(name, change, id=f"{name}-{i}", marks=[pytest.mark.thorough] if further else [])
+        for i, ((name, change), further) in enumerate(zip(CASES, FURTHER, strict=True))
+    ],
+)
 
 #: Rows of segment ids: packed documents, padding in the middle and at the end, an id that comes again.
 PACKED = np.array([[1, 1, 1, 2, 2, 2, 2, 2, 3], [4, 4, 0, 0, 4, 7, 4, 0, 0]], np.int32)
