@@ -27,11 +27,39 @@ would end; differences under about .02 are within the variation of seeds.
 
 import arch_jax
 
+#: Mixer -> its settings, the model's width and the hidden units of its feed-forward parts, as `compare` scales them.
+SIZES = {
+    "linear_attention": ({"heads": 9}, 108, 306),
+    "performer": ({"heads": 9}, 108, 306),
+    "latent_attention": ({"heads": 3}, 109, 302),
+    "retention": ({"heads": 4}, 96, 256),
+    "rnn": ({}, 120, 320),
+    "gru": ({}, 100, 288),
+    "lstm": ({}, 96, 256),
+    "slstm": ({"heads": 5}, 120, 336),
+    "mlstm": ({"heads": 4}, 96, 288),
+    "s4": ({}, 108, 288),
+    "s4d": ({}, 111, 320),
+    "s6": ({}, 116, 320),
+    "mamba_block": ({}, 92, 256),
+    "mamba": ({}, 96, 272),
+    "mamba2": ({"head_size": 16}, 88, 284),
+    "hyena": ({}, 102, 288),
+    "rwkv4": ({}, 108, 306),
+    "rwkv7": ({"head_size": 16}, 96, 312),
+    "delta_net": ({"heads": 4}, 108, 303),
+    "gated_delta_net": ({"heads": 4}, 104, 288),
+}
+
+#: Axes whose variants belong to the record.
+recorded = ("mixer",)
+
 
 def config() -> arch_jax.Experiment:
-    """16 windows of 128 characters a step."""
+    """Attention with rotary positions; 16 windows of 128 characters a step."""
+    sizes = {"depth": 2, "width": 108, "mixer.heads": 9, "mixer.kv_heads": 9, "feed_forward.hidden": 306}
     return arch_jax.Experiment(
-        model=arch_jax.create("gpt", vocabulary=65, depth=2, width=96),
+        model=arch_jax.create("gpt", vocabulary=65, **sizes),
         objective=arch_jax.objective("next_token"),
         data=arch_jax.Text(source="tinyshakespeare", tokenizer="characters", length=128, batch=16),
         optimizer=arch_jax.Optimizer("adamw", learning_rate=3e-3, schedule="cosine", warmup=50, weight_decay=0.1),
@@ -40,3 +68,10 @@ def config() -> arch_jax.Experiment:
         checkpoint_every=500,
         steps_per_dispatch=50,
     )
+
+
+def ablate_mixer():
+    """The other mixers, each in a model of about as many parameters."""
+    for mixer, (settings, width, hidden) in SIZES.items():
+        sizes = {"model.width": width, "model.feed_forward.hidden": hidden}
+        yield {"model.mixer": {"module": mixer, **settings}, **sizes}

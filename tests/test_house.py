@@ -38,6 +38,14 @@ def test_experiments_use_the_public_face_only():
             assert not [name for name in names if name.startswith("arch_jax.")], path
 
 
+def test_no_model_can_tell_whether_it_is_traced():
+    """So what one gives under `jit` is what it gives without, or it raises."""
+    words = re.compile(r"\bTracer|is_concrete|Concretization|ensure_compile_time_eval|jax_disable_jit")
+    for part in ("layers", "models", "objectives", "ops"):
+        for path in ROOT.glob(f"arch_jax/{part}/**/*.py"):
+            assert not words.findall(path.read_text(encoding="utf-8")), path
+
+
 def test_constraints_hold_names_and_versions_only():
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+", line), line

@@ -279,10 +279,20 @@ def test_depth_adds_parameters(name):
     assert len(set(np.diff(counts))) == 1, counts
 
 
-@every_architecture
+@every_architecture_quickly
+@pytest.mark.thorough
+def test_nothing_is_remembered(name):
+    """Traced again, it is the same program. (No module can tell whether it is traced: test_house.py.)"""
+    it = tiny(name)
+    programs = [jax.make_jaxpr(lambda *given: it.module.apply(*given))(it.variables, *it.arguments) for _ in range(2)]
+    first, second = (re.sub(r" at 0x[0-9a-f]+", "", str(program)) for program in programs)
+    assert first == second
+
+
+@pytest.mark.parametrize("name", sorted(QUICK))
 @pytest.mark.thorough  # a program for each of its operations
 def test_jit_equals_eager(name):
-    """Python that looks at values, or remembers them from call to call, is found out."""
+    """Operation by operation it gives the numbers of the whole program."""
     it = tiny(name)
     eager = it.module.apply(*jax.device_put((it.variables, *it.arguments)))
     chex.assert_trees_all_close(it.outputs[0], on_host(eager), atol=2e-6, rtol=2e-5)
