@@ -373,8 +373,8 @@ print(f"dot, seed 17: {loss:.5f} nats a token; predicted from the record: {predi
 assert predicted.contains(loss)
 
 # %% [markdown]
-# Lesson 5 showed that one vector fails *within* the lengths of training. Here the test goes on to 24 symbols. A string
-# is right if all of its symbols are, and the end.
+# [Lesson 5](05_encoder_decoder.ipynb) showed that one vector fails *within* the lengths of training. Here the test goes
+# on to 24 symbols. A string is right if all of its symbols are, and the end.
 
 # %%
 test = list(arch_jax.RandomPairs(task="reverse", shortest=4, length=24, validation=2048).load().validation())
@@ -602,8 +602,8 @@ for name in ("window 256", "linear"):
 # %% [markdown]
 # The second guess of the beginning: one block of scores at a time is enough. Flash computes exactly the products that
 # dense attention computes, and on a CPU it is faster all the same: its blocks stay in the cache, while the matrix has
-# to travel through memory. That is the paper's point, made there for GPUs. For training, forward and backward, the committed
-# table has the library's attention in blocks beside others:
+# to travel through memory. That is the paper's point, made there for GPUs. For training, forward and backward, the
+# committed table has the library's attention in blocks beside others:
 
 # %%
 training = arch_jax.load_table("mixers_by_length")
