@@ -504,7 +504,7 @@ for name, height in named.items():
 curves.text(10, 2.5e-4, "Bahdanau's\nmodel, live", color="black")
 curves.set(title="Global scores end alike", xlabel="training step", ylabel="training loss, nats a token")
 
-labels = {"Bahdanau": ("black", 14.4, 70), "Luong, dot": ("C1", 8.5, 88), "no attention": ("0.4", 4.3, 30)}
+labels = {"Bahdanau": ("black", 14.4, 70), "Luong, dot": ("C1", 7.9, 88), "no attention": ("0.4", 4.3, 30)}
 reach.axvspan(4, 12, color="0.93", zorder=0)
 reach.text(8, 105, "lengths of training", ha="center", color="0.4")
 for name, shares in by_length.items():
@@ -770,7 +770,7 @@ recalling
 # - **Dao et al.**: algorithm 1 is `one_block` and `flash` with its loops exchanged; theorem 1 (the products, and linear
 #   extra memory) is the table of costs; figure 3 the first two panels. Algorithm 4, the backward pass, recomputes the
 #   scores: exercise 2.
-# - **Katharopoulos et al.**: equations (4) to (6) are the two bracketings, (7) is `phi`; section 3.4, Transformers as
+# - **Katharopoulos et al.**: equations (4) to (6) are the two bracketings, (7) is `phi`; section 3.4, Transformers are
 #   RNNs, is `linear`; figure 1 has time and memory by length.
 # - **Child et al.**: figure 3 draws the patterns; section 4.2 is the cell of the masks.
 # - **Ainslie et al.**: figure 2 is the line with `jnp.repeat`.
