@@ -114,7 +114,7 @@ assert (learned[8][0] == 4).mean() > 0.95
 
 # %% [markdown]
 # No perceptron gets four rows: that is a theorem (Minsky & Papert 1969), and 200 seeds agree. Two units *can* do it,
-# and yet a part of the trainings of two fails: what a network can represent and what gradient descent finds are different
+# and yet a part of their trainings fails: what a network can represent and what gradient descent finds are different
 # questions. A few units more than necessary make the second easy.
 
 # %%
@@ -143,8 +143,8 @@ plt.show()
 # 1. an **embedding**: a row of a table for each token, $x_t = E_{w_t}$;
 # 2. a **norm** before each part: RMSNorm, $\hat x = x / \sqrt{\overline{x^2} + \epsilon} \odot g$;
 # 3. a **mixer**, the only part in which a position receives anything from another;
-# 4. a **feed-forward** part at each position by itself: here SwiGLU, $(\mathrm{silu}(\hat x W_g) \odot \hat x W_u) W_d$,
-#    which is the hidden layer from above with a gate;
+# 4. a **feed-forward** part at each position by itself, the hidden layer from above with a gate: SwiGLU,
+#    $(\mathrm{silu}(\hat x W_g) \odot \hat x W_u) W_d$;
 # 5. the **logits**, one score for each token of the vocabulary: here $E \hat x$, by the table of the embedding.
 #
 # Mixer and feed-forward part write to a *residual stream*, which runs from the first layer to the last:
@@ -247,12 +247,12 @@ for name, outcome in outcomes.items():
 print(f"knowing nothing: {np.log(256):.2f} nats")
 assert outcomes["attention"].finished
 assert all(loss[name] < 0.95 * loss["blind"] for name in MIXERS)  # what a position learns from the others
-assert loss["blind"] < 3.0
+assert np.log(256) - loss["blind"] > 0.7 * (np.log(256) - min(loss.values()))
 assert min(loss["rnn"], loss["lstm"], loss["mamba"]) < loss["attention"]
 
 # %% [markdown]
-# The blind model knows which byte follows which, and that is worth more than half of all there is to know at this
-# stage. To look back improves on it, and the recurrences improve on it *first*: a recurrence is born looking at its
+# The blind model knows which byte follows which, and at this stage that is most of what the others know, too. To look
+# back improves on it, and the recurrences improve on it *first*: a recurrence is born looking at its
 # neighbours, while attention must learn where to look ([lesson 2](02_transformer.ipynb) shows the step at which it
 # does). 200 steps are a beginning: what is true of them is true of speed, not of the end.
 #
@@ -271,8 +271,8 @@ for name in ("blind", "mamba"):
 # ## The figure
 #
 # One language model, five mixers. On the left the loss as it falls, on the right what it came to against the time that
-# a step took on this machine. If the mixer were a detail, the points would lie on one height; if newer were better, they
-# would be sorted by year: Elman's recurrence is of 1990, the LSTM of 1997, attention of 2017, Mamba of 2023.
+# a step took on this machine. If the mixer were a detail, the points would lie on one height; if newer were better,
+# they would be sorted by year: Elman's recurrence is of 1990, the LSTM of 1997, attention of 2017, Mamba of 2023.
 
 # %%
 figure, (falling, price) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
@@ -335,8 +335,8 @@ assert max(without.values()) < 1
 #   `gate` of the record above.
 # - Rumelhart, Hinton & Williams give in the letter to *Nature* the backward pass as equations 6 to 9, which is what
 #   `jax.grad` derives from `mlp`. XOR is in their longer chapter, with the drawing of two hidden units.
-# - Vaswani et al.: figure 1 is the drawing above, with its norm behind each part where `block` has it before ("pre-norm";
-#   `placement` is the field) and ReLU in the place of SwiGLU. Section 3.3 is the feed-forward part, section 3.4 the
+# - Vaswani et al.: the right half of figure 1 is the drawing above, with its norm behind each part where `block` has it
+#   before ("pre-norm"; the field is `placement`), and with ReLU in the place of SwiGLU. Section 3.3 is the feed-forward part, section 3.4 the
 #   shared table. Table 1 is the cost by length that the last table measures.
 #
 # ## Exercises
