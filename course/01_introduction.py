@@ -126,10 +126,14 @@ for axis, units, weights in zip(axes, (0, 2), (learned[0][1], jax.tree.map(lambd
     scores = mlp(one, grid) if units else perceptron(one, grid)
     share = jax.nn.softmax(scores)[:, 1].reshape(80, 80)
     axis.imshow(share, origin="lower", extent=(-1.8, 1.8, -1.8, 1.8), cmap="RdBu", vmin=0, vmax=1)
-    axis.contour(share, [0.5], extent=(-1.8, 1.8, -1.8, 1.8), colors="black", linewidths=1)
+    if float(np.ptp(share)) > 0.01:  # gradient descent leaves a perceptron at 1/2 everywhere
+        axis.contour(share, [0.5], extent=(-1.8, 1.8, -1.8, 1.8), colors="black", linewidths=1)
     for point, label in zip(truth, xor):
         axis.text(*point, str(label), ha="center", va="center", fontsize=14, fontweight="bold")
-    axis.set(title=f"{units} hidden units" if units else "a perceptron", xlabel="first input", ylabel="second input")
+    title = f"{units} hidden units" if units else "a perceptron"
+    axis.set(
+        title=f"{title}: class 1 at {share.min():.0%} to {share.max():.0%}", xlabel="first input", ylabel="second input"
+    )
 axes[2].plot(list(learned), [100 * (rows == 4).mean() for rows, _ in learned.values()], "o-", color="black")
 axes[2].set(title="trainings with all four rows right", xlabel="hidden units", ylabel="% of 200 seeds", ylim=(-3, 103))
 plt.show()
@@ -275,10 +279,12 @@ for name in ("blind", "mamba"):
 # they would be sorted by year: Elman's recurrence is of 1990, the LSTM of 1997, attention of 2017, Mamba of 2023.
 
 # %%
+LABELS = {"attention": "attention, 2017", "rnn": "RNN, 1990", "lstm": "LSTM, 1997", "mamba": "Mamba, 2023"}
+LABELS["blind"] = "itself alone"
 figure, (falling, price) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
 for name, curve in curves.items():
     (line,) = falling.plot(*curve.T, alpha=0.8)
-    label = {"blind": "itself alone", "rnn": "RNN", "lstm": "LSTM", "mamba": "Mamba"}.get(name, name)
+    label = LABELS[name]
     point = 1000 * outcomes[name].step_seconds, loss[name]
     price.plot(*point, "o", color=line.get_color())
     price.annotate(label, point, xytext=(7, 3), textcoords="offset points", color=line.get_color())
@@ -336,8 +342,9 @@ assert max(without.values()) < 1
 # - Rumelhart, Hinton & Williams give in the letter to *Nature* the backward pass as equations 6 to 9, which is what
 #   `jax.grad` derives from `mlp`. XOR is in their longer chapter, with the drawing of two hidden units.
 # - Vaswani et al.: the right half of figure 1 is the drawing above, with its norm behind each part where `block` has it
-#   before ("pre-norm"; the field is `placement`), and with ReLU in the place of SwiGLU. Section 3.3 is the feed-forward part, section 3.4 the
-#   shared table. Table 1 is the cost by length that the last table measures.
+#   before ("pre-norm"; the field is `placement`), and with ReLU in the place of SwiGLU.
+#   Section 3.3 is the feed-forward part, section 3.4 the shared table. Table 1 is the growth with length that the last
+#   table measures.
 #
 # ## Exercises
 #
