@@ -1,6 +1,7 @@
 """XOR: beyond one layer, and within two hidden units (Minsky & Papert 1969; Rumelhart et al. 1986).
 
     arch-jax train xor
+    arch-jax reproduce xor
 
 The four rows of the truth table are both training and test data: nothing is to be generalised. No line
 has (0, 0) and (1, 1) on one side and (0, 1) and (1, 0) on the other, so a perceptron gets three rows at most; hidden
@@ -24,6 +25,9 @@ published = (
         behaviour=True,
     ),
 )
+
+#: Axes whose variants belong to the record.
+recorded = ("hidden", "gate")
 
 
 def config() -> arch_jax.Experiment:
