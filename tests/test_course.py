@@ -107,11 +107,9 @@ def test_what_is_inside_is_found():
     ]
 
 
-#: All but the first, which is still a notebook of an earlier day.
-FULL = [path for path in LESSONS if path.stem != "01_introduction"]
 
 
-@pytest.mark.parametrize("path", FULL, ids=[path.stem for path in FULL])
+@every_lesson
 def test_form_of_a_lesson(path):
     text = path.read_text(encoding="utf-8")
     title = f"# # {int(path.stem[:2])}. "
