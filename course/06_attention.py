@@ -592,17 +592,14 @@ assert growth("dense", "MiB", 4096, 16384) > 1.9
 for name in ("flash, ours", "window 256", "linear"):
     assert growth(name, "MiB", 4096, 16384) < 1.2
     assert measured[name, 16384]["MiB"] < 0.1 * measured["dense", 16384]["MiB"]
-    assert measured[name, 4096]["ms"] < measured["dense", 4096]["ms"]
 assert growth("dense", "Mflop", 4096, 16384) > 1.8
-if jax.default_backend() == "cpu":
-    assert measured["flash, ours", 4096]["ms"] < measured["dense", 4096]["ms"]
 for name in ("window 256", "linear"):
     assert growth(name, "Mflop", 4096, 16384) < 1.1
 
 # %% [markdown]
 # The second guess of the beginning: one block of scores at a time is enough. Flash computes exactly the products that
-# dense attention computes, and on a CPU it is faster all the same: its blocks stay in the cache, while the matrix has
-# to travel through memory. That is the paper's point, made there for GPUs. For training, forward and backward, the
+# dense attention computes. Where it is faster all the same (look at the times printed), it is because its blocks stay in
+# the cache, while the matrix has to travel through memory. That is the paper's point, made there for GPUs. For training, forward and backward, the
 # committed table has the library's attention in blocks beside others:
 
 # %%
