@@ -598,9 +598,9 @@ for name in ("window 256", "linear"):
 
 # %% [markdown]
 # The second guess of the beginning: one block of scores at a time is enough. Flash computes exactly the products that
-# dense attention computes. Where it is faster all the same (look at the times printed), it is because its blocks stay in
-# the cache, while the matrix has to travel through memory. That is the paper's point, made there for GPUs. For training, forward and backward, the
-# committed table has the library's attention in blocks beside others:
+# dense attention computes. Where it is faster all the same (look at the times printed), its blocks stay in the cache,
+# while the matrix has to travel through memory. That is the paper's point, made there for GPUs. For training, forward
+# and backward, the committed table has the library's attention in blocks beside others:
 
 # %%
 training = arch_jax.load_table("mixers_by_length")

@@ -107,8 +107,6 @@ def test_what_is_inside_is_found():
     ]
 
 
-
-
 @every_lesson
 def test_form_of_a_lesson(path):
     text = path.read_text(encoding="utf-8")
