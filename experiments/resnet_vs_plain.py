@@ -1,6 +1,6 @@
 """Plain networks get worse with depth, residual ones don't (He et al. 2016, 1512.03385, figure 6), on Fashion-MNIST.
 
-    arch-jax ablate resnet_vs_plain --seeds 2
+    arch-jax reproduce resnet_vs_plain
 
 The paper's networks of 20 and 56 layers for CIFAR-10 with a quarter of the channels.
 
@@ -13,6 +13,39 @@ CIFAR-10: an error of 8.75 and 6.97 % for residual networks of 20 and 56 layers 
 """
 
 import arch_jax
+
+PLAIN_20 = {"model.shortcut": "none", "model.blocks": (3, 3, 3)}
+PLAIN_56 = {"model.shortcut": "none", "model.blocks": (9, 9, 9)}
+RESIDUAL_56 = {"model.blocks": (9, 9, 9)}
+
+published = (
+    arch_jax.Published(
+        0,
+        "1512.03385, figure 6: plain networks, 56 layers against 20: worse (no table)",
+        tolerance=0,
+        metric="accuracy",
+        unit="points of accuracy",
+        factor=100,
+        direction="at most",
+        behaviour=True,
+        changes=PLAIN_56,
+        against=PLAIN_20,
+    ),
+    arch_jax.Published(
+        1.78,
+        "1512.03385, table 6: residual networks, 56 layers (93.03 %) against 20 (91.25 %)",
+        tolerance=1.78,
+        metric="accuracy",
+        unit="points of accuracy",
+        factor=100,
+        direction="at least",
+        behaviour=True,
+        changes=RESIDUAL_56,
+        against={},
+    ),
+)
+#: Axes whose variants belong to the record.
+recorded = ("depth",)
 
 
 def config() -> arch_jax.Experiment:
