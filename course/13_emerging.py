@@ -546,19 +546,22 @@ for name, share in far.items():
     assert share > 0.97 if name in COUNTS else share < 0.6, name
 
 # %% [markdown]
-# How does the trained DeltaNet do it? Its eigenvalue along the key, $1 - \beta$, depends on the token alone here, so
-# each head has two: one at 0 and one at 1. And its state, read by the code from above on the trained weights: if it
-# counts as the hand-built memory does, one direction of it must jump to and fro between two values.
+# How does the trained DeltaNet do it? Its transitions depend on the token alone here, so each head has two. What is
+# stored under the key $k_1$ of a 1 is multiplied by $1 - \beta_1$ at a 1, an eigenvalue, and by
+# $1 - \beta_0 (k_0 \cdot k_1)^2$ at a 0. If the network counts as the hand-built memory does, these must be near $-1$
+# and 1, and one direction of its state must jump to and fro between two values. The state is read by the code from
+# above, on the trained weights.
 
 
 # %%
 def inside(name):
-    """Eigenvalue along the key at 0 and at 1, "bit head"; and of one test string bits, parity and states."""
+    """What a 0 and a 1 make of what is stored under a 1, "bit head"; bits, parity and states of one string."""
     params, reach = live[name][0], 2 if name == "DeltaNet [-1, 1]" else 1
     (block,) = [part for part in jax.tree.leaves(params, is_leaf=lambda v: "mixer" in v) if "mixer" in part]
     embedded = params["embedding"]["embedding"]
     read = embedded / jnp.sqrt((embedded**2).mean(-1, keepdims=True) + 1e-6) * block["mixer_norm"]["scale"]
-    factors = 1 - reach * sigmoid(read @ block["mixer"]["beta"]["kernel"])
+    own = delta_inputs(block["mixer"], read, reach)  # of both tokens
+    factors = 1 - own["a"][..., 0] * (own["kappa"] * own["kappa"][1]).sum(axis=-1) ** 2
     bits, parity = strings(jax.random.key(101), 1, LONG)
     states, _ = memory(**delta_inputs(block["mixer"], read[bits[0]], reach))
     return np.asarray(factors), np.asarray(bits[0]), np.asarray(parity[0]), np.asarray(states)
@@ -583,7 +586,7 @@ for name, own in (("[-1, 1]", factors), ("[0, 1]", tame)):
     print(f"DeltaNet {name:8} at 0: {np.round(own[0], 3)}, at 1: {np.round(own[1], 3)}, for its heads")
 print(f"the sign of one direction of the state tells the parity after {tells:.1%} and {tame_tells:.1%} of the bits")
 assert factors[0, head] > 0.9
-assert factors[1, head] < -0.8
+assert factors[1, head] < -0.9
 assert tame.min() >= 0
 assert tells > 0.95
 assert tame_tells < 0.75
@@ -615,6 +618,7 @@ assert min(map(len, long.values())) >= 3
 assert min(long["sLSTM"]) > 0.97
 unable = {name for name in recorded if name not in COUNTS}
 assert unable == {"mLSTM", "attention", "Mamba", "DeltaNet [0, 1]"}
+assert min(short["mLSTM"] + short["attention"]) > 0.75  # within the training's lengths, no chance level at all
 assert max(max(long[name]) for name in unable) < 0.6  # four standard deviations of guessing 512 strings are 0.09
 assert min(long["DeltaNet [-1, 1]"]) > max(max(long[name]) for name in unable)
 
@@ -652,8 +656,8 @@ for own, colour, name in ((factors, blue, "DeltaNet [-1, 1]"), (tame, red, "Delt
 spectra.plot([0, 1], [gammas, gammas], color=grey, linewidth=0.9)
 spectra.annotate(r"RetNet's $\gamma$", (1.06, gammas.mean()), color=grey, va="center")
 spectra.axhline(0, color=grey, linewidth=0.8)
-spectra.set(xticks=(0, 1), xlim=(-0.15, 1.6), ylim=(-1.1, 1.1), xlabel="bit read", ylabel="eigenvalue along the key")
-spectra.set_title("Trained: what a bit does to the state, by head")
+spectra.set(xticks=(0, 1), xlim=(-0.15, 1.6), ylim=(-1.1, 1.1), xlabel="bit read", ylabel="factor on what is stored")
+spectra.set_title("Trained: what a bit does to what a 1 stored, by head")
 
 shown = slice(60, 100)
 times = 1 + np.arange(LONG)[shown]
@@ -670,7 +674,7 @@ plt.show()
 
 # %% [markdown]
 # **What would have refuted it.** Above: a red mixer that is right on long strings, or an sLSTM without memory mixing
-# that counts. Below: a DeltaNet that counts while both of its eigenvalues are positive, or whose state does not jump
+# that counts. Below: a DeltaNet that counts while all of its factors are positive, or whose state does not jump
 # exactly at the ones. The hollow circles are the trap in the question: mLSTM and attention answer most of the bits of
 # the lengths that they were trained on, by a rule that ends there.
 #
@@ -768,9 +772,9 @@ arch_jax.load_record("mqar")
 # overwrites (the memory asked twice for one key, above); $\beta$ up to 2 costs nothing and lets it track a state (the
 # figure).
 #
-# **Choose an sLSTM** for a few layers of a stack, where a state must be followed exactly: the record has it right with
-# every seed, and its state is the smallest of the xLSTM's two (the second table). The published xLSTM[7:1] has one
-# block of it for seven of the mLSTM.
+# **Choose an sLSTM** for a few layers of a stack, where a state must be followed: with every seed of the record it has
+# nearly all of the long strings right, and its state is less than a fifth of the mLSTM's (the second table). The
+# published xLSTM[7:1] has one block of it for seven of the mLSTM.
 #
 # **Choose Hyena** where whole sequences come at once and are long: its time grows like that of the recurrences. Don't
 # where tokens are generated one by one (the second table).
@@ -782,18 +786,18 @@ arch_jax.load_record("mqar")
 # ## How to read the papers
 #
 # - **RetNet.** Equation 5 is `parallel`, equation 6 `recurrent`, equation 7 `chunkwise`; equation 8 is the gate and the
-#   constants $\gamma$ of `retention`. Figure 3 draws the first two. The ablation (table 6) takes away the gate, the
-#   norm and the variety of $\gamma$.
+#   constants $\gamma$ of `retention`. Figure 3 draws the first two. Its ablation takes away the gate, the norm,
+#   the decay, and the variety of $\gamma$: each is one factor of `retention`.
 # - **DeltaNet.** Section 2.2 of Yang et al. is the rule above; their section 3 makes it parallel by chunks, which is
-#   `form="chunked"` of `arch_jax.DeltaNet`. Figure 2 is recall, as in `mqar`.
+#   `form="chunked"` of `arch_jax.DeltaNet`. Figure 2 draws the layer, with the short convolutions left out here.
 # - **Grazzi et al.** Theorem 1 is the argument for the eigenvalues; table 2 is our figure for DeltaNet and Mamba, and
 #   its ablation, [0, 1] against [-1, 1], is the field `negative_eigenvalues`.
 # - **RWKV-4.** Equation 16 is the line that makes `wkv` in `rwkv4`; appendix D is its stable form, with the sLSTM's
 #   stabiliser. **RWKV-7.** Equations 15 to 17 are `memory` as `rwkv7_inputs` calls it.
 # - **xLSTM.** Equations 8 to 18 are `slstm`, of which 15 to 17 are the stabiliser; 19 to 27 are `mlstm_inputs` and
-#   `mlstm`. Section 4.1 (figure 4, left) is the record; the lines to compare are parity's.
-# - **Hyena.** Definition 3.1 is `hyena`; equation 7 is `hyena_filter`. Section 4.1 asks for recall of pairs, and its
-#   ablation is of how the filter is parametrised.
+#   `mlstm`. Section 4.1 is the record; the row to compare is parity's.
+# - **Hyena.** Definition 3.1 is `hyena`; equation 7 is `hyena_filter`. Section 4.1 asks for recall of pairs, and
+#   figure 4.1 is its ablation: how the filter is parametrised.
 #
 # ## Exercises
 #
@@ -857,7 +861,8 @@ assert float(jnp.abs(delta_net(without, x) - theirs).max()) > 0.1  # another map
 #
 # $I - \beta k k^\top$ is symmetric, so its eigenvalues are real; a turn by a third is a product of two reflections.
 # Train `counted` on `jnp.cumsum(bits, axis=1) % 3` with a vocabulary of 3, for sLSTM, for DeltaNet of one and of two
-# layers, and with each token fed twice. Test far beyond the training's length; within it, all may look able.
+# layers, and with each token fed twice. Test far beyond the training's length; within it, all may look able. Random
+# strings are a mild test, too: give the trained counters of parity a string of ones only.
 #
 # </details>
 #
@@ -871,8 +876,8 @@ assert float(jnp.abs(delta_net(without, x) - theirs).max()) > 0.1  # another map
 # recurrences and generates like attention.
 #
 # **Sources**: the papers at the top; Katharopoulos et al. (2020, [2006.16236](https://arxiv.org/abs/2006.16236)), on
-# linear attention; Yang, Kautz & Hatamizadeh (2024, [2412.06464](https://arxiv.org/abs/2412.06464)), Gated DeltaNet; Arora et
-# al. (2023, [2312.04927](https://arxiv.org/abs/2312.04927)), recall by mixer.
+# linear attention; Yang, Kautz & Hatamizadeh (2024, [2412.06464](https://arxiv.org/abs/2412.06464)), Gated DeltaNet;
+# Arora et al. (2023, [2312.04927](https://arxiv.org/abs/2312.04927)), recall by mixer.
 #
 # **Next**: this is the last lesson. [Lesson 1](01_introduction.ipynb) has the library's way from a model to its text,
 # and the course's page in the documentation, `docs/course.md`, lists all lessons.
