@@ -618,8 +618,9 @@ assert min(map(len, long.values())) >= 3
 assert min(long["sLSTM"]) > 0.97
 unable = {name for name in recorded if name not in COUNTS}
 assert unable == {"mLSTM", "attention", "Mamba", "DeltaNet [0, 1]"}
-assert min(short["mLSTM"] + short["attention"]) > 0.75  # within the training's lengths, no chance level at all
+assert min(min(short[name]) for name in recorded) > 0.75  # within the training's lengths, none is near chance
 assert max(max(long[name]) for name in unable) < 0.6  # four standard deviations of guessing 512 strings are 0.09
+assert min(short["DeltaNet [-1, 1]"]) > 0.99
 assert min(long["DeltaNet [-1, 1]"]) > max(max(long[name]) for name in unable)
 
 # %%
@@ -675,8 +676,11 @@ plt.show()
 # %% [markdown]
 # **What would have refuted it.** Above: a red mixer that is right on long strings, or an sLSTM without memory mixing
 # that counts. Below: a DeltaNet that counts while all of its factors are positive, or whose state does not jump
-# exactly at the ones. The hollow circles are the trap in the question: mLSTM and attention answer most of the bits of
-# the lengths that they were trained on, by a rule that ends there.
+# exactly at the ones.
+#
+# The hollow circles are the trap in the question: all answer most bits of the lengths that they were trained on, by
+# rules that end there. And to be able is not yet to have learned: at full size DeltaNet [-1, 1] is right on every
+# short string, and on some of the long ones it is not.
 #
 # One cell of the record, again, with a seed that it does not have; the prediction interval says where a further seed
 # should land.
