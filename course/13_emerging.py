@@ -36,6 +36,7 @@ if importlib.util.find_spec("arch_jax") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "arch-jax"], check=True)
 
 # %%
+import functools
 import tempfile
 
 import jax
@@ -148,7 +149,11 @@ def retention(p, x, form, count=2):
 
 
 # %%
-def random_weights(module, x):
+x = jax.random.normal(jax.random.key(0), (40, 32))
+
+
+@functools.cache
+def random_weights(module):
     """The module's parameters, with noise on each, so that none is at a 0 that hides a mistake."""
     key = jax.random.key(1)
     flat, rebuild = jax.flatten_util.ravel_pytree(jax.jit(module.init)(key, x[None]))
@@ -159,8 +164,7 @@ def of_library(module, p, x):
     return jax.jit(module.apply)({"params": p}, x[None])[0][0]
 
 
-x = jax.random.normal(jax.random.key(0), (40, 32))
-weights = random_weights(arch_jax.Retention(heads=2), x)
+weights = random_weights(arch_jax.Retention(heads=2))
 for name, form in (("parallel", parallel), ("recurrent", recurrent), ("chunked", chunkwise)):
     theirs = of_library(arch_jax.Retention(heads=2, form=name, chunk=8), weights, x)
     np.testing.assert_allclose(jax.jit(retention, static_argnums=2)(weights, x, form), theirs, atol=2e-5)
@@ -226,11 +230,11 @@ def rwkv7(p, x):
 # %%
 for reach in (1, 2):
     module = arch_jax.DeltaNet(heads=2, convolution=0, negative_eigenvalues=reach == 2)
-    weights = random_weights(module, x)
+    weights = random_weights(module)
     ours = jax.jit(delta_net, static_argnums=2)(weights, x, reach)
     np.testing.assert_allclose(ours, of_library(module, weights, x), atol=2e-5)
 module = arch_jax.RWKV7(head_size=16)
-weights = random_weights(module, x)
+weights = random_weights(module)
 np.testing.assert_allclose(jax.jit(rwkv7)(weights, x), of_library(module, weights, x), atol=5e-5)
 print("DeltaNet, with beta in [0, 1] and in [0, 2], and RWKV-7: equal")
 
@@ -278,7 +282,7 @@ def rwkv4(p, x):
 
 
 module = arch_jax.RWKV4()
-weights = random_weights(module, x)
+weights = random_weights(module)
 np.testing.assert_allclose(jax.jit(rwkv4)(weights, x), of_library(module, weights, x), atol=2e-5)
 
 # %% [markdown]
@@ -347,11 +351,11 @@ def mlstm(p, x):
 
 # %%
 module = arch_jax.MLSTM(heads=2, convolution=0)
-weights = random_weights(module, x)
+weights = random_weights(module)
 np.testing.assert_allclose(jax.jit(mlstm)(weights, x), of_library(module, weights, x), atol=1e-4)
 
 module = arch_jax.SLSTM(heads=2, convolution=0)
-weights = random_weights(module, x)
+weights = random_weights(module)
 bare, stable = (jax.jit(lambda p, x, s=s: slstm(p, x, s)) for s in (False, True))
 theirs = of_library(module, weights, x)
 np.testing.assert_allclose(bare(weights, x), theirs, atol=2e-5)
@@ -410,7 +414,7 @@ def hyena(p, x, length, convolved):
 
 
 # %%
-weights = random_weights(arch_jax.Hyena(length=64), x)
+weights = random_weights(arch_jax.Hyena(length=64))
 for form, convolved in (("direct", by_toeplitz), ("fft", by_fourier)):
     theirs = of_library(arch_jax.Hyena(length=64, form=form), weights, x)
     ours = jax.jit(hyena, static_argnums=(2, 3))(weights, x, 64, convolved)
@@ -450,10 +454,10 @@ def eigenvalues(w, kappa=0.0, a=0.0, like=None, **_):
 
 u = jnp.concatenate([loud, loud], axis=1)
 drawn = {
-    "mLSTM": mlstm_inputs(random_weights(arch_jax.MLSTM(heads=2, convolution=0), x), u),
-    "DeltaNet, beta in [0, 1]": delta_inputs(random_weights(arch_jax.DeltaNet(heads=2, convolution=0), x), loud),
-    "DeltaNet, beta in [0, 2]": delta_inputs(random_weights(arch_jax.DeltaNet(heads=2, convolution=0), x), loud, 2),
-    "RWKV-7": rwkv7_inputs(random_weights(arch_jax.RWKV7(head_size=16), x), loud)[0],
+    "mLSTM": mlstm_inputs(random_weights(arch_jax.MLSTM(heads=2, convolution=0)), u),
+    "DeltaNet, beta in [0, 1]": delta_inputs(random_weights(arch_jax.DeltaNet(heads=2, convolution=0)), loud),
+    "DeltaNet, beta in [0, 2]": delta_inputs(random_weights(arch_jax.DeltaNet(heads=2, convolution=0)), loud, 2),
+    "RWKV-7": rwkv7_inputs(random_weights(arch_jax.RWKV7(head_size=16)), loud)[0],
 }
 spectrum = {name: eigenvalues(like=parts["k"], **parts) for name, parts in drawn.items()}
 for name, found in spectrum.items():
@@ -501,10 +505,11 @@ def strings(key, rows, length):
     return bits, jnp.cumsum(bits, axis=1) % 2
 
 
-def counted(mixer, held=()):
+@functools.partial(jax.jit, static_argnums=0)
+def counted(mixer, seed, mixing):
     """Trains a layer of the mixer; (its parameters, share of test strings that it has right after each bit).
 
-    Parameters of the names `held` stay as they begin.
+    The gradients of recurrent matrices are multiplied by `mixing`: with 0 they stay at 0, where they begin.
     """
     model = arch_jax.Decoder(2, 1, 32, mixer=mixer, tied=False, scan=False)
     optimizer = arch_jax.Optimizer("adam", learning_rate=1e-2, warmup=20).transformation(STEPS)
@@ -515,29 +520,30 @@ def counted(mixer, held=()):
 
     def step(carry, key):
         params, state = carry
-        frozen = lambda path, leaf: 0 * leaf if path[-1].key in held else leaf
-        gradient = jax.tree_util.tree_map_with_path(frozen, jax.grad(loss)(params, key))
+        mixed = lambda path, leaf: leaf * (mixing if path[-1].key.endswith("_recurrent") else 1)
+        gradient = jax.tree_util.tree_map_with_path(mixed, jax.grad(loss)(params, key))
         changes, state = optimizer.update(gradient, state, params)
         return (jax.tree.map(jnp.add, params, changes), state), None
 
-    test, parity = strings(jax.random.key(100), 512, LONG)
-    params = jax.jit(model.init)(jax.random.key(0), test[:1])["params"]
-    keys = jax.random.split(jax.random.key(1), STEPS)
-    (params, _), _ = jax.jit(lambda *carry: jax.lax.scan(step, carry, keys))(params, optimizer.init(params))
-    right = jax.jit(model.apply)({"params": params}, test).argmax(-1) == parity
-    return params, np.asarray(right.mean(axis=0))
+    first, drawn, tested = jax.random.split(jax.random.key(seed), 3)
+    test, parity = strings(tested, 512, LONG)
+    params = model.init(first, test[:1])["params"]
+    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(drawn, STEPS))
+    right = model.apply({"params": params}, test).argmax(-1) == parity
+    return params, right.mean(axis=0)
 
 
-delta = {"heads": 2, "convolution": 0}
-live = {
-    "sLSTM": counted(arch_jax.SLSTM(convolution=0)),
-    "sLSTM without mixing": counted(arch_jax.SLSTM(convolution=0), [f"{gate}_recurrent" for gate in GATES]),
-    "DeltaNet [-1, 1]": counted(arch_jax.DeltaNet(**delta, negative_eigenvalues=True)),
-    "DeltaNet [0, 1]": counted(arch_jax.DeltaNet(**delta)),
-    "RetNet": counted(arch_jax.Retention(heads=2)),
-    "RWKV-4": counted(arch_jax.RWKV4()),
-    "RWKV-7": counted(arch_jax.RWKV7(head_size=16)),
+delta = {"heads": 2, "convolution": 0, "form": "recurrent"}
+variants = {
+    "sLSTM": (arch_jax.SLSTM(convolution=0), 1.0),
+    "sLSTM without mixing": (arch_jax.SLSTM(convolution=0), 0.0),
+    "DeltaNet [-1, 1]": (arch_jax.DeltaNet(**delta, negative_eigenvalues=True), 1.0),
+    "DeltaNet [0, 1]": (arch_jax.DeltaNet(**delta), 1.0),
+    "RWKV-4": (arch_jax.RWKV4(), 1.0),
+    "RWKV-7": (arch_jax.RWKV7(head_size=16), 1.0),
 }
+live = {name: counted(mixer, 0, mixing) for name, (mixer, mixing) in variants.items()}
+live = {name: (params, np.asarray(share)) for name, (params, share) in live.items()}
 COUNTS = ("sLSTM", "DeltaNet [-1, 1]")
 far = {name: share[LONG // 2 :].mean() for name, (_, share) in live.items()}
 for name, (_, share) in live.items():
@@ -557,7 +563,8 @@ for name, share in far.items():
 def inside(name):
     """What a 0 and a 1 make of what is stored under a 1, "bit head"; bits, parity and states of one string."""
     params, reach = live[name][0], 2 if name == "DeltaNet [-1, 1]" else 1
-    (block,) = [part for part in jax.tree.leaves(params, is_leaf=lambda v: "mixer" in v) if "mixer" in part]
+    has_mixer = lambda part: isinstance(part, dict) and "mixer" in part
+    (block,) = filter(has_mixer, jax.tree.leaves(params, is_leaf=has_mixer))
     embedded = params["embedding"]["embedding"]
     read = embedded / jnp.sqrt((embedded**2).mean(-1, keepdims=True) + 1e-6) * block["mixer_norm"]["scale"]
     own = delta_inputs(block["mixer"], read, reach)  # of both tokens
@@ -850,7 +857,7 @@ def gated_delta_net(p, x, count=2):
 
 
 module = arch_jax.GatedDeltaNet(heads=2, convolution=0)
-weights = random_weights(module, x)
+weights = random_weights(module)
 theirs = of_library(module, weights, x)
 np.testing.assert_allclose(jax.jit(gated_delta_net)(weights, x), theirs, atol=2e-5)
 without = {name: part for name, part in weights.items() if name not in ("gate", "a_log", "decay", "decay_bias")}
