@@ -584,8 +584,8 @@ def main_direction(states, head):
 
 factors, bits, parity, states = inside("DeltaNet [-1, 1]")
 tame, _, _, tame_states = inside("DeltaNet [0, 1]")
-head = int(factors[1].argmin())  # the head that turns round most at a 1
-state, tame_state = main_direction(states, head), main_direction(tame_states, int(tame[1].argmin()))
+head = int((factors[0] - factors[1]).argmax())  # the head that tells a 1 from a 0 most
+state, tame_state = main_direction(states, head), main_direction(tame_states, int((tame[0] - tame[1]).argmax()))
 state = state * (1 if np.corrcoef(state, parity)[0, 1] > 0 else -1)  # the sign of a direction means nothing
 tells = ((state > 0) == parity).mean()
 tame_tells = max(((tame_state > 0) == parity).mean(), ((tame_state > 0) != parity).mean())
@@ -891,5 +891,5 @@ assert float(jnp.abs(delta_net(without, x) - theirs).max()) > 0.1  # another map
 # linear attention; Yang, Kautz & Hatamizadeh (2024, [2412.06464](https://arxiv.org/abs/2412.06464)), Gated DeltaNet;
 # Arora et al. (2023, [2312.04927](https://arxiv.org/abs/2312.04927)), recall by mixer.
 #
-# **Next**: this is the last lesson. [Lesson 1](01_introduction.ipynb) has the library's way from a model to its text,
-# and the course's page in the documentation, `docs/course.md`, lists all lessons.
+# **Next**: this is the last lesson. [The course's page](../docs/course.md) lists all of them, and
+# [the introduction](01_introduction.ipynb) has the library's way from a model to its text.
