@@ -507,8 +507,10 @@ record
 # Choose a recurrent network
 #
 # - for streams and small devices: the table's time and state for a token do not grow;
-# - where a state must be *tracked*, such as the parity of all bits so far, for which the state has to pass through a
-#   matrix at each step: [lesson 13](13_emerging.ipynb) asks who can count.
+# - where a state must be *tracked*, such as the parity of all bits so far. What is read must then be able to turn the
+#   state round, as it can where the state passes through a matrix and a nonlinearity at each step, and cannot where it
+#   is multiplied by factors from 0 to 1: in the record of `formal_languages`, a recurrence of the first kind counts far
+#   beyond its training's lengths, and those of the second guess ([lesson 13](13_emerging.ipynb)).
 #
 # Do not choose it
 #
