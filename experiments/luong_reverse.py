@@ -47,7 +47,7 @@ def config() -> arch_jax.Experiment:
 
 
 def ablate_score():
-    """The scores of equation 8, and local attention, whose place is predicted (equation 9)."""
+    """The scores of section 3.1, and local attention, whose place is predicted (equation 9)."""
     for score in ("general", "dot", "concat"):
         yield {"model.score": {"module": "luong_attention", "score": score}}
     yield {"model.score": {"module": "local_attention", "window": 2}}

@@ -130,7 +130,7 @@ class AdditiveAttention(ScoreBase):
 class LuongAttention(ScoreBase):
     """Global attention by a multiplicative score (Luong et al. 2015, 1508.04025, section 3.1).
 
-    "dot" is s . h, "general" s W . h, and "concat" v . tanh([s; h] W) (equation 8); the weights are the softmax over
+    "dot" is s . h, "general" s W . h, and "concat" v . tanh([s; h] W) (section 3.1); the weights are the softmax over
     the keys, and the context is the sum of the keys by them.
 
     Attributes:

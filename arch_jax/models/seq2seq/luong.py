@@ -3,7 +3,7 @@
 Stacked LSTMs encode and decode. At each step the decoder's state h_t is computed first, and then attends to
 the encoder's highest states (section 3) for its context c_t:
 
-    a_t(s) = softmax_s(score(h_t, h_s))                           (7), with the scores of equation 8
+    a_t(s) = softmax_s(score(h_t, h_s))                           (7), with the scores of section 3.1
     c_t = sum_s a_t(s) h_s
     h~_t = tanh(W_c [c_t; h_t])                                   (5)
     p(y_t | ...) = softmax(W_s h~_t)                              (6)
