@@ -287,7 +287,8 @@ for name, curve in curves.items():
     label = LABELS[name]
     point = 1000 * outcomes[name].step_seconds, loss[name]
     price.plot(*point, "o", color=line.get_color())
-    price.annotate(label, point, xytext=(7, 3), textcoords="offset points", color=line.get_color())
+    below = (0, -15 if name == "rnn" else 7)
+    price.annotate(label, point, xytext=below, textcoords="offset points", color=line.get_color(), ha="center")
 falling.set(xlabel="step", ylabel="training loss (nats a byte)", title="200 steps")
 price.set(xlabel="time a step (ms, this machine)", ylabel="validation loss (nats a byte)", title="what a mixer buys")
 price.margins(x=0.25, y=0.15)
