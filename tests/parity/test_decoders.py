@@ -164,9 +164,9 @@ def test_ten_adamw_steps(pair):
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
     assert leaves.keys() == expected.keys()
     for name, leaf in leaves.items():
-        compared = clear[name] > 1e-6
-        np.testing.assert_allclose(leaf[compared], expected[name][compared], rtol=0, atol=2e-6, err_msg=name)
-        assert "'key']['bias'" in name or compared.mean() > 0.95, name
+        compared = clear[name] > 3e-6
+        np.testing.assert_allclose(leaf[compared], expected[name][compared], rtol=0, atol=2e-5, err_msg=name)
+        assert "'key']['bias'" in name or compared.mean() > 0.9, name
 
 
 @pytest.mark.parametrize("pair", [next(pairs()), *list(pairs())[4:5]])
