@@ -340,7 +340,7 @@ assert max(without.values()) < 1
 # - Rosenblatt's perceptron has fixed random units before the weights that learn; `perceptron` is the layer that
 #   learns. His rule is the objective "classify" with `criterion="perceptron"`, and which gates it learns is the axis
 #   `gate` of the record above.
-# - Rumelhart, Hinton & Williams give in the letter to *Nature* the backward pass as equations 6 to 9, which is what
+# - Rumelhart, Hinton & Williams give in the letter to *Nature* the backward pass as equations 4 to 7, which is what
 #   `jax.grad` derives from `mlp`. XOR is in their longer chapter, with the drawing of two hidden units.
 # - Vaswani et al.: the right half of figure 1 is the drawing above, with its norm behind each part where `block` has it
 #   before ("pre-norm"; the field is `placement`), and with ReLU in the place of SwiGLU.

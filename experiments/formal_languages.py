@@ -22,10 +22,6 @@ at the end in the test. Accuracy at 40 to 256 bits after 800 steps (seeds 0 to 2
 
 import arch_jax
 
-MLSTM = {"module": "mlstm", "multiple": 8}
-ATTENTION = {"module": "attention", "heads": 4, "rope": "rope"}
-DELTA = {"module": "delta_net", "heads": 2, "negative_eigenvalues": False}
-
 published = (
     arch_jax.Published(
         100,
@@ -63,8 +59,8 @@ def config() -> arch_jax.Experiment:
 def ablate_mixer():
     """sLSTM; mLSTM, attention and Mamba; the delta rule with eigenvalues in [0, 1] and in [-1, 1]."""
     yield {"model.mixer": {"module": "slstm", "convolution": 0}}
-    yield {"model.mixer": MLSTM}
-    yield {"model.mixer": ATTENTION}
+    yield {"model.mixer": {"module": "mlstm", "multiple": 8}}
+    yield {"model.mixer": {"module": "attention", "heads": 4, "rope": "rope"}}
     yield {"model.mixer": "mamba"}
     for negative in (False, True):
-        yield {"model.mixer": DELTA | {"negative_eigenvalues": negative}}
+        yield {"model.mixer": {"module": "delta_net", "heads": 2, "negative_eigenvalues": negative}}

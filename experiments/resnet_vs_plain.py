@@ -6,10 +6,9 @@ The paper's networks of 20 and 56 layers for CIFAR-10 with a quarter of the chan
 
 Seen on the 10,000 test images after 900 steps, seeds 0 to 2: plain networks 84.7, 84.4 and 82.1 % with 20 layers and
 75.8, 74.2 and 69.3 % with 56, residual ones 86.6, 85.8 and 86.8 % with 20 and 86.7, 87.7 and 87.3 % with 56. So the
-plain network gets worse with depth, and the residual one does not. Of the first 384 test images the residual network of
-56 layers (seed 0) takes 38 for something else: sandals, sneakers and boots for one another, pullovers and shirts for
-coats. Published for CIFAR-10: an error of 8.75 and 6.97 % for residual networks of 20 and 56 layers (table 6), and more
-for the plain one of 56 layers than for that of 20 (figure 6).
+plain network gets worse with depth, and the residual one does not. Published for CIFAR-10: an error of 8.75 and 6.97 %
+for residual networks of 20 and 56 layers (table 6), and more for the plain one of 56 layers than for that of 20 (figure
+6).
 """
 
 import arch_jax

@@ -50,7 +50,8 @@ QUICK = {*QUICK, *(name for name, entry in ARCHITECTURES.items() if entry.name n
 every_architecture = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in QUICK else thorough) for name in ARCHITECTURES]
 )
-every_architecture_quickly = pytest.mark.parametrize("name", ARCHITECTURES)
+#: Where nothing is run: all of them in the quick tier.
+every_architecture_abstractly = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
 #: The first architecture of each family that is scanned where it is published.
@@ -279,7 +280,7 @@ def test_depth_adds_parameters(name):
     assert len(set(np.diff(counts))) == 1, counts
 
 
-@every_architecture_quickly
+@every_architecture
 @pytest.mark.thorough
 def test_nothing_is_remembered(name):
     """Traced again, it is the same program. (No module can tell whether it is traced: test_house.py.)"""
@@ -383,7 +384,7 @@ def test_what_stands_at_padding_enters_nothing(name):
     chex.assert_trees_all_equal(*found)
 
 
-@every_architecture_quickly
+@every_architecture_abstractly
 def test_bfloat16_gives_bfloat16(name):
     """No layer widens what it is given, by types alone; the numbers are the thorough tier's."""
     half = ARCHITECTURES[name].tiny().clone(dtype=jnp.bfloat16)
@@ -544,7 +545,7 @@ def test_cost_does_not_depend_on_scanning(name):
     assert costs[0] == costs[1] > 0
 
 
-@every_architecture_quickly
+@every_architecture_abstractly
 def test_every_field_has_a_meaning(name):
     module = ARCHITECTURES[name].tiny()
     for path, _ in fields.walk(module):
