@@ -132,6 +132,9 @@ every_mixer = pytest.mark.parametrize(
     ],
 )
 
+#: The settings that cut a sequence into chunks of their own.
+CHUNKED = [(name, change) for name, change in CASES if "chunk" in change]
+
 #: Rows of segment ids: packed documents, padding in the middle and at the end, an id that comes again.
 PACKED = np.array([[1, 1, 1, 2, 2, 2, 2, 2, 3], [4, 4, 0, 0, 4, 7, 4, 0, 0]], np.int32)
 #: Few lengths, since each is compiled on its own: one token, and more than one chunk of the forms that have chunks.
@@ -277,8 +280,8 @@ def test_any_packed_chunks_give_the_whole(name, change):
     chunks_give_the_whole(case(name, change), CHUNKS, PACKED)
 
 
-@every_mixer
-@pytest.mark.thorough  # other lengths on the same paths
+@pytest.mark.parametrize(("name", "change"), CHUNKED, ids=[f"{name}-{CASES.index((name, c))}" for name, c in CHUNKED])
+@pytest.mark.thorough  # other lengths on the same paths: they begin and end elsewhere in a chunk
 def test_more_chunks_give_the_whole(name, change):
     chunks_give_the_whole(case(name, change), CHUNKS + MORE_CHUNKS, PACKED)
     chunks_give_the_whole(case(name, change), CHUNKS[:1] + MORE_CHUNKS, None)

@@ -75,8 +75,8 @@ def when(name: str) -> list:
 class Tiny:
     """One architecture at its tiny size: each of its programs is compiled once, for all tests.
 
-    Those are five: `begin`, `forward`, `steps`, and in a test of their own the forward pass under `vmap` and in
-    bfloat16. What they give lies on the host, where arithmetic compiles nothing.
+    Those are three, `begin`, `forward` and `steps`; thorough tests have some of their own. What they give lies on the
+    host, where arithmetic compiles nothing.
     """
 
     def __init__(self, name: str) -> None:
@@ -280,7 +280,7 @@ def test_depth_adds_parameters(name):
     assert len(set(np.diff(counts))) == 1, counts
 
 
-@every_architecture
+@pytest.mark.parametrize("name", sorted(QUICK))
 @pytest.mark.thorough
 def test_nothing_is_remembered(name):
     """Traced again, it is the same program. (No module can tell whether it is traced: test_house.py.)"""
@@ -297,18 +297,6 @@ def test_jit_equals_eager(name):
     it = tiny(name)
     eager = it.module.apply(*jax.device_put((it.variables, *it.arguments)))
     chex.assert_trees_all_close(it.outputs[0], on_host(eager), atol=2e-6, rtol=2e-5)
-
-
-@every_architecture
-@pytest.mark.thorough  # a program of its own
-def test_vmap_over_seeds(name):
-    it = tiny(name)
-    one_batch = [None] * len(it.arguments)
-    applied = jax.jit(jax.vmap(it.module.apply, (0, *one_batch)))
-    together = on_host(applied(it.begun.variables, *it.arguments))
-    for i in range(2):
-        alone, _ = on_host(it.forward(it.state(i).variables, it.batch))
-        chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], together), alone, atol=2e-6, rtol=2e-5)
 
 
 @every_architecture
@@ -376,7 +364,7 @@ def test_what_stands_at_padding_enters_nothing(name):
         if mask is None:
             outputs = on_host(apply(it.variables, given, real.astype(np.int32)))
         else:
-            outputs = on_host(apply(it.variables, *it.entry.arguments(it.batch | {key: given})))
+            outputs = on_host(it.forward(it.variables, it.batch | {key: given})[0])
         at_real = lambda leaf: leaf[real] if leaf.shape[: real.ndim] == real.shape and key != "source" else leaf
         found.append(jax.tree.map(at_real, outputs))
     assert not real.all()
@@ -467,9 +455,13 @@ def two_devices(tmp_path_factory):
             [sys.executable, str(SCRIPT)], env=os.environ | own, stdin=pipe, stdout=pipe, stderr=written, text=True
         )
 
-    def ask(question: dict) -> None:
-        print(json.dumps(question), file=process.stdin, flush=True)
+    given, found = problems.with_name("given"), problems.with_name("found")
+
+    def ask(question: dict, state, batch):
+        given.write_bytes(pickle.dumps((state, batch)))
+        print(json.dumps(question | {"given": str(given), "found": str(found)}), file=process.stdin, flush=True)
         assert process.stdout.readline(), problems.read_text()[-3000:]
+        return pickle.loads(found.read_bytes())
 
     with process:
         yield ask
@@ -477,15 +469,33 @@ def two_devices(tmp_path_factory):
 
 
 @every_architecture
+@pytest.mark.thorough  # a program of its own
+def test_vmap_over_seeds_and_pmap_over_a_batch(name, two_devices):
+    """In one program; each seed gives each half of the batch what it gives the whole, where examples are alone."""
+    it = tiny(name)
+    found = two_devices({"what": "outputs", "name": name}, it.begun.variables, it.batch)
+    assert_finite(found)
+    for leaf in jax.tree.leaves(found):
+        assert leaf.shape[:2] == (2, 2), "device, seed"
+    if it.entry.couples_examples:
+        return
+    for i in range(2):
+        alone, _ = on_host(it.forward(it.state(i).variables, it.batch))
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda x, i=i: np.concatenate(x[:, i]), found), alone, atol=2e-6, rtol=2e-5
+        )
+
+
+@every_architecture
 @pytest.mark.thorough  # a second compilation of the train step
-def test_steps_on_two_devices(name, two_devices, tmp_path):
+def test_steps_on_two_devices(name, two_devices):
     """Under `pmap` both devices stay alike; and where nothing is drawn, a step is what it is on one device."""
     it = tiny(name)
-    count, given, found = 3, tmp_path / "given", tmp_path / "found"
-    given.write_bytes(pickle.dumps((it.state(0), it.batch)))
-    optimizer = dataclasses.asdict(it.experiment.optimizer)
-    two_devices({"name": name, "given": str(given), "found": str(found), "steps": count, "optimizer": optimizer})
-    state, metrics = pickle.loads(found.read_bytes())
+    if name not in QUICK and set(it.variables) <= {"params", "batch_stats"}:
+        pytest.skip("one of its family takes them, and with batch statistics lenet5-bn (test_devices.py)")
+    count, optimizer = 3, dataclasses.asdict(it.experiment.optimizer)
+    asked = {"what": "steps", "name": name, "steps": count, "optimizer": optimizer}
+    state, metrics = two_devices(asked, it.state(0), it.batch)
     assert_finite(metrics)
     assert_finite(state.variables)
     for path, leaf in paths(state).items():

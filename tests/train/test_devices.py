@@ -38,8 +38,7 @@ SCRIPT = Path(__file__).with_name("devices.py")
 QUICK = ("toy:both", "toy:pmap", "toy-one-batch:both")
 THOROUGH = (
     *("gpt:data", "gpt:fsdp", "gpt:both", "gpt:tensor", "gpt:pmap", "gpt-dropout:both"),
-    *("lenet5-bn:data", "lenet5-bn:fsdp", "lenet5-bn:both", "lenet5-bn:pmap"),
-    *("gan:data", "gan:fsdp", "gan:both", "gcn:data", "gcn:fsdp", "gcn:both"),
+    *("lenet5-bn:fsdp", "lenet5-bn:both", "lenet5-bn:pmap", "gan:both", "gcn:both"),
 )
 #: What two processes are compared in: with each experiment, a layout.
 PAIRS = ("gpt:both", "lenet5-bn:fsdp", "gan:data", "gcn:both")
