@@ -183,7 +183,7 @@ def test_moving_average_forgets_where_it_began():
         np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=thorough)])
 def test_moving_average_of_few_bits_does_not_stand_still(dtype):
     """From 0 towards 1 with decay 0.999: kept in bfloat16 it would stop at 0.5, where a step is half a unit."""
     still = Optimizer("sgd", learning_rate=0.0, clip=None)
@@ -198,7 +198,9 @@ def test_moving_average_of_few_bits_does_not_stand_still(dtype):
     assert {str(x.dtype) for x in leaves(state.evaluated).values()} == {dtype}
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "sgd", pytest.param("muon", marks=thorough), "adafactor"])
+@pytest.mark.parametrize(
+    "name", ["adamw", "adafactor", *(pytest.param(x, marks=thorough) for x in ("lion", "sgd", "muon"))]
+)
 def test_moments_are_those_of_float32(name):
     """The states of bfloat16 parameters and gradients: bit for bit those of the same numbers in float32."""
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), every_kind_of_parameter(True))
@@ -230,7 +232,7 @@ def test_the_second_moment_forgets_a_spike():
     np.testing.assert_allclose(moment, 64**2 * 0.001 * 0.999**5000, rtol=1e-3)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=thorough)])
 def test_many_micro_batches_of_few_bits(dtype):
     """1,024 micro-batches add up to the gradient of the batch; kept in bfloat16 the sum was up to 20 % off."""
     one = {key: np.repeat(x, 128, axis=0) for key, x in batch().items()}
@@ -461,7 +463,7 @@ def steps_on_one_batch(name: str) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(x, marks=[pytest.mark.thorough] * (x in ("adam", "sgd", "lion"))) for x in RATES]
+    "name", [pytest.param(x, marks=[pytest.mark.thorough] * (x in ("adam", "sgd", "lion", "adafactor"))) for x in RATES]
 )
 def test_optimizer_lowers_the_loss(name):
     losses = [loss for loss, _ in steps_on_one_batch(name)]
