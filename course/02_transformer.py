@@ -363,8 +363,8 @@ assert one.validation["loss"] < math.log(32)
 
 # %%
 trained = two.state.evaluated
-data = experiment.data.load()
-batch = {name: jnp.asarray(array) for name, array in next(iter(data.validation())).items()}
+parts = [*experiment.data.load().validation()]
+batch = {name: jnp.concatenate([part[name] for part in parts]) for name in parts[0]}  # all that validation is of
 copied, previous = measure(model, trained, batch["tokens"], batch["weights"])
 
 

@@ -6,9 +6,11 @@ libtpu reads its environment when JAX is imported, and must stay out of a proces
 line an architecture and a number of chips: what it is, seconds to compile, the types of its kernels, and bytes of
 arguments and temporaries on one v5e chip; null where it was lowered and not compiled.
 
-All are compiled for eight chips, and each chip's part of that program has the rows that one chip has alone: what a TPU
-can't take, it can't take there. For one chip are lowered the first of each family and those with kernels (on eight
-chips they stand under `shard_map`); of these are compiled the former, and those whose kernels are of other types.
+The first architecture of each file is compiled for eight chips, and each chip's part of that program has the rows that
+one chip has alone: what a TPU can't take, it can't take there. Others of the file are made of the same parts: they are
+lowered, and compiled if their kernels are of other types. For one chip are lowered the first of each family and those
+with kernels (on eight chips they stand under `shard_map`); of these are compiled the former, and those whose kernels
+are of other types.
 """
 
 import json
@@ -73,12 +75,15 @@ def main() -> None:
     wanted = sys.argv[1:]
     architectures = {entry.architecture: entry for entry in reversed(registry.models().values())}
     first = {entry.family: entry.architecture for entry in reversed(architectures.values())}.values()
+    of_file = {}
     for name in wanted or architectures:
-        slice_of_eight = compile_step(architectures[name], topology.devices)
+        entry = architectures[name]
+        slice_of_eight = compile_step(entry, topology.devices, of_file.get(entry.build.__module__))
+        of_file.setdefault(entry.build.__module__, slice_of_eight["kernels"])
         print(json.dumps(slice_of_eight), flush=True)
-        if name in first or slice_of_eight["kernels"]:
+        if name in first or (slice_of_eight["kernels"] and slice_of_eight["argument_bytes"]):
             known = None if name in first else slice_of_eight["kernels"]
-            print(json.dumps(compile_step(architectures[name], topology.devices[:1], known)), flush=True)
+            print(json.dumps(compile_step(entry, topology.devices[:1], known)), flush=True)
 
 
 if __name__ == "__main__":
