@@ -253,6 +253,8 @@ assert outcomes["attention"].finished
 assert all(loss[name] < 0.95 * loss["blind"] for name in MIXERS)  # what a position learns from the others
 assert np.log(256) - loss["blind"] > 0.7 * (np.log(256) - min(loss.values()))
 assert min(loss["rnn"], loss["lstm"], loss["mamba"]) < loss["attention"]
+falls_to = {name: curve[-5:, 1].mean() for name, curve in curves.items()}  # the figure's left panel, at its right end
+assert max(falls_to[name] for name in MIXERS) < falls_to["blind"]
 
 # %% [markdown]
 # The blind model knows which byte follows which, and at this stage that is most of what the others know, too. To look
@@ -270,6 +272,13 @@ for name in ("blind", "mamba"):
         models[name], outcomes[name].state.evaluated, prompt, 100, jax.random.key(5), temperature=0.7
     )
     print(f"{name}: The " + repr(bytes(new[0].tolist()).decode(errors="replace")))
+# A token a step, and the whole text read anew: at temperature 0 each new token is the likeliest after all before it.
+for name in MIXERS:
+    variables = outcomes[name].state.evaluated
+    new = arch_jax.generate(models[name], variables, prompt, 60, temperature=0)
+    logits = jax.jit(models[name].apply)(variables, jnp.concatenate([prompt, new], axis=1))[:, prompt.shape[1] - 1 : -1]
+    taken = jnp.take_along_axis(logits, new[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(taken, logits.max(axis=-1), atol=1e-3, err_msg=name)
 
 # %% [markdown]
 # ## The figure

@@ -75,7 +75,8 @@ jax.config.update("jax_default_matmul_precision", "float32")  # as on CPUs, so t
 # F = \mathrm{BN} \circ K_2 \circ f \circ \mathrm{BN} \circ K_1, \quad f = \mathrm{ReLU}.$$
 #
 # $s$ is the identity. Where a block halves the image and doubles the channels, $s$ takes every second pixel and fills
-# up with zero channels (the paper's option A), so that shortcuts have no parameters.
+# up with zero channels (the paper's option A), so that shortcuts have no parameters. Option B projects it there
+# instead, by a 1 x 1 convolution of the block's stride and a norm, with no $f$ behind it (equation 2).
 
 
 # %%
@@ -114,8 +115,11 @@ def resnet(p, moving, x, shortcut=True):
         stride = 2 if name.endswith("block_0") and not name.startswith("stage_0") else 1
         y = jax.nn.relu(layer(p[name]["convolution_1"], of(name)["convolution_1"], x, stride))
         y = layer(p[name]["convolution_2"], of(name)["convolution_2"], y)
-        new = (y.shape[3] - x.shape[3]) // 2
-        x = jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (new, new)))
+        if "shortcut" in p[name]:  # option B, equation (2)
+            x = layer(p[name]["shortcut"], of(name).get("shortcut"), x, stride)
+        else:
+            new = (y.shape[3] - x.shape[3]) // 2
+            x = jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (new, new)))
         x = jax.nn.relu(y + x) if shortcut else jax.nn.relu(y)
     return x.mean((1, 2)) @ p["logits"]["kernel"] + p["logits"]["bias"]
 
@@ -143,16 +147,16 @@ def drawn(module, x, fresh=False):
 
 model = arch_jax.create("resnet-cifar-20", blocks=(1, 1), width=4)
 x = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
-variables = drawn(model, x)
-for shortcut, name in ((True, "padding"), (False, "none")):
+for shortcut, name in ((False, "none"), (True, "projection"), (True, "padding")):
     library = model.clone(shortcut=name)
+    variables = drawn(library, x)
     evaluated = library.apply(variables, x)
     in_training, updates = library.apply(variables, x, train=True, mutable=["batch_stats"])
     mine = resnet(variables["params"], variables["batch_stats"], x, shortcut)
     np.testing.assert_allclose(mine, evaluated, rtol=3e-5, atol=3e-5 * float(jnp.abs(evaluated).max()))
     mine = resnet(variables["params"], None, x, shortcut)
     np.testing.assert_allclose(mine, in_training, rtol=3e-5, atol=3e-5 * float(jnp.abs(in_training).max()))
-    print(f"shortcut {name:8} largest difference {float(jnp.abs(mine - in_training).max()):.1e} in training")
+    print(f"shortcut {name:10} largest difference {float(jnp.abs(mine - in_training).max()):.1e} in training")
 
 # A tenth of the batch's mean and of its unbiased variance goes into the moving averages.
 y = convolve(x, variables["params"]["stem"]["convolution"]["kernel"])
@@ -520,6 +524,8 @@ assert min(final["none", 56].values()) > max(final["none", 20].values())
 assert error["padding", 56].mean() < error["padding", 20].mean()
 assert max(final["padding", 56].values()) < min(final["none", 56].values())
 assert error["padding", 56].max() < error["none", 56].min() - 3
+# Every residual network is better than every plain one, of either depth.
+assert max(error["padding", n].max() for n in (20, 56)) < min(error["none", n].min() for n in (20, 56))
 gain = record.figures[1].mean
 print(f"residual, 56 against 20 layers: {gain.mean:+.2f} points (95 %: {gain.low:+.2f} to {gain.high:+.2f})")
 np.testing.assert_allclose(gain.mean, error["padding", 20].mean() - error["padding", 56].mean(), atol=0.01)

@@ -315,6 +315,7 @@ assert shares[800] > 0.75
 assert (alignments[800].argmax(axis=1) == 11 - place).mean() > 0.9  # where the drawn matrix is brightest
 assert all(attending_checks[step]["exact"] < 0.5 for step in attending_checks if shares[step] < 0.5)
 assert all(shares[step] > 0.6 for step in attending_checks if attending_checks[step]["exact"] > 0.9)
+assert all(attending_checks[step]["exact"] > alone_checks[step]["exact"] for step in alone_checks if step >= 200)
 
 # %% [markdown]
 # ## Writing without the answer

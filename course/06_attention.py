@@ -118,16 +118,23 @@ def local(p, s, h, D=3):
 SMALL = {"vocabulary": 18, "embedding": 8, "hidden": 16}
 multiplicative = {name: {"module": "luong_attention", "score": name} for name in ("dot", "general", "concat")}
 parts = {"additive": arch_jax.create("bahdanau", **SMALL, **{"score.hidden": 14}).score}
-for name, score in (*multiplicative.items(), ("local", {"module": "local_attention", "window": 3})):
+window = {"local": {"module": "local_attention", "window": 3}}
+window["monotonic"] = window["local"] | {"alignment": "monotonic"}
+for name, score in (multiplicative | window).items():
     parts[name] = arch_jax.create("luong", **SMALL, depth=1, score=score).score
 
 rng = np.random.default_rng(0)
 s, h = (jnp.asarray(rng.standard_normal((n, 16)), jnp.float32) for n in (9, 20))
-mine = {name: score for name, score in (("additive", additive), ("dot", dot), ("general", general), ("concat", concat))}
+mine = {"additive": additive, "dot": dot, "general": general, "concat": concat, "monotonic": general}
 for name, part in parts.items():
     shapes = jax.eval_shape(part.init, jax.random.key(0), s[None], h[None])
     p = {key: rng.standard_normal(w.shape).astype(np.float32) for key, w in shapes.get("params", {}).items()}
-    context, weights = local(p, s, h) if name == "local" else attend(mine[name](p, s, h), h)
+    if name == "local":
+        context, weights = local(p, s, h)
+    else:
+        distance = np.subtract.outer(np.arange(9), np.arange(20))  # monotonic: each query's place is its number
+        near = np.abs(distance) <= 3 if name == "monotonic" else True
+        context, weights = attend(mine[name](p, s, h), h, near)
     padded = jnp.concatenate([h, 9 * jnp.ones((5, 16))])
     theirs, their_weights = part.apply({"params": p}, s[None], padded[None], jnp.arange(25)[None] < 20)
     np.testing.assert_allclose(their_weights[0, :, :20], weights, atol=1e-5)
@@ -432,6 +439,8 @@ for name, variant in scores.items():
 early = {name: np.mean(list(found.values())) for name, found in settled.items()}
 for name in ("general", "dot", "concat"):
     assert min(scores[name].values("exact").values()) > 0.99
+ends = {name: np.mean([losses[-1] for _, losses in scores[name].curve("training loss").values()]) for name in early}
+assert max(ends[name] for name in ("general", "dot", "concat")) < 2 * min(ends.values())  # they end alike
 assert early["dot"] < early["general"]
 assert early["dot"] < early["concat"]
 local_shares = list(scores["local"].values("exact").values())

@@ -94,6 +94,11 @@ library = s4d.apply(variables, u[None])[0][0]
 step_by_step, at_once = recurrence(variables["params"], u), convolution(variables["params"], u)
 np.testing.assert_allclose(step_by_step, library, atol=2e-5)
 np.testing.assert_allclose(at_once, library, atol=2e-5)
+
+# The library's own recurrence, which generates: a token at a time, from state to state.
+one = jax.jit(lambda state, u_t: s4d.apply(variables, u_t[None, None], None, state)[::-1])
+states, generated = jax.lax.scan(one, s4d.initial_state(1, len(u), 4), u)
+np.testing.assert_allclose(generated[:, 0, 0], library, atol=2e-5)
 difference = float(jnp.abs(step_by_step - at_once).max())
 print(f"recurrence and convolution differ by {difference:.1e}; outputs reach {float(jnp.abs(library).max()):.1f}")
 
@@ -233,6 +238,10 @@ both.set(title="dots: recurrence, lines: convolution", xlabel="token", ylabel="o
 both.set_yticks([])
 plt.show()
 assert float(jnp.abs(step_by_step[:120] - at_once[:120]).max()) < 2e-5
+roughness = jnp.linalg.norm(jnp.diff(kernels, axis=0), axis=0) / jnp.linalg.norm(kernels, axis=0)
+assert (jnp.argsort(roughness) == jnp.argsort(p["log_step"])).all()  # the smaller the step, the smoother the kernel
+many = s4d.init(jax.random.key(3), jnp.zeros((1, 1, 4096)))["params"]["log_step"]
+np.testing.assert_allclose(jnp.quantile(many, jnp.array([0.0, 0.5, 1.0])), np.log([0.001, 0.01, 0.1]), atol=0.2)
 
 # %% [markdown]
 # A channel's step $\Delta$ sets its time scale: small steps make kernels that are long and smooth. They are drawn from

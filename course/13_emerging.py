@@ -232,11 +232,13 @@ for reach in (1, 2):
     module = arch_jax.DeltaNet(heads=2, convolution=0, negative_eigenvalues=reach == 2)
     weights = random_weights(module)
     ours = jax.jit(delta_net, static_argnums=2)(weights, x, reach)
-    np.testing.assert_allclose(ours, of_library(module, weights, x), atol=2e-5)
+    for form in ("recurrent", "parallel", "chunked"):  # 40 tokens are five chunks of 8
+        theirs = of_library(module.clone(form=form, chunk=8), weights, x)
+        np.testing.assert_allclose(ours, theirs, atol=2e-5, err_msg=form)
 module = arch_jax.RWKV7(head_size=16)
 weights = random_weights(module)
 np.testing.assert_allclose(jax.jit(rwkv7)(weights, x), of_library(module, weights, x), atol=5e-5)
-print("DeltaNet, with beta in [0, 1] and in [0, 2], and RWKV-7: equal")
+print("DeltaNet in three forms, with beta in [0, 1] and in [0, 2], and RWKV-7: equal")
 
 # %% [markdown]
 # What decays, what overwrites: a key is written with one value, five other keys with others, then the first key again
@@ -628,7 +630,8 @@ assert unable == {"mLSTM", "attention", "Mamba", "DeltaNet [0, 1]"}
 assert min(min(short[name]) for name in recorded) > 0.75  # within the training's lengths, none is near chance
 assert max(max(long[name]) for name in unable) < 0.6  # four standard deviations of guessing 512 strings are 0.09
 assert min(short["DeltaNet [-1, 1]"]) > 0.99
-assert min(long["DeltaNet [-1, 1]"]) > max(max(long[name]) for name in unable)
+assert min(long["DeltaNet [-1, 1]"]) > 0.2 + max(max(long[name]) for name in unable)  # a gap between blue and red
+assert max(long["DeltaNet [-1, 1]"]) < 1
 
 # %%
 figure, axes = plt.subplots(2, 2, figsize=(12, 8), layout="constrained")
