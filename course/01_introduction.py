@@ -341,7 +341,7 @@ assert max(without.values()) < 1
 # **When to choose which?** Where inputs have a fixed size and no order, an MLP is the first thing to try, and the floor
 # for all others. Where order matters and little training can be paid for, a recurrence: it is ahead in the figure.
 # Where length matters, look at the growth above before all else. Where much training can be paid for, the order of the
-# figure may turn round: [lesson 2](02_transformer.ipynb) shows attention overtake on the task that it is made for, and
+# figure may turn round: [lesson 2](02_transformer.ipynb) shows the task that attention is made for, and
 # [lesson 13](13_emerging.ipynb) what it never learns.
 #
 # ## How to read the papers
