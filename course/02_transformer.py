@@ -618,7 +618,7 @@ assert 5.9 < per_token[128] < 6.2 < per_token[1024] < 6.8
 # Hoffmann et al. fit the losses of more than 400 runs by $L(N, D) = E + A N^{-\alpha} + B D^{-\beta}$. Under a fixed
 # $C$ the best $N$ grows as $C^a$ with $a = \beta / (\alpha + \beta)$. Kaplan et al. had found $a = 0.73$, so models
 # were made large and trained on few tokens. Hoffmann's first two approaches give 0.50 and 0.49 (table 2): model and
-# data should grow alike. Their third, a fit of this form, gives 0.46 there (0.45 from its exponents as they are printed,
+# data should grow alike. Their third, a fit of this form, gives 0.46 there (0.45 from the exponents as printed,
 # $\alpha = 0.34$ and $\beta = 0.28$). Besiroglu et al. (2404.10102) read the points off figure 4 and fitted them again:
 # with $\alpha = 0.348$ and $\beta = 0.366$ the third approach agrees with the other two. `arch-jax scaling fit` repeats
 # their fit on these points, which are public (`epoch-research/analyzing-chinchilla` on GitHub). Put the file into the

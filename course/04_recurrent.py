@@ -650,9 +650,9 @@ np.testing.assert_array_equal(carousel, np.eye(16))
 #
 # There is no settled answer. Compare biases of 1, 3 and 5, with at least three seeds each: `arch-jax train
 # adding_problem --set model.mixer=lstm --set model.mixer.forget_bias=3 --set data.length=400 --set seed=0`; the biases
-# drawn by unit need a module of your own, or parameters changed between `init` and training. Look at the curves, not only at the end: most of the difference is in when
-# learning starts. Then plot the fresh reach of each variant against the step at which its error first falls below
-# 1/12.
+# drawn by unit need a module of your own, or parameters changed between `init` and training. Look at the curves, not
+# only at the end: most of the difference is in when learning starts. Then plot the fresh reach of each variant against
+# the step at which its error first falls below 1/12.
 #
 # </details>
 #
