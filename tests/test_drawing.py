@@ -252,8 +252,10 @@ def test_a_module_of_ones_own():
     assert "Sideways" in svg
     assert ">×<" in svg
     assert ">tanh<" in svg
-    with pytest.raises(UsageError, match="expected the arrays that it is called with"):
+    with pytest.raises(UsageError, match="Sideways was given without inputs; expected the arrays that it is called"):
         arch_jax.draw(Sideways())
+    with pytest.raises(UsageError, match="Sideways was given width to change; expected the module as it is drawn"):
+        arch_jax.draw(Sideways(), jnp.zeros((2, 6)), width=3)
     with pytest.raises(UsageError, match="expected none, as a name has its own inputs"):
         arch_jax.draw("gpt", jnp.zeros(2))
 
@@ -392,6 +394,7 @@ def test_the_command_writes_a_file(tmp_path, monkeypatch, capsys):
     [
         (["perceptron", "--svg", "missing/x.svg"], "the folder 'missing' does not exist; expected one that does"),
         (["perceptron", "--svg", "."], "'.' is a folder; expected a file such as 'model.svg'"),
+        (["perceptron", "--svg", "x.png"], "'x.png' is no name of an SVG; expected one such as 'x.svg'"),
         (["perceptron", "--svg", "x.svg", "--json"], "--json and --svg are two forms of one description"),
         (["perceptorn", "--svg"], "unknown model 'perceptorn'; the nearest are 'perceptron'"),
     ],

@@ -30,7 +30,7 @@ class Drawing:
         """Writes the drawing to a file, whole or not at all.
 
         Raises:
-          UsageError: the folder does not exist, or `path` is a folder.
+          UsageError: the folder does not exist, `path` is a folder, or its name does not end in ".svg".
         """
         path = Path(path)
         if not path.parent.is_dir():
@@ -39,6 +39,8 @@ class Drawing:
             )
         if path.is_dir():
             raise UsageError(f"{str(path)!r} is a folder; expected a file such as {str(path / 'model.svg')!r}")
+        if path.suffix.lower() != ".svg":
+            raise UsageError(f"{path.name!r} is no name of an SVG; expected one such as {f'{path.stem}.svg'!r}")
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -71,13 +73,15 @@ def draw(model: str | nn.Module, /, *arguments: Any, **changes: Any) -> Drawing:
       UsageError: unknown model or field, a value of the wrong type; arguments beside a name, or none for a module.
     """
     if isinstance(model, nn.Module):
-        if not arguments or changes:
+        kind = type(model).__name__
+        if changes:
+            raise UsageError(f"{kind} was given {', '.join(changes)} to change; expected the module as it is drawn")
+        if not arguments:
             raise UsageError(
-                f"a {type(model).__name__} was given {len(arguments)} arguments and {len(changes)} changes; "
-                "expected the arrays that it is called with, and its fields set beforehand"
+                f"{kind} was given without inputs; expected the arrays that it is called with: draw(module, tokens)"
             )
         variables = jax.eval_shape(model.init, jax.random.key(0), *arguments)
-        return _drawn(model, variables, arguments, (), type(model).__name__, [])
+        return _drawn(model, variables, arguments, (), kind, [])
     if arguments:
         raise UsageError(f"{model!r} was given {len(arguments)} arguments; expected none, as a name has its own inputs")
     entry, module = registry.entry(model), registry.create(model, **changes)
