@@ -809,7 +809,7 @@ arch_jax.load_record("mqar")
 #   its ablation, [0, 1] against [-1, 1], is the field `negative_eigenvalues`.
 # - **RWKV-4.** Equation 16 is the line that makes `wkv` in `rwkv4`; appendix D is its stable form, with the sLSTM's
 #   stabiliser. **RWKV-7.** Equations 15 to 17 are `memory` as `rwkv7_inputs` calls it.
-# - **xLSTM.** Equations 8 to 18 are `slstm`, of which 15 to 17 are the stabiliser; 19 to 27 are `mlstm_inputs` and
+# - **xLSTM.** Equations 8 to 17 are `slstm`, of which 15 to 17 are the stabiliser; 19 to 27 are `mlstm_inputs` and
 #   `mlstm`. Section 4.1 is the record; the row to compare is parity's.
 # - **Hyena.** Definition 3.1 is `hyena`; equation 7 is `hyena_filter`. Section 4.1 asks for recall of pairs, and
 #   figure 4.1 is its ablation: how the filter is parametrised.
