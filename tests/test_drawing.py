@@ -40,17 +40,9 @@ def tiny(name: str, **changes) -> drawing.Drawing:
     return drawing.of_entry(dataclasses.replace(entry, inputs=entry.inputs.resized(module)), module)
 
 
+@functools.cache
 def nodes(name: str, **changes) -> list[Node]:
     """The content of the drawing of a tiny model."""
-    return plain_nodes(name) if not changes else changed_nodes(name, **changes)
-
-
-@functools.cache
-def plain_nodes(name: str) -> list[Node]:
-    return changed_nodes(name)
-
-
-def changed_nodes(name: str, **changes) -> list[Node]:
     entry = registry.entry(name)
     module = small(name, **changes)
     entry = dataclasses.replace(entry, inputs=entry.inputs.resized(module))

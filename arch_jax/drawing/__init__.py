@@ -70,7 +70,8 @@ def draw(model: str | nn.Module, /, *arguments: Any, **changes: Any) -> Drawing:
       **changes: for a name, fields, as `arch_jax.create` takes them.
 
     Raises:
-      UsageError: unknown model or field, a value of the wrong type; arguments beside a name, or none for a module.
+      UsageError: unknown model or field, a value of the wrong type; arguments beside a name; changes to
+        a module, or no arguments for it.
     """
     if isinstance(model, nn.Module):
         kind = type(model).__name__

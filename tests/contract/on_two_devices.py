@@ -34,10 +34,14 @@ def taken(entry: registry.Entry, optimizer: Optimizer, count: int, state, batch)
 
 def outputs(entry: registry.Entry, variables, batch):
     """What a model gives with the variables of each seed for each device's part of a batch."""
-    halves = jax.tree.map(lambda x: x.reshape(2, len(x) // 2, *x.shape[1:]), batch)
     module = entry.tiny()
     of_seeds = lambda variables, batch: jax.vmap(lambda one: module.apply(one, *entry.arguments(batch)))(variables)
-    return jax.device_get(jax.pmap(of_seeds, in_axes=(None, 0))(variables, numbered_anew(entry, halves)))
+    return jax.device_get(jax.pmap(of_seeds, in_axes=(None, 0))(variables, halves(entry, batch)))
+
+
+def halves(entry: registry.Entry, batch):
+    """The part of a batch that each of two devices has, stacked."""
+    return numbered_anew(entry, jax.tree.map(lambda x: x.reshape(2, len(x) // 2, *x.shape[1:]), batch))
 
 
 def numbered_anew(entry: registry.Entry, stacked):
