@@ -189,11 +189,11 @@ SIZES = {"depth": 2, "width": 64}
 MIXERS = {"attention": (ATTENTION, 128), "rnn": ("rnn", 170), "lstm": ("lstm", 41), "mamba": ("mamba", 43)}
 
 
-def model_with(mixer, hidden):
-    return arch_jax.create("gpt", **SIZES, mixer=mixer, **{"feed_forward.hidden": hidden})
+def fields(mixer, hidden):
+    return {**SIZES, "mixer": mixer, "feed_forward.hidden": hidden}
 
 
-models = {name: model_with(*parts) for name, parts in MIXERS.items()}
+models = {name: arch_jax.create("gpt", **fields(*parts)) for name, parts in MIXERS.items()}
 counts = {}
 for name, model in models.items():
     variables = model.init(jax.random.key(4), tokens)
@@ -205,10 +205,10 @@ for name, model in models.items():
 assert max(counts.values()) < 1.01 * min(counts.values())
 
 # %%
-arch_jax.draw("gpt", **SIZES, mixer=ATTENTION)
+arch_jax.draw("gpt", **fields(*MIXERS["attention"]))
 
 # %%
-arch_jax.draw("gpt", **SIZES, mixer="lstm")
+arch_jax.draw("gpt", **fields(*MIXERS["lstm"]))
 
 # %% [markdown]
 # ## The mixer is what makes it a model of language
@@ -238,7 +238,7 @@ def trained(model, folder, steps=200):
     return arch_jax.train(experiment, folder)
 
 
-models["blind"] = model_with(ATTENTION | {"window": 1}, 128)
+models["blind"] = arch_jax.create("gpt", **fields(ATTENTION | {"window": 1}, 128))
 outcomes, curves = {}, {}
 with tempfile.TemporaryDirectory() as folder:
     for name, model in models.items():
@@ -409,7 +409,7 @@ for mixer, causal in ((past_mean, True), (whole_mean, False)):
 # <details><summary>Hint</summary>
 #
 # `arch-jax compare gpt:mixer=lstm gpt:mixer=mamba gpt --on shakespeare_mixers --budget parameters=3e5 --seeds 3`, and
-# `--tune` with three learning rates. Recurrences bear higher rates at this size, attention gains from a longer warmup.
+# `--tune` with three learning rates; the field `optimizer.warmup` is worth an axis of its own.
 #
 # </details>
 #

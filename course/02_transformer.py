@@ -301,7 +301,8 @@ def curves(outcome):
 # %%
 SEED = 3
 changes = {"seed": SEED, "checkpoint_every": 1500, "steps_per_dispatch": 25, "figures": ()}
-folder = Path(tempfile.mkdtemp())
+scratch = tempfile.TemporaryDirectory()  # gone when Python ends
+folder = Path(scratch.name)
 deep = experiment.overridden(changes | {"measures": (Stripe(),), "evaluate_every": 25})
 flat = experiment.overridden(changes | {"measures": (Stripe(),), "evaluate_every": 100, "model.depth": 1})
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

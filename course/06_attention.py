@@ -351,7 +351,8 @@ assert from_softmax > 0.1
 
 # %%
 UNITS = {"vocabulary": 18, "embedding": 64, "hidden": 64, "maxout": 32, "initial_std": 0.1}
-arch_jax.draw("bahdanau", **UNITS)
+score = {"module": "additive_attention", "hidden": 64, "initial_std": 0.1}
+arch_jax.draw("bahdanau", **UNITS, score=score)
 
 # %%
 record = arch_jax.load_record("luong_reverse")
@@ -369,7 +370,6 @@ def trained(**changes):
     return experiment.model, outcome.state.evaluated, outcome.validation, curve
 
 
-score = {"module": "additive_attention", "hidden": 64, "initial_std": 0.1}
 runs = {
     "Bahdanau": trained(model={"module": "bahdanau", **UNITS, "score": score}),
     "Luong, dot": trained(**dot_recorded.changes),

@@ -245,7 +245,8 @@ np.testing.assert_allclose(jnp.quantile(many, jnp.array([0.0, 0.5, 1.0])), np.lo
 
 # %% [markdown]
 # A channel's step $\Delta$ sets its time scale: small steps make kernels that are long and smooth. They are drawn from
-# 0.001 to 0.1 by ratio, so that a layer begins with memories of some ten to some thousand tokens.
+# 0.001 to 0.1 by ratio, so that with $\mathrm{Re}\,\lambda = -1/2$ a layer begins with memories, $2/\Delta$, of 20 to
+# 2,000 tokens.
 #
 # ## What it costs
 #

@@ -293,7 +293,8 @@ np.testing.assert_allclose(jax.jit(rwkv4)(weights, x), of_library(module, weight
 # The sLSTM is an LSTM ([lesson 4](04_recurrent.ipynb)) with $i_t = e^{\tilde\imath_t}$, which can outweigh all that a
 # cell holds, and a normaliser $n$, which makes the output an average. The gates read $h_{t-1}$ through a matrix $R$
 # for each head: *memory mixing*. The mLSTM has the same gates on a matrix memory and drops $R$; that is what makes it
-# a row of the table.
+# a row of the table. Its output is divided by the normaliser as well, by $\max(|n_t^\top q_t|, 1)$, where $n$ is the
+# column of ones.
 #
 # $$c_t = \sigma(\tilde f_t)\, c_{t-1} + e^{\tilde\imath_t} \tanh(\tilde z_t), \qquad
 # n_t = \sigma(\tilde f_t)\, n_{t-1} + e^{\tilde\imath_t}, \qquad h_t = \sigma(\tilde o_t)\, c_t / n_t .$$
@@ -441,7 +442,9 @@ arch_jax.draw(arch_jax.Decoder(65, depth=2, width=64, norm=arch_jax.LayerNorm(),
 # fades, at 1 it stays, at $-1$ it flips. $\operatorname{diag}(w)$ has the eigenvalues $w > 0$. Across $k$, the delta
 # rule has 1; along $k$ it has $1 - \beta$: from 0 to 1 with $\beta = \sigma(\cdot)$, from $-1$ to 1 with
 # $\beta = 2\sigma(\cdot)$. RWKV-7 is in between: its least eigenvalue is at least $\min w - \max a$, and its decay is
-# at least $e^{-e^{-1/2}} \approx 0.545$, so it can turn round, but only while it forgets more than half.
+# at least $e^{-e^{-1/2}} \approx 0.545$, so it can turn round, but only while it forgets more than half. (Peng et al.
+# prove that RWKV-7's recurrence recognises every regular language, parity among them. A swap of two states is
+# $I - 2\kappa\kappa^\top$, which has the eigenvalue $-1$ and takes $a = 2$; the layer as it is trained has $a < 1$.)
 
 # %%
 loud = 3 * jax.random.normal(jax.random.key(3), (400, 32))  # far out, so that gates come near their ends
@@ -742,9 +745,10 @@ for name in names:
 assert decoding["slstm"][0]["KiB"] < 0.2 * decoding["mlstm"][0]["KiB"]
 
 # %% [markdown]
-# All of them train in about linear time. All but Hyena generate at a cost that no length changes; Hyena's token costs
-# what attention's does. The sLSTM has no parallel form: $h_{t-1}$ enters the gates, so its tokens wait for each other.
-# On a CPU that costs nothing, as the table says; on an accelerator it is the price of memory mixing.
+# All but attention train in about linear time. Of them, all but Hyena generate at a cost that no length changes;
+# Hyena's token costs what attention's does. The sLSTM has no parallel form: $h_{t-1}$ enters the gates, so its tokens
+# wait for each other. On a CPU that costs nothing, as the table says; on an accelerator it is the price of memory
+# mixing.
 #
 # A state of fixed size has a second price. Pairs of random keys and values are written, and then all values are asked
 # for; the answer should be nearest to its own value among all.
@@ -811,8 +815,10 @@ arch_jax.load_record("mqar")
 #   stabiliser. **RWKV-7.** Equations 15 to 17 are `memory` as `rwkv7_inputs` calls it.
 # - **xLSTM.** Equations 8 to 17 are `slstm`, of which 15 to 17 are the stabiliser; 19 to 27 are `mlstm_inputs` and
 #   `mlstm`. Section 4.1 is the record; the row to compare is parity's.
-# - **Hyena.** Definition 3.1 is `hyena`; equation 7 is `hyena_filter`. Section 4.1 asks for recall of pairs, and
-#   figure 4.1 is its ablation: how the filter is parametrised.
+# - **Hyena.** Definition 3.1 has a gate behind each of $N$ convolutions; `hyena`, as the authors' code for $N = 2$,
+#   gates before its one convolution and after it, so that the first filter is the identity. Equation 7 is
+#   `hyena_filter`. Section 4.1 asks for recall of pairs, and figure 4.1 is its ablation: how the filter is
+#   parametrised.
 #
 # ## Exercises
 #
