@@ -1,11 +1,13 @@
 # %% [markdown]
 # # 2. The Transformer
 #
-# Papers: Vaswani et al. 2017, *Attention Is All You Need* (1706.03762). Radford et al. 2018 and 2019, *GPT* and
-# *GPT-2*. Devlin et al. 2018, *BERT* (1810.04805). Raffel et al. 2020, *T5* (1910.10683). Su et al. 2021, *RoFormer*
-# (2104.09864). Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits*. Olsson et al. 2022,
-# *In-context Learning and Induction Heads* (2209.11895). Kaplan et al. 2020 (2001.08361) and Hoffmann et al. 2022
-# (2203.15556) on scaling laws.
+# Papers: Vaswani et al. 2017, *Attention Is All You Need* ([1706.03762](https://arxiv.org/abs/1706.03762)). Radford et
+# al. 2018 and 2019, *GPT* and *GPT-2*. Devlin et al. 2018, *BERT* ([1810.04805](https://arxiv.org/abs/1810.04805)).
+# Raffel et al. 2020, *T5* ([1910.10683](https://arxiv.org/abs/1910.10683)). Su et al. 2021, *RoFormer*
+# ([2104.09864](https://arxiv.org/abs/2104.09864)). Elhage et al. 2021, *A Mathematical Framework for Transformer
+# Circuits*. Olsson et al. 2022, *In-context Learning and Induction Heads*
+# ([2209.11895](https://arxiv.org/abs/2209.11895)). Kaplan et al. 2020 ([2001.08361](https://arxiv.org/abs/2001.08361))
+# and Hoffmann et al. 2022 ([2203.15556](https://arxiv.org/abs/2203.15556)) on scaling laws.
 #
 # Run time: <!-- run time -->
 #
@@ -528,11 +530,10 @@ plt.show()
 
 # %%
 for outcome, variant in ((two, record.variant("baseline")), (one, record.variant("depth=1"))):
-    logarithms = {seed: {"log loss": math.log(loss)} for seed, loss in variant.values("loss").items()}
-    expected = dataclasses.replace(variant, results=logarithms).prediction("log loss")
-    new, low, high = outcome.validation["loss"], math.exp(expected.low), math.exp(expected.high)
-    print(f"{variant.label}: new seed {new:.5f} nats, prediction interval {low:.5f} to {high:.5f}")
-    assert low < new < high, f"{variant.label}: {new:.5f} is outside {low:.5f} to {high:.5f}"
+    new, predicted = outcome.validation["loss"], variant.prediction("loss", scale="log")
+    told = f"prediction interval {predicted.low:.5f} to {predicted.high:.5f}"
+    print(f"{variant.label}: new seed {new:.5f} nats, {told}")
+    assert predicted.contains(new), f"{variant.label}: {new:.5f} is outside of the {told}"
 
 # %% [markdown]
 # ## What it costs by length
@@ -559,8 +560,9 @@ assert counts["xla"] < 0.75 * counts["reference"]
 
 # %% [markdown]
 # Measured times of one layer of width 64, forward and backward, on a CPU; the slope is that of a line through the
-# logarithms: 1 is linear in the length, 2 quadratic. Memory grows more slowly than time, because the matrix of all
-# pairs is never held, which is the subject of [lesson 6](06_attention.ipynb).
+# logarithms: 1 is linear in the length, 2 quadratic; above 2, a pair costs more, too. Memory grows more
+# slowly than time, because the matrix of all pairs is never held, which is the subject of [lesson
+# 6](06_attention.ipynb).
 
 # %%
 table = arch_jax.load_table("mixers_by_length")
@@ -619,12 +621,12 @@ assert 5.9 < per_token[128] < 6.2 < per_token[1024] < 6.8
 # Hoffmann et al. fit the losses of more than 400 runs by $L(N, D) = E + A N^{-\alpha} + B D^{-\beta}$. Under a fixed
 # $C$ the best $N$ grows as $C^a$ with $a = \beta / (\alpha + \beta)$. Kaplan et al. had found $a = 0.73$, so models
 # were made large and trained on few tokens. Hoffmann's first two approaches give 0.50 and 0.49 (table 2): model and
-# data should grow alike. Their third, a fit of this form, gives 0.46 there (0.45 from the exponents as printed,
-# $\alpha = 0.34$ and $\beta = 0.28$). Besiroglu et al. (2404.10102) read the points off figure 4 and fitted them again:
-# with $\alpha = 0.348$ and $\beta = 0.366$ the third approach agrees with the other two. `arch-jax scaling fit` repeats
-# their fit on these points, which are public (`epoch-research/analyzing-chinchilla` on GitHub). Put the file into the
-# folder `chinchilla` below the one that `ARCH_JAX_DATA` names, and the cell fits it; otherwise it says that there is
-# nothing to fit.
+# data should grow alike. Their third, a fit of this form, gives 0.46 there (0.45 from the exponents as printed, $\alpha
+# = 0.34$ and $\beta = 0.28$). Besiroglu et al. ([2404.10102](https://arxiv.org/abs/2404.10102)) read the points off
+# figure 4 and fitted them again: with $\alpha = 0.348$ and $\beta = 0.366$ the third approach agrees with the other
+# two. `arch-jax scaling fit` repeats their fit on these points, which are public (`epoch-research/analyzing-chinchilla`
+# on GitHub). Put the file into the folder `chinchilla` below the one that `ARCH_JAX_DATA` names, and the cell fits it;
+# otherwise it says that there is nothing to fit.
 
 # %%
 points = Path(os.environ.get("ARCH_JAX_DATA", "data")) / "chinchilla" / "svg_extracted_data.csv"
@@ -790,8 +792,9 @@ np.testing.assert_array_equal(band, (reach >= 0) & (reach <= 2 * 4))  # two laye
 #
 # ## Sources
 #
-# The papers above, and: Besiroglu et al. 2024, *Chinchilla Scaling: A replication attempt* (2404.10102). Xiong et al.
-# 2020, *On Layer Normalization in the Transformer Architecture* (2002.04745). Dao et al. 2022, *FlashAttention*
-# (2205.14135).
+# The papers above, and: Besiroglu et al. 2024, *Chinchilla Scaling: A replication attempt*
+# ([2404.10102](https://arxiv.org/abs/2404.10102)). Xiong et al. 2020, *On Layer Normalization in the Transformer
+# Architecture* ([2002.04745](https://arxiv.org/abs/2002.04745)). Dao et al. 2022, *FlashAttention*
+# ([2205.14135](https://arxiv.org/abs/2205.14135)).
 #
 # **Next**: [lesson 3](03_convolutional.ipynb), convolutional networks.

@@ -252,7 +252,7 @@ assert by_length["attention"][-1] - by_length["one vector"][-1] > 0.8
 # land. It is wide, since three seeds say little about a spread.
 
 # %%
-predicted = arch_jax.load_record("luong_reverse").variant("baseline").prediction("loss")
+predicted = arch_jax.load_record("luong_reverse").variant("baseline").prediction("loss", scale="log")
 loss = attending_checks[800]["loss"]
 print(f"seed 17: {loss:.5f} nats a token; predicted from the record: {predicted.low:.5f} to {predicted.high:.5f}")
 assert predicted.contains(loss)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,8 @@ class Interval:
       mean: of the values.
       low: lower end of the interval; None with fewer than 3 values.
       high: upper end; None with fewer than 3 values.
-      deviation: the sample's standard deviation (divided by count - 1); None for a single value.
+      deviation: the sample's standard deviation (divided by count - 1), on the scale of the interval; None for a
+        single value.
       count: number of values.
     """
 
@@ -37,6 +39,13 @@ class Interval:
         """Half the interval's width; None without an interval."""
         return _half(self.low, self.high)
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether the mean is the interval's middle, as on a linear scale; True without an interval."""
+        if self.low is None or self.high is None:
+            return True
+        return math.isclose(self.mean - self.low, self.high - self.mean, rel_tol=1e-6, abs_tol=1e-9 * abs(self.mean))
+
     def contains(self, value: float | int) -> bool:
         """True if a value lies between the ends, or on one of them.
 
@@ -45,10 +54,12 @@ class Interval:
         """
         if self.low is None or self.high is None:
             raise UsageError(f"{self.count} values have no interval; expected at least {LEAST}")
-        return self.low <= value <= self.high
+        return bool(self.low <= value <= self.high)
 
     def __str__(self) -> str:
-        """Such as "1.9037 ± 0.0085", or "1.9037 (2 seeds)" without an interval."""
+        """Such as "1.9037 ± 0.0085", "0.021 (0.013 to 0.034)", or "1.9037 (2 seeds)" without an interval."""
+        if not self.symmetric:
+            return f"{self.mean:.4g} ({self.low:.4g} to {self.high:.4g})"
         return _text(self.mean, self.half, self.count)
 
 
@@ -102,26 +113,49 @@ def interval(values: Numbers, level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, deviation, len(found))
 
 
-def prediction(values: Numbers, level: float = 0.95) -> Interval:
+#: Scale -> the values it is for, in words and as a test; to it; and back from it, from its ends on.
+SCALES: dict[str, tuple[str, Any, Any, Any]] = {
+    "linear": ("any", lambda x: True, lambda x: x, lambda y: y),
+    "log": ("positive ones", lambda x: x > 0, math.log, math.exp),
+    "arcsine": (
+        "shares from 0 to 1",
+        lambda x: 0 <= x <= 1,
+        lambda x: math.asin(math.sqrt(x)),
+        lambda y: math.sin(min(max(y, 0.0), math.pi / 2)) ** 2,
+    ),
+}
+
+
+def prediction(values: Numbers, level: float = 0.95, scale: str = "linear") -> Interval:
     """The interval in which one further value lies, by Student's t: mean +- t s sqrt(1 + 1/n).
 
     Args:
       values: one a seed; at least three, all finite.
       level: probability that it holds the next value, were all normal: 0 < level < 1.
+      scale: where they are taken to be normal. "linear": as they are. "log": their logarithms, for what differs by
+        factors, such as a loss near 0. "arcsine": the arcsine of the square root, for shares such as an accuracy,
+        whose variance goes to 0 at 0 and at 1. Mean and ends are mapped back, so that they stay within the range.
 
     Returns:
       The interval around the mean. Equal values have one of no width.
 
     Raises:
-      UsageError: fewer than three values, one that is not finite, or a level out of range.
+      UsageError: fewer than three values, one that is not finite or has no place on the scale, an unknown scale, or a
+        level out of range.
     """
+    if scale not in SCALES:
+        raise UsageError(f"scale is {scale!r}; expected one of {', '.join(map(repr, SCALES))}")
+    wanted, allowed, forth, back = SCALES[scale]
     found = _finite("value", values)
-    mean, deviation = _moments(found)
+    for value in found:
+        if not allowed(value):
+            raise UsageError(f"{value:g} has no place on the scale {scale!r}; expected {wanted}")
+    mean, deviation = _moments(np.array([forth(value) for value in found]))
     factor = _factor(len(found), level)
     if factor is None or deviation is None:
         raise UsageError(f"there are {len(found)} values; expected at least {LEAST} to predict a further one")
     half = factor * deviation * math.sqrt(1 + 1 / len(found))
-    return Interval(mean, mean - half, mean + half, deviation, len(found))
+    return Interval(back(mean), back(mean - half), back(mean + half), deviation, len(found))
 
 
 def paired(values: Numbers, baseline: Numbers, level: float = 0.95) -> Difference:

@@ -8,9 +8,9 @@ arguments and temporaries on one v5e chip; null where it was lowered and not com
 
 The first architecture of each file is compiled for eight chips, and each chip's part of that program has the rows that
 one chip has alone: what a TPU can't take, it can't take there. Others of the file are made of the same parts: they are
-lowered, and compiled if their kernels are of other types. For one chip are lowered the first of each family and those
-with kernels (on eight chips they stand under `shard_map`); of these are compiled the former, and those whose kernels
-are of other types.
+lowered, and compiled if their kernels are of other types. For one chip are lowered those of the compiled that have
+kernels (on eight chips they stand under `shard_map`); of these are compiled the first, and those whose kernels are of
+other types than on eight.
 """
 
 import json
@@ -70,20 +70,20 @@ def compile_step(entry: registry.Entry, devices: list, known: list[str] | None =
 
 
 def main() -> None:
-    """One line an architecture on a 2 x 4 slice, and one on one chip."""
+    """One line an architecture on a 2 x 4 slice, and one on one chip where it has kernels."""
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
     wanted = sys.argv[1:]
     architectures = {entry.architecture: entry for entry in reversed(registry.models().values())}
-    first = {entry.family: entry.architecture for entry in reversed(architectures.values())}.values()
-    of_file = {}
+    of_file, alone = {}, 0
     for name in wanted or architectures:
         entry = architectures[name]
         slice_of_eight = compile_step(entry, topology.devices, of_file.get(entry.build.__module__))
         of_file.setdefault(entry.build.__module__, slice_of_eight["kernels"])
         print(json.dumps(slice_of_eight), flush=True)
-        if name in first or (slice_of_eight["kernels"] and slice_of_eight["argument_bytes"]):
-            known = None if name in first else slice_of_eight["kernels"]
+        if slice_of_eight["kernels"] and slice_of_eight["argument_bytes"]:
+            known = slice_of_eight["kernels"] if alone else None
             print(json.dumps(compile_step(entry, topology.devices[:1], known)), flush=True)
+            alone += 1
 
 
 if __name__ == "__main__":

@@ -44,15 +44,13 @@ def test_train_steps_compile_for_v5e():
     with ThreadPoolExecutor(2) as pool:  # the compiler has one thread; CI has two cores
         rows = [row for half in pool.map(compiled, halves) for row in half]
     print(*rows, sep="\n")
-    families = {name: entry.family for name, entry in entries.items()}
     slices, alone = ({row["architecture"]: row for row in rows if row["chips"] == n} for n in (8, 1))
     assert slices.keys() == entries.keys()
     in_eight = {name for name, row in slices.items() if row["argument_bytes"]}
     assert {files[name] for name in in_eight} == set(files.values())
-    assert {name for name in in_eight if slices[name]["kernels"]} <= set(alone)
-    assert any(row["kernels"] for row in slices.values())
+    assert {name for name in in_eight if slices[name]["kernels"]} == set(alone)
     in_one = {name for name, row in alone.items() if row["argument_bytes"]}
-    assert {families[name] for name in in_one} == set(families.values())
+    assert len(in_one) >= len(halves)
     assert all(name in in_one or row["kernels"] == slices[name]["kernels"] for name, row in alone.items())
     of_files = {(files[name], tuple(slices[name]["kernels"])) for name in in_eight}
     assert {(files[name], tuple(row["kernels"])) for name, row in slices.items()} == of_files

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arch_jax.errors import UsageError
-from arch_jax.study.statistics import Interval, holm, interval, paired
+from arch_jax.study.statistics import Interval, holm, interval, paired, prediction
 
 
 def test_interval_by_hand():
@@ -35,6 +35,49 @@ def test_interval_holds_the_true_mean_as_often_as_it_says(count):
     held = np.mean([found.low <= -1 <= found.high for found in map(interval, draws)])
     # Four standard errors of a proportion of 2000.
     assert abs(held - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
+
+
+def test_prediction_by_hand():
+    """Mean 2, deviation 1, and the table's t of 4.303 for 2 degrees of freedom."""
+    found = prediction([1, 2, 3])
+    assert found.half == pytest.approx(4.303 * math.sqrt(4 / 3), rel=1e-3)
+    assert (found.mean, found.deviation) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("scale", "back"), [("linear", lambda x: x), ("log", np.exp), ("arcsine", lambda x: np.sin(x) ** 2)]
+)
+def test_prediction_holds_the_next_value_as_often_as_it_says(scale, back):
+    """Of values that are normal on the scale, and as shares stay away from the ends."""
+    draws = back(np.random.default_rng(1).normal(0.8, 0.1, (4000, 4)))
+    held = np.mean([prediction(row[:3], scale=scale).contains(row[3]) for row in draws])
+    assert abs(held - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 4000)
+
+
+def test_predictions_stay_within_the_range_of_their_scale():
+    shares = prediction([1.0, 1.0, 0.996], scale="arcsine")
+    assert 0.9 < shares.low < shares.mean < shares.high == 1.0
+    assert prediction([0.0, 0.01, 0.02], scale="arcsine").low == 0.0
+    losses = prediction([0.01, 0.1, 1.0], scale="log")
+    assert losses.mean == pytest.approx(0.1)
+    assert losses.low > 0
+    assert losses.high / losses.mean == pytest.approx(losses.mean / losses.low)
+    assert str(losses) == f"0.1 ({losses.low:.4g} to {losses.high:.4g})"
+    assert prediction([0.5, 0.5, 0.5], scale="arcsine").high == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "told"),
+    [
+        ([0.1, 0.0, 0.2], "log", "0 has no place on the scale 'log'; expected positive ones"),
+        ([0.1, 1.5, 0.2], "arcsine", "1.5 has no place on the scale 'arcsine'; expected shares from 0 to 1"),
+        ([0.1, 0.3, 0.2], "logit", "scale is 'logit'; expected one of 'linear', 'log', 'arcsine'"),
+        ([0.1, 0.3], "log", "there are 2 values; expected at least 3"),
+    ],
+)
+def test_what_can_not_be_predicted(values, scale, told):
+    with pytest.raises(UsageError, match=told):
+        prediction(values, scale=scale)
 
 
 @pytest.mark.parametrize("values", [[1.5], [1.5, 2.5]])

@@ -124,13 +124,19 @@ class RecordedVariant:
         """
         return interval(self._some(metric))
 
-    def prediction(self, metric: str) -> Interval:
+    def prediction(self, metric: str, scale: str = "linear") -> Interval:
         """Mean of a metric over the seeds, with the interval in which a further seed lies with 95 %.
 
+        Args:
+          metric: its name.
+          scale: where its values are taken to be normal: "linear"; "log", for a loss near 0, which differs by factors
+            from seed to seed; "arcsine", for a share such as an accuracy. The interval stays within their range.
+
         Raises:
-          UsageError: no such metric, or fewer than 3 seeds that finished.
+          UsageError: no such metric, fewer than 3 seeds that finished, a value that has no place on the scale, or an
+            unknown scale.
         """
-        return prediction(self._some(metric))
+        return prediction(self._some(metric), scale=scale)
 
     def curve(self, metric: str) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """Seed -> (steps, values) of "training loss" or of a validation metric at each evaluation.
