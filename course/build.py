@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -108,8 +109,20 @@ def chosen(wanted: str, lesson: Lesson) -> bool:
 
 
 def manifest() -> dict[str, Any]:
-    """Lesson -> its last run."""
-    return json.loads(MANIFEST.read_text(encoding="utf-8")) if MANIFEST.exists() else {}
+    """Lesson -> its last run.
+
+    Raises:
+      SystemExit: the file is no such table.
+    """
+    if not MANIFEST.exists():
+        return {}
+    try:
+        found = json.loads(MANIFEST.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        sys.exit(f"{MANIFEST} is not JSON ({problem}); expected what --execute wrote: take it from the last commit")
+    if not isinstance(found, dict):
+        sys.exit(f"{MANIFEST} holds a {type(found).__name__}; expected lessons with their last runs")
+    return found
 
 
 def lesson_hash(path: Path) -> str:
@@ -258,13 +271,20 @@ def check(found: Sequence[Lesson], budget: float = CHECKED) -> int:
     return failed
 
 
+def seconds(given: str) -> float:
+    """A number of seconds, as an argument."""
+    if not math.isfinite(found := float(given)):
+        raise ValueError
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description="Builds the notebooks from the lessons, and runs lessons.")
     parser.add_argument("lessons", nargs="*", metavar="NN", help="number or name (default: all)")
     parser.add_argument("--execute", action="store_true", help="also run them, and note what ran in manifest.json")
     parser.add_argument("--check", action="store_true", help="run the stalest within --seconds; write nothing")
-    parser.add_argument("--seconds", type=float, default=CHECKED, help="with --check: in all (default: %(default)s)")
+    parser.add_argument("--seconds", type=seconds, default=CHECKED, help="with --check: in all (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="each lesson's state and run time")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="with --execute: where figures are written")
     options = parser.parse_args(arguments)

@@ -259,3 +259,17 @@ def test_list_needs_nothing_else(tmp_path):
     command = [sys.executable, str(ROOT / "course" / "build.py"), "--list"]
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert [line.split()[0] for line in told.splitlines()] == [path.stem for path in LESSONS]
+
+
+@pytest.mark.parametrize(("text", "told"), [("{", "is not JSON"), ("[]", "holds a list; expected lessons")])
+def test_a_manifest_that_is_none(course, text, told):
+    course("01_a")
+    build.MANIFEST.write_text(text)
+    with pytest.raises(SystemExit, match=told):
+        build.main(["--list"])
+
+
+def test_seconds_are_a_number(course, capsys):
+    with pytest.raises(SystemExit):
+        build.main(["--check", "--seconds", "nan"])
+    assert "invalid seconds value: 'nan'" in capsys.readouterr().err
