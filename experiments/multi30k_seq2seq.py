@@ -1,21 +1,23 @@
-r"""Recurrent translation of captions, German to English: Sutskever, Cho, Bahdanau (1409.3215, 1406.1078, 1409.0473).
+r"""Recurrent translation of captions, German to English, with attention and without: Sutskever, Cho, Bahdanau, Luong.
 
     arch-jax reproduce multi30k_seq2seq
     arch-jax ablate multi30k_seq2seq --axis model --seeds 1
 
-Multi30k (Elliott et al. 2016, 1605.00459) in lower case, 29,000 pairs with a joint byte-pair vocabulary of 4,000. The
-three models have word vectors of 128 and 256 units, for a CPU. BLEU is sacrebleu's of beam search over the 1,000
-sentences of the 2016 Flickr test; it needs the extra `arch-jax[translation]`.
+The papers: 1409.3215, 1406.1078, 1409.0473 and 1508.04025. Multi30k (Elliott et al. 2016, 1605.00459) in lower case,
+29,000 pairs with a joint byte-pair vocabulary of 4,000. The models have word vectors of 128 and 256 units, for a CPU.
+BLEU is sacrebleu's of beam search over the 1,000 sentences of the 2016 Flickr test; it needs the extra
+`arch-jax[translation]`.
 
 bentrevett/pytorch-seq2seq (1 to 3) reports, with word vectors of 256 and 512 units, 10 epochs, spaCy's words: test
 perplexities of 43.83 (Sutskever), 37.46 (Cho) and 25.57 (Bahdanau) with the decoder fed its own words, and 13.8, 20.6
 and 28.3 BLEU. A perplexity of words is not one of byte pairs; what can be reproduced is the order, and that
-attention passes what is reached without it. Seen here after 1,680 steps (seed 0, on one CPU core each), the perplexity
-of a byte pair over the validation pairs with the true words before it:
+attention passes what is reached without it. Seen here after 1,680 steps (one CPU core each; seeds 0 to 2 with
+attention, seed 0 without), and the perplexity of a byte pair over the validation pairs with the true words before it:
 
-    Sutskever    9.9 BLEU    perplexity 28.0    14 minutes
-    Cho         18.6 BLEU    perplexity 12.6     7 minutes
-    Bahdanau    36.0 BLEU    perplexity  7.3    13 minutes
+    Sutskever    9.9 BLEU                    perplexity 28.0                   14 minutes
+    Cho         18.6 BLEU                    perplexity 12.6                    7 minutes
+    Luong       27.7, 27.2 and 26.5 BLEU     perplexity 12.5, 12.9 and 12.9     7 minutes
+    Bahdanau    35.6, 36.5 and 36.5 BLEU     perplexity  7.3,  7.2 and  7.1     9 minutes
 """
 
 import arch_jax
