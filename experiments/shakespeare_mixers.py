@@ -1,28 +1,27 @@
 """Every sequence mixer in one language model, at equal parameters and equal tokens, on Shakespeare's characters.
 
+    arch-jax reproduce shakespeare_mixers
     arch-jax compare gpt:depth=2,width=96 gpt:depth=2,width=96,mixer=mamba gpt:depth=2,width=96,mixer=lstm \
         --on shakespeare_mixers --budget parameters=3e5 --seeds 2
 
 Each model is `gpt` with another mixer: two pre-norm blocks with RMSNorm and SwiGLU, the width and the hidden units
 chosen so that all have 296,640 to 302,400 parameters (mamba2 and rwkv7 with `mixer.head_size=16`). Validation loss in
-nats a character after 500 steps (1.02 million characters), time a step and memory of the train program, seed 0, on one
-CPU core:
+nats a character after 500 steps (1.02 million characters), seeds 0 to 2, and time a step on one CPU core:
 
-    mlstm              1.680    158 ms    146 MB         s4                 1.808    166 ms    123 MB
-    mamba              1.682    134 ms    109 MB         s6                 1.829    131 ms     82 MB
-    gru                1.682     87 ms     70 MB         delta_net          1.834    136 ms    106 MB
-    mamba2             1.693    220 ms    143 MB         attention          1.836     94 ms     67 MB
-    gated_delta_net    1.704    156 ms    112 MB         s4d                1.844    105 ms     74 MB
-    rwkv4              1.709    102 ms     87 MB         latent_attention   1.917     96 ms     68 MB
-    rnn                1.709     76 ms     61 MB         retention          2.035    107 ms     83 MB
-    lstm               1.712     82 ms     69 MB         performer          2.383    134 ms    110 MB
-    hyena              1.722     93 ms     82 MB         linear_attention   2.390    139 ms     68 MB
-    mamba_block        1.734    103 ms     94 MB
-    slstm              1.742    136 ms     98 MB
-    rwkv7              1.749    153 ms    110 MB
+    mlstm            1.680 1.666 1.679  127 ms      rwkv7            1.752 1.769 1.767   95 ms
+    mamba            1.682 1.667 1.678   95 ms      s4               1.807 1.825 1.827  104 ms
+    gru              1.682 1.676 1.692   45 ms      attention        1.834 1.806 1.827   64 ms
+    mamba2           1.692 1.682 1.693  154 ms      s6               1.829 1.833 1.841   80 ms
+    gated_delta_net  1.707 1.693 1.704  110 ms      delta_net        1.834 1.841 1.831  101 ms
+    rwkv4            1.709 1.696 1.699   54 ms      s4d              1.844 1.849 1.857   55 ms
+    rnn              1.709 1.698 1.712   41 ms      latent_attention 1.918 1.943 1.933   58 ms
+    lstm             1.712 1.716 1.710   45 ms      retention        1.952 1.948 1.940   65 ms
+    mamba_block      1.734 1.721 1.724   67 ms      performer        2.383 2.375 2.387   88 ms
+    hyena            1.715 1.734 1.735   53 ms      linear_attention 2.390 2.382 2.385   62 ms
+    slstm            1.743 1.735 1.747   96 ms
 
 The last two have no position encoding. So few tokens, with one rate for all, show how fast each learns, not where it
-would end; differences under about .02 are within the variation of seeds.
+would end.
 """
 
 import arch_jax
