@@ -421,7 +421,8 @@ for name in ("Bahdanau", "Luong, dot"):
 # %% [markdown]
 # Attention removes the bottleneck, not the dependence on what was seen in training. The decoder's state has to say
 # *which* place comes next, and of places beyond the twelfth it has learned nothing. How soon that tells is a matter of
-# the score: compare the two at 14 symbols. That it tells is not: at 20, neither model has one string in five.
+# the model: at 14 symbols the first question has two answers, which are printed above. That it tells is not: at 20, the
+# answer is next to none.
 #
 # ### The scores, from the record
 #
