@@ -41,7 +41,7 @@ class Interval:
 
     @property
     def symmetric(self) -> bool:
-        """Whether the mean is the interval's middle, as on a linear scale; True without an interval."""
+        """True if the mean is the interval's middle, as on a linear scale, or if there is no interval."""
         if self.low is None or self.high is None:
             return True
         return math.isclose(self.mean - self.low, self.high - self.mean, rel_tol=1e-6, abs_tol=1e-9 * abs(self.mean))
