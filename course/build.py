@@ -92,10 +92,15 @@ def lessons(wanted: Sequence[str] = ()) -> list[Lesson]:
     """The lessons in order, or those whose number or name is wanted.
 
     Raises:
-      SystemExit: there is no such lesson.
+      SystemExit: there is no such lesson, or a file that is no text.
     """
     ran = manifest()
     found = [Lesson(path, ran.get(path.stem)) for path in sorted(COURSE.glob("[0-9][0-9]_*.py"))]
+    for lesson in found:
+        try:
+            lesson.path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as problem:
+            sys.exit(f"{lesson.path} is not UTF-8 ({problem.reason} at byte {problem.start}); expected a Python file")
     for one in wanted:
         if not any(chosen(one, lesson) for lesson in found):
             sys.exit(f"there is no lesson {one!r}; expected one of {', '.join(lesson.name for lesson in found)}")
@@ -103,8 +108,8 @@ def lessons(wanted: Sequence[str] = ()) -> list[Lesson]:
 
 
 def chosen(wanted: str, lesson: Lesson) -> bool:
-    """True if a lesson is meant by "2", "02", "02_transformer" or its file."""
-    stem = Path(wanted).stem
+    """True if a lesson is meant by "2", "02", "02_transformer", its file or its notebook."""
+    stem = Path(wanted).name.removesuffix(".py").removesuffix(".ipynb")
     return stem == lesson.name or (stem.isdigit() and int(stem) == int(lesson.name[:2]))
 
 
@@ -207,7 +212,7 @@ def execute(lesson: Lesson, figures: Path | None = None) -> dict[str, Any]:
       Its entry of the manifest.
 
     Raises:
-      RuntimeError: it fails; with the end of what it printed.
+      RuntimeError: it fails, or ends before its last line; with the end of what it printed.
     """
     with tempfile.TemporaryDirectory() as folder:
         noted = Path(folder) / "ran.json"
@@ -217,8 +222,15 @@ def execute(lesson: Lesson, figures: Path | None = None) -> dict[str, Any]:
         started = time.monotonic()
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         seconds = round(time.monotonic() - started)
+        printed = (done.stdout + done.stderr)[-4000:]
+        if done.returncode < 0:
+            raise RuntimeError(
+                f"lesson {lesson.name} is ended by signal {-done.returncode} after {seconds} s:\n{printed}"
+            )
         if done.returncode:
-            raise RuntimeError(f"lesson {lesson.name} fails after {seconds} s:\n{(done.stdout + done.stderr)[-4000:]}")
+            raise RuntimeError(f"lesson {lesson.name} fails after {seconds} s:\n{printed}")
+        if not noted.exists():
+            raise RuntimeError(f"lesson {lesson.name} leaves Python before its end, after {seconds} s:\n{printed}")
         ran = json.loads(noted.read_text(encoding="utf-8"))
     return {"seconds": seconds, "lesson": lesson_hash(lesson.path)} | ran
 
@@ -288,6 +300,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="each lesson's state and run time")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="with --execute: where figures are written")
     options = parser.parse_args(arguments)
+    if options.check and options.execute:
+        parser.error("--check writes nothing, and --execute notes what ran; expected one of them")
+    if options.figures and not options.execute:
+        parser.error("--figures draws what --execute runs; expected both")
     found = lessons(options.lessons)
     if options.list:
         for lesson in found:

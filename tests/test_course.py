@@ -273,3 +273,48 @@ def test_seconds_are_a_number(course, capsys):
     with pytest.raises(SystemExit):
         build.main(["--check", "--seconds", "nan"])
     assert "invalid seconds value: 'nan'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--check", "--execute"], "--check writes nothing, and --execute notes what ran; expected one of them"),
+        (["--figures", "here"], "--figures draws what --execute runs; expected both"),
+    ],
+)
+def test_flags_that_exclude_or_need_each_other(course, capsys, arguments, told):
+    course("01_a")
+    with pytest.raises(SystemExit):
+        build.main(arguments)
+    assert told in capsys.readouterr().err
+
+
+def test_a_lesson_is_named_by_its_number_or_file(course):
+    course("02_a")
+    for wanted in ("2", "02", "02_a", "02_a.py", "course/02_a.py", "notebooks/02_a.ipynb"):
+        assert [one.name for one in build.lessons([wanted])] == ["02_a"]
+    for wanted in ("2.5", "a", "02_", "002"):
+        with pytest.raises(SystemExit, match="there is no lesson"):
+            build.lessons([wanted])
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", "lesson 01_a is ended by signal 9 after"),
+        ("import sys\nsys.exit(0)\n", "lesson 01_a leaves Python before its end, after"),
+        ("x = = 2\n", "SyntaxError"),
+    ],
+)
+def test_a_lesson_that_does_not_come_to_its_end(course, capsys, code, told):
+    course("01_a", f"# %%\n{code}")
+    assert build.main(["--execute"]) == 1
+    assert told in capsys.readouterr().out
+    assert build.manifest() == {}
+
+
+def test_a_lesson_that_is_no_text(course):
+    course("01_a").path.write_bytes(b"\xff\xfe# %%\n")
+    with pytest.raises(SystemExit, match="01_a.py is not UTF-8"):
+        build.main(["--list"])
