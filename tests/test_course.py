@@ -293,7 +293,7 @@ def test_a_lesson_is_named_by_its_number_or_file(course):
     course("02_a")
     for wanted in ("2", "02", "02_a", "02_a.py", "course/02_a.py", "notebooks/02_a.ipynb"):
         assert [one.name for one in build.lessons([wanted])] == ["02_a"]
-    for wanted in ("2.5", "a", "02_", "002"):
+    for wanted in ("2.5", "a", "02_", "3"):
         with pytest.raises(SystemExit, match="there is no lesson"):
             build.lessons([wanted])
 
@@ -316,5 +316,5 @@ def test_a_lesson_that_does_not_come_to_its_end(course, capsys, code, told):
 
 def test_a_lesson_that_is_no_text(course):
     course("01_a").path.write_bytes(b"\xff\xfe# %%\n")
-    with pytest.raises(SystemExit, match="01_a.py is not UTF-8"):
+    with pytest.raises(SystemExit, match="01_a[.]py is not UTF-8"):
         build.main(["--list"])
