@@ -316,5 +316,5 @@ def test_a_lesson_that_does_not_come_to_its_end(course, capsys, code, told):
 
 def test_a_lesson_that_is_no_text(course):
     course("01_a").path.write_bytes(b"\xff\xfe# %%\n")
-    with pytest.raises(SystemExit, match="01_a[.]py is not UTF-8"):
+    with pytest.raises(SystemExit, match="is not UTF-8"):
         build.main(["--list"])
