@@ -1,18 +1,18 @@
 """Multi-query associative recall (Arora et al. 2023, Zoology, 2312.04927, figure 2): look-ups by content.
 
-    arch-jax ablate mqar --seeds 2
+    arch-jax reproduce mqar
 
 4 keys with values, then each key again among other tokens: its value is asked. Two layers of width 64 at 64 tokens
 without position-wise parts, so that only the mixers differ; the paper reads attention 1.0, RWKV-4 .76 and Hyena .52 off
 at this width and length. Mamba-2 and Gated DeltaNet are later than the paper; their authors report that they solve it.
 
-Accuracy after 1,000 steps (seeds 0 and 1; 1 to 6 minutes each on one CPU core), where 25 % is one of the 4 values:
+Accuracy after 1,000 steps (seeds 0 to 2; 1 to 3 minutes each on one CPU core), where 25 % is one of the 4 values:
 
-    attention         100  100 %
-    Gated DeltaNet    99.7 25.5 %
-    Mamba-2           26.3 66.7 %
-    Hyena             26.8 34.5 %
-    RWKV-4            25.2 25.6 %
+    attention         100   100   100 %
+    Gated DeltaNet     99.7  26.1 100.0 %
+    Mamba-2            26.3  66.7  26.9 %
+    Hyena              25.4  34.2  26.2 %
+    RWKV-4             25.2  25.6  25.2 %
 
 At 25 % a model knows which values there were but not yet which key has which; the paper trains many times as long.
 """
