@@ -68,6 +68,13 @@ class ArchHiddenTest(_Images):
         return -1 if split == "test" else i % 3
 
 
+class ArchUnlabelled(_Images):
+    """One training image has no label."""
+
+    def label(self, i, split):
+        return -1 if i == 4 else i % 3
+
+
 class ArchManySizes(_Images):
     SHAPE = (None, None, 3)
 
@@ -205,6 +212,13 @@ def test_a_test_part_without_labels_is_passed_over():
         UsageError, match=r"part is 'test', and data set .* 'train', 'validation'.*; expected one of them"
     ):
         Images("tfds:arch_hidden_test", batch=4, part="test").load()
+
+
+def test_a_training_image_without_a_label_is_named():
+    with pytest.raises(
+        RunError, match=r"image \d+ of split .train. of .* has label -1, which is out of range; expected 0 to 2"
+    ):
+        take(Images("tfds:arch_unlabelled", batch=10).load().train(0), 3)
 
 
 def test_images_of_many_sizes_need_resize():

@@ -8,6 +8,7 @@ import pytest
 import arch_jax
 from arch_jax.errors import UsageError
 from arch_jax.evaluation.ground_truth import recovered, score_error
+from arch_jax.figures.ground_truth import score_figure
 from arch_jax.models.autoencoder.autoencoder import Autoencoder
 from arch_jax.models.autoencoder.vector_autoencoder import VectorAutoencoder
 from arch_jax.ops.gaussian_mixture import mixture_score
@@ -74,6 +75,21 @@ def test_what_is_drawn_of_points_in_the_plane():
         "loss",
         "score_error",
     }
+
+
+def test_all_that_is_drawn_of_the_plane_lies_in_one_square():
+    """Density, arrows and error share their places: the square about the origin that the panels show."""
+    centres = np.array([[1.0, 0.0], [0.0, -2.0]])
+    figure = score_figure(lambda x: -x, centres, np.array(0.4), 0.3, places=5)
+    reach = 2 + 2.5 * 0.5
+    for axis in figure.axes[:3]:
+        (image,) = axis.images
+        assert image.origin == "lower"
+        np.testing.assert_allclose(image.get_extent(), (-reach, reach) * 2, rtol=1e-6)
+        np.testing.assert_allclose((*axis.get_xlim(), *axis.get_ylim()), (-reach, reach) * 2, rtol=1e-6)
+    (error,) = figure.axes[2].images
+    # -x is the score of a normal distribution at the origin: far out, the two differ most.
+    assert np.unravel_index(np.argmax(error.get_array()), (121, 121))[0] in (0, 120)
 
 
 @pytest.mark.parametrize(

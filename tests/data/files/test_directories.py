@@ -4,6 +4,7 @@ import filelock
 import pytest
 
 from arch_jax.data.files.directories import locked
+from arch_jax.errors import RunError
 
 
 def test_one_holds_the_lock_and_nobody_after_an_error(tmp_path):
@@ -20,3 +21,9 @@ def test_one_holds_the_lock_and_nobody_after_an_error(tmp_path):
         fail()
     with other.acquire(timeout=0):
         assert other.is_locked
+
+
+def test_a_lock_that_can_not_be_made(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(RunError, match="cannot create the lock"), locked(tmp_path / "file" / "file"):
+        pytest.fail("nothing is locked")

@@ -58,6 +58,7 @@ def test_files_are_downloaded_once_and_pairs_stay_together(server, empty_folder)
             assert translations[corpus.decode(source[mask])] == weighted
     assert corpus.references == tuple(GERMAN)
     assert json.loads(json.dumps(corpus.facts))["source"] == "multi30k:en-de"
+    assert corpus.facts["vocabulary"] == 1 + max(corpus.stop, *(int(b["source"].max()) for b in corpus.validation()))
 
 
 def test_both_directions_share_a_vocabulary(server, empty_folder):

@@ -179,6 +179,17 @@ def test_what_passes_between_layers_is_dropped_in_training():
     assert jnp.abs(some - plain).max() > 1e-2
 
 
+@every
+def test_a_source_is_read_as_in_evaluation_unless_told_otherwise(name):
+    """No generator is asked for, and nothing is dropped."""
+    module, variables, source, _, mask = made(name)
+    read = lambda dropout: jax.jit(
+        lambda variables: module.clone(dropout=dropout).apply(variables, source, mask, method="encode")
+    )(variables)
+    for dropped, whole in zip(jax.tree.leaves(read(0.5)), jax.tree.leaves(read(0.0)), strict=True):
+        np.testing.assert_array_equal(dropped, whole)
+
+
 def test_source_and_target_may_have_words_of_their_own():
     module = made("sutskever")[0].clone(source_vocabulary=40)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *made("sutskever")[2:4])["params"]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import arch_jax
 from arch_jax.errors import UsageError
 from arch_jax.ops.recurrence.mlstm import initial_state, mlstm, mlstm_reference
 
@@ -96,3 +97,8 @@ def test_bad_input():
     wrong = initial_state(BATCH + 1, HEADS, DIM, VDIM)
     with pytest.raises(UsageError, match="state"):
         jax.eval_shape(functools.partial(mlstm, state=wrong), *arrays)
+
+
+def test_the_published_epsilon():
+    """Added to the denominator in NX-AI/xlstm, "parallel_stabilized_simple" and "recurrent_step_stabilized_simple"."""
+    assert arch_jax.MLSTM().epsilon == 1e-6
