@@ -331,9 +331,11 @@ def noticed(mutant: Mutant, tests: Tests) -> dict:
             done = run([*command, "-m", mark, *chosen], tests.copy)
             if done.returncode < 0:
                 return {"tier": tier, "test": f"no end after {PATIENCE} s"}
+            if "file or directory not found" in done.stderr:
+                sys.exit(f"no test was run on {mutant}: {done.stderr[-300:]}")
             if done.returncode not in (0, 5):  # 5: none of them is of this tier
                 failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
-                return {"tier": tier, "test": failed[0] if failed else done.stdout[-300:]}
+                return {"tier": tier, "test": failed[0] if failed else (done.stdout + done.stderr)[-300:]}
         return {"tier": "", "test": "survives"}
     finally:
         path.write_text(text, encoding="utf-8")
@@ -357,8 +359,9 @@ def main() -> None:
     copy, stored = asked.folder / "copy", asked.folder / "results.json"
     results = json.loads(stored.read_text()) if stored.exists() else {}
     shutil.rmtree(copy, ignore_errors=True)
-    leave_out = shutil.ignore_patterns(".git", ".cache", "__pycache__", "runs", "*.egg-info")
-    shutil.copytree(ROOT, copy, ignore=leave_out)
+    leave_out = shutil.ignore_patterns(".git", ".cache", "__pycache__", "*.egg-info")
+    own_runs = lambda folder, names: {"runs"} if Path(folder) == ROOT else set()  # a user's, not the tests' folder
+    shutil.copytree(ROOT, copy, ignore=lambda folder, names: leave_out(folder, names) | own_runs(folder, names))
     tests = Tests(copy.resolve())
     for number, mutant in mutants.items():
         if asked.again or str(mutant) not in results:
