@@ -560,9 +560,8 @@ assert counts["xla"] < 0.75 * counts["reference"]
 
 # %% [markdown]
 # Measured times of one layer of width 64, forward and backward, on a CPU; the slope is that of a line through the
-# logarithms: 1 is linear in the length, 2 quadratic; above 2, a pair costs more, too. Memory grows more
-# slowly than time, because the matrix of all pairs is never held, which is the subject of [lesson
-# 6](06_attention.ipynb).
+# logarithms: 1 is linear in the length, 2 quadratic; above 2, a pair costs more, too. Memory grows more slowly than
+# time, because the matrix of all pairs is never held, which is the subject of [lesson 6](06_attention.ipynb).
 
 # %%
 table = arch_jax.load_table("mixers_by_length")

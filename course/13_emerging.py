@@ -293,8 +293,8 @@ np.testing.assert_allclose(jax.jit(rwkv4)(weights, x), of_library(module, weight
 # The sLSTM is an LSTM ([lesson 4](04_recurrent.ipynb)) with $i_t = e^{\tilde\imath_t}$, which can outweigh all that a
 # cell holds, and a normaliser $n$, which makes the output an average. The gates read $h_{t-1}$ through a matrix $R$
 # for each head: *memory mixing*. The mLSTM has the same gates on a matrix memory and drops $R$; that is what makes it
-# a row of the table. Its output is divided by the normaliser as well, by $\max(|n_t^\top q_t|, 1)$, where $n$ is the
-# column of ones.
+# a row of the table. Its output is divided by the normaliser as well, by $\max(|n_t^\top q_t|, 1)$, where $n_t$ is the
+# column of the memory that the 1 beside $v_t$ writes.
 #
 # $$c_t = \sigma(\tilde f_t)\, c_{t-1} + e^{\tilde\imath_t} \tanh(\tilde z_t), \qquad
 # n_t = \sigma(\tilde f_t)\, n_{t-1} + e^{\tilde\imath_t}, \qquad h_t = \sigma(\tilde o_t)\, c_t / n_t .$$

@@ -54,7 +54,6 @@ PATIENCE = 400
 EQUIVALENT: dict[str, str] = {
     "arch_jax/models/emerging/delta_net.py: 2 -> 3": "the size of a test's model",
     "arch_jax/objectives/next_token.py: 400 -> 401": "how much text is shown; no figure depends on it",
-    "arch_jax/study/scaling/law.py: + -> -": "where the search begins; it finds the same minimum from there",
     "arch_jax/models/seq2seq/pointer_generator.py: -1 -> (1)": "the last axis of a matrix is its second",
     "arch_jax/data/files/directories.py: held.release() -> pass": "CPython lets the lock go with its last reference",
 }
