@@ -7,6 +7,7 @@ shapes of the batches that `arch_jax.data` gives.
 from arch_jax.inputs.base import Batch, Inputs, Rows
 from arch_jax.inputs.graphs import GraphInputs, graphs
 from arch_jax.inputs.images import ImageInputs, LabelledImageInputs, images, labelled_images
+from arch_jax.inputs.noisy import NoisyInputs, noisy_images, noisy_points
 from arch_jax.inputs.text import EncodedInputs, PairInputs, TokenInputs, encoded, pairs, tokens
 from arch_jax.inputs.vectors import PointInputs, VectorInputs, points, vectors
 
@@ -17,6 +18,7 @@ __all__ = [
     "ImageInputs",
     "Inputs",
     "LabelledImageInputs",
+    "NoisyInputs",
     "PairInputs",
     "PointInputs",
     "Rows",
@@ -26,6 +28,8 @@ __all__ = [
     "graphs",
     "images",
     "labelled_images",
+    "noisy_images",
+    "noisy_points",
     "pairs",
     "points",
     "tokens",

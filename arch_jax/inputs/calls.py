@@ -6,7 +6,10 @@ The names of a batch's arrays are those that `arch_jax.data` gives.
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from arch_jax.graph import Graph
+from arch_jax.ops.diffusion.condition import Condition
 
 Batch = Mapping[str, Any]  # arrays, or their shapes
 
@@ -37,6 +40,18 @@ def image_model(batch: Batch) -> tuple:
 def conditional_image_model(batch: Batch) -> tuple:
     """`apply(variables, images, labels)` of a class-conditional autoencoder."""
     return batch["images"], batch["labels"]
+
+
+def denoiser(batch: Batch, classes: int | None = None) -> tuple:
+    """`apply(variables, x, time, condition)` of a denoiser of points or images; without `time` in the batch, time 0.
+
+    Args:
+      batch: with `x` or `images`; `labels` are a condition where the model has classes.
+      classes: of the model; None for an unconditional one.
+    """
+    x = batch["x"] if "x" in batch else batch["images"]
+    time = batch["time"] if "time" in batch else jnp.zeros(x.shape[:1])
+    return x, time, None if classes is None else Condition(label=batch["labels"])
 
 
 def vector_model(batch: Batch) -> tuple:
