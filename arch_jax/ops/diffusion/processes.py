@@ -314,9 +314,9 @@ class NoiseLevel(ProcessBase):
         return np.asarray(ratio, np.float64)
 
     def conditioning(self, time: Any) -> Any:
-        """c_noise = log(sigma) / 4 (table 1), times 1000 / 4 as a network of times up to 999 takes it."""
+        """1000 c_noise with EDM's c_noise = log(sigma) / 4 (table 1)."""
         xp = np if isinstance(time, np.ndarray | float) else jnp
-        return xp.log(xp.maximum(time, 1e-12)) / 4 * 250.0
+        return 250.0 * xp.log(xp.maximum(time, 1e-12))
 
 
 @component("rectified_flow", kind="process")
