@@ -115,6 +115,25 @@ class Diffusion(ObjectiveBase):
         apply = lambda *arguments: (self.model.apply(variables, *arguments), {})
         return self._terms(apply, batch, clean, condition, time, noise, batch.get("centres"))[0]
 
+    def denoised(self, variables: Any, x: jax.Array, time: Any, condition: Condition | None = None) -> jax.Array:
+        """D = E[x_0 | x_t = x], which the model's output stands for, whatever it predicts.
+
+        Args:
+          variables: of the model.
+          x: noisy examples, "batch ...".
+          time: of the process, one for all of them or "batch".
+          condition: of the model.
+        """
+        time = jnp.broadcast_to(jnp.asarray(time, at_least_float32(x).dtype), x.shape[:1])
+        by_row = lambda part: part.reshape(-1, *(1,) * (x.ndim - 1))
+        alpha, sigma = map(by_row, self.process.coefficients(time))
+        rates = tuple(map(by_row, self.process.rates(time))) if self.prediction.uses_rates else None
+        made = self.prediction.preconditioning(alpha, sigma, rates)
+        output = self.model.apply(variables, made.scale * x, self.process.conditioning(time), condition)
+        if self.learned_variance:
+            output, _ = jnp.split(output, 2, axis=-1)
+        return made.skip * x + made.out * output
+
     def _terms(
         self,
         apply: Any,

@@ -23,7 +23,7 @@ def grid(
         trailing     T (1 - i / n), rounded                        2305.08891, table 2
         leading      i (T // n) + 1 + offset, reversed             DDIM (2010.02502, appendix D.3, "linear")
         linspace     n numbers from 1 to T, rounded                improved DDPM (2102.09672, section 3.3)
-        quadratic    n squares of numbers from 0 to sqrt(.8 T)     DDIM ("quadratic")
+        quadratic    n squares of numbers from 0 to sqrt(.8 T)     DDIM ("quadratic"); equal ones are taken once
 
     and of a continuous one the same without rounding, between its first and its last time. Of both:
 
@@ -58,10 +58,12 @@ def grid(
     elif spacing == "linspace":
         times = np.linspace(last, first, steps)
     else:
-        reach = 0.8 if process.discrete else 1.0
-        times = first + (np.linspace(np.sqrt((last - (1 if reach == 1.0 else 0)) * reach), 0, steps)) ** 2
+        reach = 0.8 * last if process.discrete else last - first
+        times = first + np.linspace(np.sqrt(reach), 0, steps) ** 2
     if process.discrete and spacing not in ("karras", "exponential"):
         times = np.round(times)
+        if spacing == "quadratic":  # its smallest times are often the same step, which is taken once
+            times = np.unique(times)[::-1]
     if final == "first":
         end = first if times[-1] > first else 0.0
     elif final == "zero":

@@ -1,0 +1,1 @@
+"""Denoisers: the networks of diffusion and flow models."""
