@@ -73,7 +73,7 @@ class ProcessBase:
         """sigma / alpha at `time` on the host, infinite where alpha is 0."""
         alpha, sigma = self.coefficients(np.asarray(time, np.float64), np)
         with np.errstate(divide="ignore"):
-            return sigma / alpha
+            return np.asarray(sigma / alpha)
 
 
 def linear_betas(steps: int, start: float, stop: float) -> np.ndarray:
