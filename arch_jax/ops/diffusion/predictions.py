@@ -58,7 +58,7 @@ class PredictionBase:
           UsageError: a process that ends in noise alone, with a prediction of noise or score.
         """
         alpha, _ = process.coefficients(float(process.last), np)
-        if not self.at_pure_noise and alpha == 0 and process.discrete:
+        if not self.at_pure_noise and alpha == 0:
             raise UsageError(
                 f"prediction is {type(self).__name__} and the process ends in noise alone (alpha = 0), where it says "
                 "nothing of the data; expected prediction=v or prediction=x0"
