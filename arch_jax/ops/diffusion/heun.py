@@ -13,26 +13,29 @@ def heun(process: Any, times: np.ndarray) -> Rows:
         y~ = y + (r' - r) (y - D(y; r)) / r                                        Euler
         y' = y + (r' - r) / 2 ((y - D(y; r)) / r + (y~ - D(y~; r')) / r')          the trapezoidal rule
 
-    The last step, to r' = 0, is Euler's alone. 2 n - 1 calls of the network for n steps, or 2 n where the grid ends
-    above 0.
+    The last step, to r' = 0, is Euler's alone, and so is a first one from noise alone, where r is infinite. 2 n - 1
+    calls of the network for n steps, one more where the grid ends above 0, and one less where it begins with noise
+    alone.
 
     Args:
       process: alpha and sigma.
       times: from `grid`.
     """
     alpha, sigma = process.coefficients(times, np)
-    ratio = sigma / alpha
-    steps, corrected = len(times) - 1, int(ratio[-1] > 0)
-    at = [i + second for i in range(steps) for second in ((0, 1) if i < steps - 1 or corrected else (0,))]
+    ratio = process.ratios(times)
+    steps = len(times) - 1
+    corrected = (ratio[1:] > 0) & np.isfinite(ratio[:-1])
+    at = [i + second for i in range(steps) for second in range(1 + corrected[i])]
     rows = Rows.empty(times[at], history=2)
     row = 0
     for i in range(steps):
-        step = ratio[i + 1] - ratio[i]
-        rows.point[row, CURRENT] = alpha[i + 1] / alpha[i] * (1 + step / ratio[i])
-        rows.point[row, HISTORY] = -alpha[i + 1] * step / ratio[i]
-        if ratio[i + 1] == 0:
+        rows.point[row, CURRENT] = sigma[i + 1] / sigma[i]
+        rows.point[row, HISTORY] = alpha[i + 1] * (1 - ratio[i + 1] / ratio[i])
+        if not corrected[i]:
             rows.anchor[row] = rows.point[row]
-            break
+            row += 1
+            continue
+        step = ratio[i + 1] - ratio[i]
         rows.anchor[row, CURRENT] = 1.0
         rows.point[row + 1, ANCHOR] = alpha[i + 1] / alpha[i] * (1 + step / (2 * ratio[i]))
         rows.point[row + 1, CURRENT] = step / (2 * ratio[i + 1])
