@@ -99,7 +99,9 @@ def test_draws_lie_on_each_component_as_often_as_its_weight():
 def test_a_ring_has_its_modes_on_the_circle_at_equal_angles():
     ring = Mixture.ring(8, 2.0, 0.1)
     np.testing.assert_allclose(np.linalg.norm(ring.means, axis=-1), 2)
-    np.testing.assert_allclose(np.linalg.norm(ring.means - np.roll(ring.means, 1, axis=0), axis=-1), 4 * np.sin(np.pi / 8))
+    np.testing.assert_allclose(
+        np.linalg.norm(ring.means - np.roll(ring.means, 1, axis=0), axis=-1), 4 * np.sin(np.pi / 8)
+    )
     np.testing.assert_allclose(ring.variances, 0.01)
     np.testing.assert_allclose(ring.weights, 1 / 8)
     np.testing.assert_allclose(ring.mean, 0, atol=1e-12)
