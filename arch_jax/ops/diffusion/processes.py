@@ -366,6 +366,13 @@ class RectifiedFlow(ProcessBase):
         sigma = self.shift * time / (1 + (self.shift - 1) * time)
         return (1 - time) / (1 + (self.shift - 1) * time), sigma
 
+    def rates(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """d alpha / d sigma and 1: by sigma, which is t without a shift.
+
+        A shift moves the times at which a network is asked, not what it is asked, which is noise - x_0 everywhere.
+        """
+        return -jnp.ones_like(time), jnp.ones_like(time)
+
     def time_of(self, ratio: Any) -> np.ndarray:
         ratio = np.asarray(ratio, np.float64) / self.shift
         return np.where(np.isinf(ratio), 1.0, ratio / (1 + np.where(np.isinf(ratio), 0, ratio)))

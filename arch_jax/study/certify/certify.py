@@ -299,7 +299,7 @@ def _structure(name: str, setting: _Setting, process: str, steps: int | None) ->
     idle = []
     still = setting.samples(3, nudge=(times[0], 0.0))["coordinates"]
     for time in list(dict.fromkeys(times))[:: max(1, len(set(times)) // 12)] + times[-1:]:
-        if np.array_equal(still, setting.samples(3, nudge=(time, 1.0))["coordinates"]):
+        if np.array_equal(still, setting.samples(3, nudge=(time, 1000.0))["coordinates"]):
             idle.append(time)
     fault = ""
     if idle:
