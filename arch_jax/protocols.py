@@ -101,6 +101,28 @@ def point_features(module: Any) -> int | None:
     return getattr(module, "features", None)
 
 
+def example_shape(module: Any) -> tuple[int, ...]:
+    """The shape of the examples that a denoiser or a generator makes, without the batch axis.
+
+    Raises:
+      UsageError: it declares neither `features` nor `resolution` and `channels`.
+    """
+    if point_features(module) is not None:
+        return (point_features(module),)
+    side, channels = resolution(module), getattr(module, "channels", None)
+    if side is None or channels is None:
+        raise UsageError(
+            f"{type(module).__name__} does not say of what shape its examples are; expected a field `features`, or "
+            "`resolution` and `channels`"
+        )
+    return (side, side, channels)
+
+
+def has_null_class(module: Any) -> bool:
+    """True if a conditional model takes its number of classes as a label that stands for none."""
+    return bool(getattr(module, "null_class", False))
+
+
 def require(part: Any, role: str, owner: Any, names: Iterable[str]) -> None:
     """Refuses a sampler, measure or figure for an objective, model or corpus that lacks what it uses.
 

@@ -1,0 +1,1 @@
+"""Objectives of diffusion models, one file a training shape."""

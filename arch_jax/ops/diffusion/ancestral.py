@@ -1,0 +1,77 @@
+"""One step back at a time: DDPM's ancestral sampling, DDIM, and Euler's method, which is DDIM without noise.
+
+All are the same step (Song et al. 2020, 2010.02502, equation 12) from (alpha, sigma) to (alpha', sigma'),
+
+    x' = alpha' D + sqrt(sigma'^2 - std^2) (x - alpha D) / sigma + std z
+
+and differ in std. That the two add up in variance is what keeps every marginal right, whatever std is.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+
+from arch_jax.ops.diffusion.solve import CURRENT, HISTORY, RAW, Rows
+
+
+def posterior_std(process: Any, times: np.ndarray) -> np.ndarray:
+    """Standard deviation of q(x' | x, x_0) for every step of a grid: sigma' sqrt(1 - (r' / r)^2), r = sigma / alpha.
+
+    Of DDPM's chain it is sqrt((1 - alpha_bar') / (1 - alpha_bar) beta) (2006.11239, equation 7), also where a step
+    jumps many of the chain's; of a variance exploding one k-diffusion's "ancestral" sigma_up.
+    """
+    alpha, sigma = process.coefficients(times, np)
+    # (r' / r)^2 without dividing by an alpha of 0.
+    part = (sigma[1:] * alpha[:-1] / (alpha[1:] * sigma[:-1])) ** 2
+    return sigma[1:] * np.sqrt(np.maximum(1 - part, 0))
+
+
+def forward_std(process: Any, times: np.ndarray) -> np.ndarray:
+    """Standard deviation of q(x | x'): sqrt(sigma^2 - (alpha / alpha')^2 sigma'^2), which is sqrt(beta) in DDPM."""
+    alpha, sigma = process.coefficients(times, np)
+    return np.sqrt(np.maximum(sigma[:-1] ** 2 - (alpha[:-1] / alpha[1:] * sigma[1:]) ** 2, 0))
+
+
+def ddim(process: Any, times: np.ndarray, eta: float = 0.0, direction: Literal["clipped", "raw"] = "clipped") -> Rows:
+    """DDIM (Song et al. 2020, 2010.02502, equations 12 and 16): eta 0 is deterministic, eta 1 is DDPM.
+
+    Without noise it is Euler's method on dx/dr = (x - D) / r in x / alpha and r = sigma / alpha (their equation 14; eq.
+    1 of 2206.00364), and on straight paths Euler's method in t.
+
+    Args:
+      process: alpha and sigma.
+      times: from `grid`.
+      eta: factor of the posterior's standard deviation.
+      direction: which D gives the noise that is kept, where D is clipped: the clipped one, or the network's own, as
+        diffusers has it by default.
+    """
+    alpha, sigma = process.coefficients(times, np)
+    std = eta * posterior_std(process, times)
+    kept = np.sqrt(np.maximum(sigma[1:] ** 2 - std**2, 0)) / sigma[:-1]
+    rows = Rows.empty(times[:-1])
+    rows.point[:, CURRENT] = kept
+    rows.point[:, HISTORY] = alpha[1:]
+    rows.point[:, HISTORY if direction == "clipped" else RAW] -= kept * alpha[:-1]
+    rows.point[:, -1] = std
+    return rows.single()
+
+
+def ddpm(process: Any, times: np.ndarray, variance: Literal["small", "large", "learned"] = "small") -> Rows:
+    """Ancestral sampling (Ho et al. 2020, 2006.11239, algorithm 2), without noise at the last step.
+
+    Args:
+      process: alpha and sigma.
+      times: from `grid`.
+      variance: of a step: the posterior's ("small"), that of the forward step, beta ("large"), or of the network,
+        between the two (improved DDPM, 2102.09672, equation 15).
+    """
+    rows = ddim(process, times, eta=1.0)
+    small, large = posterior_std(process, times), forward_std(process, times)
+    if variance == "large":
+        rows.point[:, -1] = np.where(small > 0, large, 0)
+        rows.single()
+    elif variance == "learned":
+        # The posterior's variance is 0 at the last step: clipped to that of the one before, as the authors do.
+        floor = np.where(small > 0, small, small[-2] if len(small) > 1 else large[-1])
+        rows.bounds = 2 * np.log(np.stack([floor, large], axis=1))
+    return rows

@@ -1,0 +1,52 @@
+"""Samplers of the probability-flow ODE of higher order: Heun and DPM-Solver++."""
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+import numpy as np
+
+from arch_jax.errors import UsageError
+from arch_jax.fields import component
+from arch_jax.ops.diffusion.dpm_solver import dpm_solver
+from arch_jax.ops.diffusion.heun import heun
+from arch_jax.ops.diffusion.solve import Rows
+from arch_jax.ranges import Range
+from arch_jax.sampling.diffusion.base import DiffusionSampler
+
+
+@component("heun", kind="sampler")
+@dataclasses.dataclass(frozen=True)
+class Heun(DiffusionSampler):
+    """Heun's second-order method (Karras et al. 2022, 2206.00364, algorithm 1): 2 steps - 1 calls of the network."""
+
+    def rows(self, process: Any, times: np.ndarray) -> Rows:
+        return heun(process, times)
+
+
+@component("dpm_solver", kind="sampler")
+@dataclasses.dataclass(frozen=True)
+class DPMSolver(DiffusionSampler):
+    """DPM-Solver++, multistep (Lu et al. 2022, 2211.01095): 2M, with the stochastic form 2M-SDE, or of order 1 or 3.
+
+    Attributes:
+      order: 1, 2 or 3.
+      stochastic: the SDE in place of the ODE, of order 1 or 2.
+      form: of the second order: "midpoint" or "heun".
+      lower_at_end: whether the last steps are of lower order, which few steps need.
+    """
+
+    steps: int = 20
+    order: Annotated[int, Range(at_least=1, at_most=3)] = 2
+    stochastic: bool = False
+    form: Literal["midpoint", "heun"] = "midpoint"
+    lower_at_end: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stochastic and self.order == 3:
+            raise UsageError("order is 3 with stochastic, which has orders 1 and 2; expected order=2")
+
+    def rows(self, process: Any, times: np.ndarray) -> Rows:
+        return dpm_solver(
+            process, times, self.order, stochastic=self.stochastic, form=self.form, lower_at_end=self.lower_at_end
+        )
