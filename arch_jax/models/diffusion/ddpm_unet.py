@@ -185,7 +185,7 @@ _SHARED = {
     "objective": "diffusion",
     "paper": Paper("Denoising Diffusion Probabilistic Models", "Ho et al.", 2020, "2006.11239"),
     "architecture": "ddpm",
-    "shrink": {"resolution": 4, "widths": (4, 8), "units": 1, "groups": 2},
+    "shrink": {"resolution": 4, "widths": (4,), "units": 1, "groups": 2, "attention": (), "dropout": 0.0},
     "reference": "diffusers UNet2DModel: outputs and gradients within 1e-5; the counts are of its models",
     "departures": (
         "Classes and a learned variance are no part of the paper; both are off in the registered networks. With "
@@ -206,7 +206,7 @@ def ddpm_cifar10() -> DDPMUNet:
     "ddpm-celebahq-256",
     inputs=noisy_images(256),
     parameters=113_673_219,
-    **_SHARED | {"shrink": _SHARED["shrink"] | {"attention": (1,)}},
+    **_SHARED,
 )
 def ddpm_celebahq_256() -> DDPMUNet:
     """The paper's network for CelebA-HQ and LSUN at 256 x 256: six levels, attention at 16 x 16, no dropout."""

@@ -8,7 +8,7 @@ prediction:
     c = W_2 silu(W_1 s(t) + b_1) + b_2 + E[label]
     y = LN(x) * (1 + gamma(c)) + beta(c),   prediction = unpatchify(y W + b)
 
-SiT (Ma et al. 2024, 2401.08740) is the same network, trained as a flow with times from 0 to 1.
+SiT (Ma et al. 2024, 2401.08740) is the same network, trained as a flow, and told a time from 0 to 1.
 """
 
 import functools
@@ -32,6 +32,7 @@ from arch_jax.layers.transformer.feed_forward import MLP
 from arch_jax.ops.attention.positions import sinusoidal_grid
 from arch_jax.ops.convolution.patches import patches, unpatchify
 from arch_jax.ops.diffusion.condition import Condition
+from arch_jax.ranges import Positive
 from arch_jax.registry import Paper, register
 
 
@@ -71,6 +72,7 @@ class DiT(nn.Module):
       feed_forward: of each layer.
       frequencies: sines and cosines of time.
       frequency_shift: of these, in frequencies: 0 in the authors' code, 1 in diffusers.
+      time_scale: time is multiplied by it first: 0.001 for SiT, whose times go from 0 to 1.
       scan: whether equal layers are scanned: compile time that does not grow with depth.
       remat: whether activations are recomputed in the backward pass to save memory.
       initial_std: standard deviation of the initial weights of the embeddings of time and class.
@@ -92,6 +94,7 @@ class DiT(nn.Module):
     feed_forward: FeedForward = MLP(activation="gelu_tanh", initial="xavier")
     frequencies: int = 256
     frequency_shift: float = 0.0
+    time_scale: Positive = 1.0
     scan: bool = True
     remat: bool = False
     initial_std: float = 0.02
@@ -143,7 +146,7 @@ class DiT(nn.Module):
 
         Args:
           x: noisy images or latents.
-          time: of each: from 0 to 999, for SiT from 0 to 1.
+          time: of each, from 0 to 999, or to 999 / `time_scale`.
           condition: a `label` for each where the network has classes; without one it is the null class.
           train: passed to the mixer and the feed-forward part; the network itself has no dropout.
 
@@ -161,7 +164,7 @@ class DiT(nn.Module):
             initial=nn.initializers.normal(self.initial_std),
             **dtypes,
             name="time",
-        )(time)
+        )(time.astype(jnp.promote_types(time.dtype, jnp.float32)) * self.time_scale)
         labels = labels_of(self, condition, len(x))
         if labels is not None:
             c = c + label_embedding(self, self.width, self.initial_std)(labels)
@@ -205,18 +208,22 @@ def _register(family: str, name: str) -> None:
     """Registers one of the sizes, for latents of 32 x 32 x 4 (images of 256 x 256) with 1,000 classes."""
     size, patch = name.split("-")
     (depth, width, heads), flow = _SIZES[size], family == "sit"
+    count = PUBLISHED[name] - (32 // int(patch)) ** 2 * width
+    told = (
+        "Times are 1,000 times the noise's share, 0 for data and 1,000 for noise, and divided by 1,000; the authors' go "
+        "from 0 for noise to 1 for data.",
+    )
 
     @register(
         f"{family}-{name}",
         family="diffusion",
         objective="diffusion",
         paper=_SIT if flow else _DIT,
-        inputs=noisy_images(32, 4, classes=1000, times=1.0 if flow else 999.0),
-        parameters=PUBLISHED[name] - (32 // int(patch)) ** 2 * width,
+        inputs=noisy_images(32, 4, classes=1000, times=1000.0 if flow else 999.0),
+        parameters=count,
         architecture="dit",
         shrink={
             "resolution": 4,
-            "channels": 2,
             "classes": 3,
             "patch": 2,
             "depth": 2,
@@ -228,17 +235,18 @@ def _register(family: str, name: str) -> None:
         "within 1e-5",
         departures=(
             "The table of positions is computed, as a constant; the authors keep it as a parameter without gradient "
-            f"and count it: {PUBLISHED[name]:,} parameters instead of {PUBLISHED[name] - (32 // int(patch)) ** 2 * width:,}.",
+            f"and count it: {PUBLISHED[name]:,} parameters instead of {count:,}.",
             "Labels are dropped in training by the objective, not by the network.",
             "Images of other sizes pass, with the positions of their own grid; the authors' network takes one size.",
+            *told[:flow],
         ),
         difference=1.2e-6,
         no_gradient={r"mixer/key/bias": "softmax does not change when all scores of a query move by the same amount"},
     )
     def build() -> DiT:
         mixer = Attention(heads=heads, bias=True, causal=False, initial="xavier")
-        variance = {"learned_variance": not flow, "unused_variance": flow}
-        return DiT(patch=int(patch), depth=depth, width=width, mixer=mixer, **variance)
+        others = {"learned_variance": False, "unused_variance": True, "time_scale": 0.001} if flow else {}
+        return DiT(patch=int(patch), depth=depth, width=width, mixer=mixer, **others)
 
     build.__doc__ = f"{depth} layers of width {width} with {heads} heads on patches of {patch} x {patch}."
     if flow:

@@ -8,6 +8,7 @@ With x the point, t its time, s(t) sines and cosines and LN a layer norm,
     prediction = D silu(LN(h_n)) + d
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +26,20 @@ from arch_jax.ranges import Positive
 from arch_jax.registry import Paper, register
 
 
+class _Layer(nn.Module):
+    """h + C silu(B LN(h) + b + U e) + c."""
+
+    dtype: DType
+    parameter_dtype: DType
+
+    @nn.compact
+    def __call__(self, h: Float[Array, "batch width"], e: Float[Array, "batch width"]) -> Float[Array, "batch width"]:
+        dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        dense = functools.partial(Dense, h.shape[-1], initial_std=None, **dtypes)
+        y = dense(name="hidden")(LayerNorm(**dtypes, name="norm")(h))
+        return h + dense(name="output")(nn.silu(y + dense(bias=False, name="embedding")(e)))
+
+
 @component("point_denoiser", kind="model")
 class PointDenoiser(nn.Module):
     """A residual perceptron that denoises points, "batch features".
@@ -37,7 +52,7 @@ class PointDenoiser(nn.Module):
       width: of the hidden layers.
       depth: residual blocks.
       frequencies: sines and cosines of time.
-      time_scale: time is multiplied by it first: 1000 for times from 0 to 1, 1 for times from 0 to 999.
+      time_scale: time is multiplied by it first, such as 1000 for times from 0 to 1.
       dtype: of the computation; norms, and the sines and cosines of time are at least float32.
       parameter_dtype: of the parameters.
     """
@@ -49,7 +64,7 @@ class PointDenoiser(nn.Module):
     width: int = 128
     depth: int = 4
     frequencies: int = 128
-    time_scale: Positive = 1000.0
+    time_scale: Positive = 1.0
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
 
@@ -81,7 +96,7 @@ class PointDenoiser(nn.Module):
 
         Args:
           x: noisy points.
-          time: of each, from 0 to 1 with the default `time_scale`.
+          time: of each, such as 0 to 999, or 0 to 999 / `time_scale`.
           condition: a `label` for each where the network has classes; without one it is the null class.
           train: without effect: there is no dropout.
 
@@ -91,18 +106,15 @@ class PointDenoiser(nn.Module):
         """
         self.check(x.shape[1:])
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
-        dense = lambda features, name: Dense(features, initial_std=None, **dtypes, name=name)
         wide = time.astype(jnp.promote_types(time.dtype, jnp.float32))
         draw = nn.initializers.lecun_normal()
         e = TimeEmbedding(self.width, self.frequencies, initial=draw, **dtypes, name="time")(wide * self.time_scale)
         labels = labels_of(self, condition, len(x))
         if labels is not None:
             e = e + label_embedding(self, self.width, initial_std=1.0)(labels)
-        h = dense(self.width, "inputs")(x)
+        h = Dense(self.width, initial_std=None, **dtypes, name="inputs")(x)
         for i in range(self.depth):
-            y = dense(self.width, f"layer_{i}_hidden")(LayerNorm(**dtypes, name=f"layer_{i}_norm")(h))
-            y = nn.silu(y + Dense(self.width, bias=False, initial_std=None, **dtypes, name=f"layer_{i}_embedding")(e))
-            h = h + dense(self.width, f"layer_{i}_output")(y)
+            h = _Layer(**dtypes, name=f"layer_{i}")(h, e)
         outputs = self.features * (1 + self.learned_variance)
         h = nn.silu(LayerNorm(**dtypes, name="norm")(h))
         return Dense(outputs, initial=nn.initializers.zeros, **dtypes, name="outputs")(h)
@@ -115,7 +127,7 @@ class PointDenoiser(nn.Module):
     paper=Paper(
         "Deep Unsupervised Learning using Nonequilibrium Thermodynamics", "Sohl-Dickstein et al.", 2015, "1503.03585"
     ),
-    inputs=noisy_points(2, times=1.0),
+    inputs=noisy_points(2),
     shrink={"width": 16, "depth": 2, "frequencies": 8},
     reference="its formulas restated in NumPy",
     departures=(
@@ -124,5 +136,5 @@ class PointDenoiser(nn.Module):
     ),
 )
 def point_denoiser() -> PointDenoiser:
-    """Points of the plane, four residual blocks of width 128, times from 0 to 1."""
+    """Points of the plane, four residual blocks of width 128, times from 0 to 999."""
     return PointDenoiser()
