@@ -20,7 +20,7 @@ Initial = Literal["normal", "xavier"]
 
 
 def xavier(fan_in: int, fan_out: int) -> functools.partial:
-    """Uniform on +-sqrt(6 / (fan_in + fan_out)), called with (key, shape, dtype) (Glorot & Bengio 2010, equation 16)."""
+    """Uniform on +-sqrt(6 / (fan_in + fan_out)), called with (key, shape, dtype) (Glorot & Bengio 2010, eq. 16)."""
     limit = (6 / (fan_in + fan_out)) ** 0.5
     return functools.partial(jax.random.uniform, minval=-limit, maxval=limit)
 

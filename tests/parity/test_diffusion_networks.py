@@ -26,7 +26,13 @@ def blocks(*attends):
 
 
 #: The paper's settings, which are not diffusers' defaults.
-DDPM = {"freq_shift": 1, "flip_sin_to_cos": False, "downsample_padding": 0, "norm_eps": 1e-6, "attention_head_dim": None}
+DDPM = {
+    "freq_shift": 1,
+    "flip_sin_to_cos": False,
+    "downsample_padding": 0,
+    "norm_eps": 1e-6,
+    "attention_head_dim": None,
+}
 #: name -> settings, height and width of the images
 UNETS = {
     "as DDPM": (

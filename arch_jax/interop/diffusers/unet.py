@@ -158,7 +158,9 @@ def _inputs(module: DDPMUNet) -> tuple:
 def _naming(module: DDPMUNet, projections: Mapping[str, str]) -> Naming:
     rows = convolution_rows("conv_in", "stem") + convolution_rows("conv_out", "outputs")
     rows += norm_rows("conv_norm_out", "norm")
-    rows += linear_rows("time_embedding.linear_1", "time/hidden") + linear_rows("time_embedding.linear_2", "time/output")
+    rows += linear_rows("time_embedding.linear_1", "time/hidden") + linear_rows(
+        "time_embedding.linear_2", "time/output"
+    )
     rows += [Row("class_embedding.weight", ("label/embedding",))]
     rows += middle_rows("mid_block", "middle", projections)
     last = len(module.widths) - 1

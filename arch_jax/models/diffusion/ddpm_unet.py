@@ -4,7 +4,7 @@ A network eps(x_t, t) that predicts the noise in an image. On the way down each 
 convolution of stride 2; on the way up each has one block more, which sees the output of its counterpart beside its
 own input, and ends in nearest neighbours and a convolution:
 
-    e = W_2 silu(W_1 s(t) + b_1) + b_2                                 sines and cosines s(t) of time, then 4 times as wide
+    e = W_2 silu(W_1 s(t) + b_1) + b_2             sines and cosines s(t) of time, then 4 times as wide
     h_1 ... h_n = down(K x_t, e),   m = middle(h_n, e)
     u_i = block([u_{i-1}; h_{n-i+1}], e),   eps = K swish(norm(u_n))
 

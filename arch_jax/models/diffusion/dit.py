@@ -184,7 +184,12 @@ class DiT(nn.Module):
 
 
 _DIT = Paper("Scalable Diffusion Models with Transformers", "Peebles & Xie", 2022, "2212.09748")
-_SIT = Paper("SiT: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant Transformers", "Ma et al.", 2024, "2401.08740")
+_SIT = Paper(
+    "SiT: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant Transformers",
+    "Ma et al.",
+    2024,
+    "2401.08740",
+)
 #: Size -> layers, width, heads (table 1 of DiT's paper).
 _SIZES = {"s": (12, 384, 6), "b": (12, 768, 12), "l": (24, 1024, 16), "xl": (28, 1152, 16)}
 #: Parameters that the authors' code has for latents of 32 x 32 x 4, with the fixed table of positions.
@@ -210,8 +215,8 @@ def _register(family: str, name: str) -> None:
     (depth, width, heads), flow = _SIZES[size], family == "sit"
     count = PUBLISHED[name] - (32 // int(patch)) ** 2 * width
     told = (
-        "Times are 1,000 times the noise's share, 0 for data and 1,000 for noise, and divided by 1,000; the authors' go "
-        "from 0 for noise to 1 for data.",
+        "Times are 1,000 times the noise's share, from 0 for data to 1,000 for noise, and divided by 1,000; the "
+        "authors' go from 0 for noise to 1 for data.",
     )
 
     @register(

@@ -18,7 +18,7 @@ def time_embedding(
     cosine_first: bool = False,
     period: float | int = 10_000.0,
 ) -> Float[Array, "batch features"]:
-    """Sines sin(t w_i), then cosines cos(t w_i), with w_i = period^(-i / (h - shift)), i = 0 ... h - 1, h = features / 2.
+    """Sines sin(t w_i), then cosines cos(t w_i): w_i = period^(-i / (h - shift)), i = 0 ... h - 1, h = features / 2.
 
     DDPM (Ho et al. 2020, 2006.11239, appendix B and the authors' code) has a shift of 1, so that the lowest frequency
     is exactly 1 / period, and sines first; ADM, GLIDE and DiT have no shift and cosines first.
