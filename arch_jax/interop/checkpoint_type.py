@@ -65,7 +65,7 @@ class CheckpointType:
       namings: version -> the names and layouts of a module's tensors; the first is what is written.
       write: settings, as `settings_of` gives them, and the module -> fields of config.json. None where the library has
         no config.json that is written.
-      inputs: example arguments of the module, from which the shapes of its variables follow.
+      inputs: shapes of example arguments of the module, from which the shapes of its variables follow.
       adjusted: the module for the tensors that a checkpoint turns out to have: heads, an output layer of its own.
       renamed: a tensor's present name, where older checkpoints have another.
       unsaid: settings that config.json does not say: `adjusted` finds them, or they concern training alone.
@@ -79,7 +79,7 @@ class CheckpointType:
     read: Callable[[Mapping[str, Any]], nn.Module]
     namings: Mapping[str, Callable[[Any], Naming]]
     write: Callable[[Mapping[str, Any], Any], dict[str, Any]] | None
-    inputs: Callable[[Any], tuple[jax.ShapeDtypeStruct, ...]]
+    inputs: Callable[[Any], tuple]
     adjusted: Callable[[Any, Tensors], nn.Module] = lambda module, tensors: module
     renamed: Callable[[str], str] = lambda name: name
     unsaid: tuple[str, ...] = ()

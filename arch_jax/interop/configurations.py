@@ -86,7 +86,17 @@ def module_of(
 # module. Whatever it could not say shows as a difference, whichever field it is.
 
 #: Settings of ours that change nothing in the outputs of given weights.
-_TRAINING = {"facts", "dropout", "dtype", "implementation", "initial_scale", "initial_std", "momentum", "multiple"}
+_TRAINING = {
+    "facts",
+    "dropout",
+    "dtype",
+    "implementation",
+    "initial",
+    "initial_scale",
+    "initial_std",
+    "momentum",
+    "multiple",
+}
 _TRAINING |= {"embedding_std", "input_bias", "parameter_dtype", "query_gain", "remat", "residual_scale"}
 _TRAINING |= {"scale_residual", "scan", "stochastic_depth", "zero_scale"}
 #: The forms of a recurrence, and the initial values of a state space's step sizes and decays.

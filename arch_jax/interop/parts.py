@@ -83,7 +83,7 @@ class Part(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _shapes(module: nn.Module, inputs: tuple[jax.ShapeDtypeStruct, ...]) -> dict[str, Shape]:
+def _shapes(module: nn.Module, inputs: tuple) -> dict[str, Shape]:
     """Path -> shape of a module's variables; nothing is allocated."""
     variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     return {path: leaf.shape for path, leaf in flatten_dict(variables, sep="/").items()}

@@ -1,8 +1,11 @@
 """The linear layer, and the token embedding that can also serve as output layer."""
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -11,6 +14,15 @@ from arch_jax.fields import DType
 from arch_jax.ops.batch_sharding import by_rows
 from arch_jax.ops.float16 import stream_dtype
 from arch_jax.ops.precision import look_up
+
+#: Initial weights of a part's linear layers: normal, or `xavier`.
+Initial = Literal["normal", "xavier"]
+
+
+def xavier(fan_in: int, fan_out: int) -> functools.partial:
+    """Uniform on +-sqrt(6 / (fan_in + fan_out)), called with (key, shape, dtype) (Glorot & Bengio 2010, eq. 16)."""
+    limit = (6 / (fan_in + fan_out)) ** 0.5
+    return functools.partial(jax.random.uniform, minval=-limit, maxval=limit)
 
 
 class Dense(nn.Module):

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType, Kind, component
-from arch_jax.layers.dense import Dense, joint
+from arch_jax.layers.dense import Dense, Initial, joint, xavier
 from arch_jax.layers.mixers.contract import Norm, Place, adapted
 from arch_jax.layers.transformer import cache
 from arch_jax.layers.transformer.cache import Cache
@@ -46,6 +46,8 @@ class Attention(nn.Module):
       output_bias: whether the output has a bias; None is as `bias` says.
       query_gain: factor on the initial weights of the queries: T5 has head_size^-0.5 there, and a scale of 1.
       initial_std: standard deviation of the initial weights; None is that of fan-in scaling.
+      initial: "normal" with that deviation, or "xavier": uniform with variance 2 / (fan-in + fan-out), for which query,
+        key and value count as one matrix, as in timm and DiT; then `query_gain` and `residual_scale` have no effect.
       residual_scale: factor on the initial weights of the output, set by a decoder that scales them with its depth.
       implementation: of `ops.attention`: "auto", "reference", "xla", "pallas" or "cudnn".
       dtype: of the computation.
@@ -67,6 +69,7 @@ class Attention(nn.Module):
     pattern: Pattern | None = None
     query_gain: float = 1.0
     initial_std: float | None = 0.02
+    initial: Initial = "normal"
     residual_scale: float = 1.0
     scale_by_layer: bool = False
     implementation: str = "auto"
@@ -137,8 +140,10 @@ class Attention(nn.Module):
         counts = {"query": heads, "key": kv_heads, "value": kv_heads}
         settings = (self.bias, self.initial_std, self.dtype, self.parameter_dtype)
         gains = {"query": self.query_gain}
+        uniform = self.initial == "xavier"
+        initial = xavier(width, sum(counts.values()) * head_size) if uniform else None
         layers = [
-            Dense(n * head_size, *settings, gain=gains.get(name, 1.0), parent=self, name=name)
+            Dense(n * head_size, *settings, initial, gains.get(name, 1.0), parent=self, name=name)
             for name, n in counts.items()
         ]
         # Decoding reads every weight for one token: putting them side by side first would cost more than it saves.
@@ -165,7 +170,7 @@ class Attention(nn.Module):
 
         y = y.reshape(batch, time, heads * head_size)
         output_bias = self.bias if self.output_bias is None else self.output_bias
-        settings = (output_bias, *settings[1:])
+        settings = (output_bias, *settings[1:], xavier(heads * head_size, width) if uniform else None)
         y = Dense(width, *settings, gain=self.residual_scale, parent=self, name="output", to_stream=True)(y)
         if run is not None:  # with a bias, the output at padding would not be 0
             y = jnp.where(run[:, :, None] > 0, y, jnp.zeros((), y.dtype))

@@ -25,12 +25,14 @@ class Context:
       bias: added to the scores of self-attention, broadcasting to "batch heads time source"; None for nothing.
       memory: the encoder's output, "batch source width"; None without cross-attention.
       memory_mask: True at real tokens of the source, "batch source"; None is all.
+      condition: a vector that modulates every layer, "batch width" (`AdaptiveBlock`); None in other stacks.
     """
 
     # No shape annotations: JAX rebuilds these containers with placeholders that are not arrays.
     bias: Any = None
     memory: Any = None
     memory_mask: Any = None
+    condition: Any = None
 
 
 class Block(nn.Module):

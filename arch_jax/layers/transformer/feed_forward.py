@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import unknown
 from arch_jax.fields import DType, component
-from arch_jax.layers.dense import Dense
+from arch_jax.layers.dense import Dense, Initial, xavier
 from arch_jax.ops.activations import gelu_tanh, scaled_tanh
 
 #: Activation by name. GELU in both forms of Hendrycks & Gimpel (2016, arXiv 1606.08415): exact, and by tanh.
@@ -51,6 +51,8 @@ class MLP(nn.Module):
       activation: name of f.
       bias: whether the two matrices have biases.
       initial_std: standard deviation of the initial weights; None is that of fan-in scaling.
+      initial: "normal" with that deviation, or "xavier": uniform with variance 2 / (fan-in + fan-out); then
+        `residual_scale` has no effect.
       residual_scale: factor on the initial weights of the output, set by a decoder that scales them with its depth.
       dtype: of the computation.
       parameter_dtype: of the parameters.
@@ -60,6 +62,7 @@ class MLP(nn.Module):
     activation: str = "gelu_tanh"
     bias: bool = True
     initial_std: float | None = 0.02
+    initial: Initial = "normal"
     residual_scale: float = 1.0
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
@@ -69,8 +72,10 @@ class MLP(nn.Module):
         self, x: Float[Array, "*batch width"], segment_ids: Int[Array, "*batch"] | None = None, train: bool = False
     ) -> Float[Array, "*batch width"]:
         width = x.shape[-1]
+        hidden = self.hidden or 4 * width
         settings = {"bias": self.bias, "dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
-        h = Dense(self.hidden or 4 * width, initial_std=self.initial_std, **settings, name="up")(x)
+        settings |= {"initial": xavier(width, hidden) if self.initial == "xavier" else None}
+        h = Dense(hidden, initial_std=self.initial_std, **settings, name="up")(x)
         h = activation(self.activation)(h)
         settings |= {"gain": self.residual_scale, "to_stream": True}
         return Dense(width, initial_std=self.initial_std, **settings, name="down")(h)

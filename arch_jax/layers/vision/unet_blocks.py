@@ -1,14 +1,16 @@
 """The residual and attention blocks of diffusion's U-Nets and of latent diffusion's autoencoder.
 
 Esser et al. 2021 (2012.09841, table 7): residual blocks with group norm and the swish activation, and attention between
-two of them where the image is smallest; Rombach et al. 2022 (2112.10752, appendix G) take them over.
+two of them where the image is smallest; Rombach et al. 2022 (2112.10752, appendix G) take them over. In a denoiser
+(Ho et al. 2020, 2006.11239, appendix B) the embedding of time is added between a block's two convolutions.
 
-Convolutions and linear layers start as PyTorch's default, which the authors kept: kernels and biases uniform
-in +-1 / sqrt(fan-in).
+The autoencoders start as PyTorch's default, which their authors kept ("fan_in"): kernels and biases uniform in
++-1 / sqrt(fan-in). DDPM's start by its authors' code ("fan_avg"): kernels uniform with variance 1 / fan, where fan is
+the mean of fan-in and fan-out; 1e-10 of that variance for the last layer of each block and of the network; biases 0.
 """
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -24,6 +26,9 @@ from arch_jax.ops.attention.dot_product import attention
 #: Added to the variances of group norm; the authors' number.
 EPSILON = 1e-6
 
+#: Initializers of a network, by the fan that they preserve the variance for.
+Start = Literal["fan_in", "fan_avg"]
+
 
 def upsampled(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch twice double channels"]:
     """Every pixel four times: twice the height and width."""
@@ -37,49 +42,90 @@ def uniform_draw(fan_in: int) -> functools.partial:
     return functools.partial(jax.random.uniform, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)
 
 
-def convolution(features: int, size: int, channels: int, **settings: Any) -> Convolution:
-    """A convolution of `channels` channels that starts as PyTorch's does."""
-    draw = uniform_draw(channels * size**2)
-    return Convolution(features, size, initial=draw, initial_bias=draw, **settings)
+def draws(start: Start, fan_in: int, last: bool = False) -> dict[str, Any]:
+    """Initializers of a kernel and its bias, as settings of `Dense` or `Convolution`.
+
+    Args:
+      start: the rule; see the head of this file.
+      fan_in: numbers that an output is a sum of, which "fan_in" needs.
+      last: whether the layer is the last of a block or network, which "fan_avg" starts near 0.
+    """
+    if start == "fan_in":
+        return dict.fromkeys(("initial", "initial_bias"), uniform_draw(fan_in))
+    scale = 1e-10 if last else 1.0
+    return {"initial": nn.initializers.variance_scaling(scale, "fan_avg", "uniform")}
+
+
+def convolution(
+    features: int, size: int, channels: int, start: Start = "fan_in", last: bool = False, **settings: Any
+) -> Convolution:
+    """A convolution of `channels` channels with the initializers of `draws`."""
+    return Convolution(features, size, **draws(start, channels * size**2, last), **settings)
 
 
 class ResidualBlock(nn.Module):
     """S(x) + K_2 * swish(norm(K_1 * swish(norm(x)))); S is a 1 x 1 convolution where the channels change, or nothing.
 
+    With an embedding e of time, W swish(e) + b is added to every place after K_1.
+
     Attributes:
       features: channels of the output.
       groups: of the group norms.
+      dropout: dropout rate in front of K_2.
+      epsilon: of the group norms.
+      start: initializers.
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """
 
     features: int
     groups: int = 32
+    dropout: float = 0.0
+    epsilon: float = EPSILON
+    start: Start = "fan_in"
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
+    def __call__(
+        self,
+        x: Float[Array, "batch height width channels"],
+        embedding: Float[Array, "batch embedded"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "batch height width features"]:
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
-        channels, y = x.shape[-1], x
-        for number, before in ((1, channels), (2, self.features)):
-            y = nn.silu(GroupNorm(self.groups, EPSILON, **dtypes, name=f"norm_{number}")(y))
-            y = convolution(self.features, 3, before, **dtypes, name=f"convolution_{number}")(y)
+        channels = x.shape[-1]
+        norm = functools.partial(GroupNorm, self.groups, self.epsilon, **dtypes)
+        convolve = functools.partial(convolution, self.features, start=self.start, **dtypes)
+        y = nn.silu(norm(name="norm_1")(x))
+        y = convolve(3, channels, name="convolution_1")(y)
+        if embedding is not None:
+            start = draws(self.start, embedding.shape[-1])
+            y = y + Dense(self.features, **start, **dtypes, name="time")(nn.silu(embedding))[:, None, None]
+        y = nn.silu(norm(name="norm_2")(y))
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        y = convolve(3, self.features, last=True, name="convolution_2")(y)
         if channels != self.features:
-            x = convolution(self.features, 1, channels, **dtypes, name="shortcut")(x)
+            x = convolve(1, channels, name="shortcut")(x)
         return x.astype(y.dtype) + y
 
 
 class SpatialAttention(nn.Module):
-    """x + W_o softmax(Q K^T / sqrt(channels)) V, single-head attention among all places of the image.
+    """x + W_o softmax(Q K^T / sqrt(d)) V, attention among all places of the image, with one head unless said otherwise.
 
     Attributes:
       groups: of the group norm in front.
+      head_size: channels d of a head; None is all of them, in one head.
+      epsilon: of the group norm.
+      start: initializers.
       dtype: of the computation; the softmax is at least float32.
       parameter_dtype: of the parameters.
     """
 
     groups: int = 32
+    head_size: int | None = None
+    epsilon: float = EPSILON
+    start: Start = "fan_in"
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
 
@@ -87,11 +133,11 @@ class SpatialAttention(nn.Module):
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         batch, height, width, channels = x.shape
-        draw = uniform_draw(channels)
-        dense = functools.partial(Dense, channels, initial=draw, initial_bias=draw, **dtypes)
-        y = GroupNorm(self.groups, EPSILON, **dtypes, name="norm")(x).reshape(batch, height * width, channels)
-        q, k, v = (dense(name=name)(y)[:, :, None] for name in ("query", "key", "value"))
-        y = dense(name="output")(attention(q, k, v)[:, :, 0])
+        dense = lambda name: Dense(channels, **draws(self.start, channels, name == "output"), **dtypes, name=name)
+        y = GroupNorm(self.groups, self.epsilon, **dtypes, name="norm")(x).reshape(batch, height * width, channels)
+        heads = (batch, height * width, -1, self.head_size or channels)
+        q, k, v = (dense(name)(y).reshape(heads) for name in ("query", "key", "value"))
+        y = dense("output")(attention(q, k, v).reshape(y.shape))
         return x.astype(y.dtype) + y.reshape(x.shape)
 
 
@@ -101,19 +147,34 @@ class Middle(nn.Module):
     Attributes:
       groups: of the group norms.
       attention: whether there is attention.
+      head_size: channels of a head of attention; None is all of them.
+      dropout: dropout rate of the residual blocks.
+      epsilon: of the group norms.
+      start: initializers.
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """
 
     groups: int = 32
     attention: bool = True
+    head_size: int | None = None
+    dropout: float = 0.0
+    epsilon: float = EPSILON
+    start: Start = "fan_in"
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
-        dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
-        x = ResidualBlock(x.shape[-1], self.groups, **dtypes, name="unit_0")(x)
+    def __call__(
+        self,
+        x: Float[Array, "batch height width channels"],
+        embedding: Float[Array, "batch embedded"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "batch height width channels"]:
+        shared = {"epsilon": self.epsilon, "start": self.start}
+        shared |= {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
+        block = functools.partial(ResidualBlock, x.shape[-1], self.groups, self.dropout, **shared)
+        x = block(name="unit_0")(x, embedding, train)
         if self.attention:
-            x = SpatialAttention(self.groups, **dtypes, name="attention")(x)
-        return ResidualBlock(x.shape[-1], self.groups, **dtypes, name="unit_1")(x)
+            x = SpatialAttention(self.groups, self.head_size, **shared, name="attention")(x)
+        return block(name="unit_1")(x, embedding, train)

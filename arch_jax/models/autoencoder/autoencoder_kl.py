@@ -22,8 +22,9 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
 from arch_jax.layers.facts import CheckpointFacts, facts_field
+from arch_jax.layers.vision.halving import check_levels, check_sides
 from arch_jax.layers.vision.unet_blocks import convolution
-from arch_jax.models.autoencoder.latent_encoder_decoder import LatentDecoder, LatentEncoder, check_coders, check_sides
+from arch_jax.models.autoencoder.latent_encoder_decoder import LatentDecoder, LatentEncoder
 from arch_jax.ops.latents import draw_gaussian, gaussian_log_density
 from arch_jax.ranges import Count, Signed
 from arch_jax.registry import Paper, register
@@ -81,7 +82,8 @@ class AutoencoderKL(nn.Module):
     facts: CheckpointFacts | None = facts_field()
 
     def __post_init__(self) -> None:
-        check_coders(self.resolution, self.channels, self.latent, self.widths, self.units, self.groups, self.attention)
+        sizes = {name: getattr(self, name) for name in ("channels", "latent", "units")}
+        check_levels(self.resolution, sizes, self.widths, self.groups, self.attention)
         for name in ("scale", "variance"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected a number above 0, such as 1")

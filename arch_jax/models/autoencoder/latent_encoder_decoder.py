@@ -9,74 +9,13 @@ Convolutions and linear layers start as PyTorch's default, which the authors kep
 in +-1 / sqrt(fan-in).
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from arch_jax.errors import UsageError
 from arch_jax.fields import DType
 from arch_jax.layers.norms import GroupNorm
 from arch_jax.layers.vision.unet_blocks import EPSILON, Middle, ResidualBlock, SpatialAttention, convolution, upsampled
-
-
-def check_coders(
-    resolution: int,
-    channels: int,
-    latent: int,
-    widths: tuple[int, ...],
-    units: int,
-    groups: int,
-    levels: tuple[int, ...],
-) -> None:
-    """Checks the settings of an encoder and decoder.
-
-    Args:
-      resolution, channels, latent, widths, units, groups: as in `LatentEncoder` and the models.
-      levels: those with attention.
-
-    Raises:
-      UsageError: a size below 1; widths that `groups` does not divide; a level that does not exist; an image that can't
-        be halved between the levels.
-    """
-    for name, size in (("resolution", resolution), ("channels", channels), ("latent", latent), ("units", units)):
-        if size < 1:
-            raise UsageError(f"{name} is {size}; expected at least 1")
-    if not widths or groups < 1 or any(width < 1 or width % groups for width in widths):
-        raise UsageError(f"widths is {widths} and groups is {groups}; expected multiples of the groups, at least one")
-    for level in levels:
-        if not 0 <= level < len(widths):
-            raise UsageError(
-                f"attention is {levels}; expected levels from 0 to {len(widths) - 1}, of which widths says"
-            )
-    factor = 2 ** (len(widths) - 1)
-    if resolution % factor:
-        near = max(factor, round(resolution / factor) * factor)
-        raise UsageError(
-            f"resolution is {resolution}, which {len(widths) - 1} convolutions can't halve; expected a multiple of "
-            f"{factor}, such as {near}"
-        )
-
-
-def check_sides(factor: int, channels: int, shape: Any) -> None:
-    """Refuses images that can't be halved often enough, or of another number of channels.
-
-    Args:
-      factor: both sides have to be multiples of it.
-      channels: of the model.
-      shape: "height width channels".
-
-    Raises:
-      UsageError: if the image's sides are no multiples of `factor`, or it has another number of channels.
-    """
-    if len(shape) == 3 and not (shape[0] % factor or shape[1] % factor) and shape[2] == channels and min(shape) > 0:
-        return
-    near = [max(factor, round(side / factor) * factor) for side in (*shape, factor, factor)[:2]]
-    raise UsageError(
-        f"the images have the shape {' x '.join(map(str, shape))}, and the model takes sides that are multiples of "
-        f"{factor} with {channels} channels; expected such as {near[0]} x {near[1]} x {channels}"
-    )
 
 
 class LatentEncoder(nn.Module):

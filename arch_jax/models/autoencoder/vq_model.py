@@ -21,10 +21,11 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import DType, component
 from arch_jax.inputs import images
 from arch_jax.layers.facts import CheckpointFacts, facts_field
+from arch_jax.layers.vision.halving import check_levels, check_sides
 from arch_jax.layers.vision.unet_blocks import convolution
 from arch_jax.models.autoencoder.autoencoder_kl import PAPER as LATENT_DIFFUSION
 from arch_jax.models.autoencoder.codebook import Codebook, QuantisedAutoencoder
-from arch_jax.models.autoencoder.latent_encoder_decoder import LatentDecoder, LatentEncoder, check_coders, check_sides
+from arch_jax.models.autoencoder.latent_encoder_decoder import LatentDecoder, LatentEncoder
 from arch_jax.ranges import Count
 from arch_jax.registry import Paper, register
 
@@ -74,7 +75,8 @@ class VQModel(QuantisedAutoencoder):
     facts: CheckpointFacts | None = facts_field()
 
     def __post_init__(self) -> None:
-        check_coders(self.resolution, self.channels, self.latent, self.widths, self.units, self.groups, self.attention)
+        sizes = {name: getattr(self, name) for name in ("channels", "latent", "units")}
+        check_levels(self.resolution, sizes, self.widths, self.groups, self.attention)
         if self.codes < 2:
             raise UsageError(f"codes is {self.codes}; expected at least 2")
         if self.code_width is not None and self.code_width < 1:

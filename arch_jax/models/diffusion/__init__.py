@@ -1,1 +1,1 @@
-"""Denoisers: the networks of diffusion and flow models."""
+"""Denoising networks of diffusion and flow models: convolutional, Transformer, and one for points."""

@@ -86,7 +86,10 @@ class Diffusion(ObjectiveBase):
         return bool(getattr(self.model, "learned_variance", False))
 
     def arguments(self, batch: Batch) -> tuple:
-        return calls.denoiser(batch, self.classes)
+        x, time, condition = calls.denoiser(batch, self.classes)
+        if condition is not None and "weights" in batch:  # the label of an example without weight may be any number
+            condition = Condition(label=jnp.where(batch["weights"] > 0, condition.label, 0))
+        return x, time, condition
 
     def loss(
         self, player: str, phase: str, variables: Any, batch: Batch, key: jax.Array, step: Any
