@@ -24,6 +24,8 @@ def dpm_solver(
 ) -> Rows:
     """DPM-Solver++ of order 1 (which is DDIM), 2 ("2M") or 3 ("3M"); the first steps have lower orders.
 
+    3M is as in the authors' code and those that followed it, with half of the quadratic term's integral.
+
     Args:
       process: alpha and sigma.
       times: from `grid`.

@@ -139,6 +139,13 @@ class Flow(PredictionBase):
     def target(self, clean: Any, noise: Any, alpha: Any, sigma: Any, rates: Any = None) -> Any:
         return rates[0] * clean + rates[1] * noise
 
+    def check(self, process: Any) -> None:
+        if not np.isfinite(process.rates(jnp.asarray(process.last, jnp.float32))).all():
+            raise UsageError(
+                "prediction is Flow and the process ends in noise alone, at no finite rate (a chain with "
+                "zero_terminal_snr); expected prediction=v or prediction=x0"
+            )
+
 
 @component("preconditioned", kind="prediction")
 @dataclasses.dataclass(frozen=True)

@@ -258,14 +258,19 @@ def test_predictions_are_accepted_where_something_of_the_data_is_left(prediction
         prediction.check(process)
 
 
-@pytest.mark.parametrize("name", ["data", "v", "EDM", "flow"])
+def test_flow_is_refused_where_its_rate_is_infinite():
+    with pytest.raises(UsageError, match="zero_terminal_snr"):
+        Flow().check(VariancePreserving(zero_terminal_snr=True))
+    Flow().check(RectifiedFlow())
+
+
+@pytest.mark.parametrize("name", ["data", "v", "EDM"])
 def test_predictions_that_say_something_of_the_data_in_noise_alone_are_accepted_and_finite(name):
     process, prediction = VariancePreserving(zero_terminal_snr=True), PREDICTIONS[name]
     prediction.check(process)
     alpha, sigma = process.coefficients(np.array([1000.0]), np)
-    if name in ("data", "v"):
-        made = prediction.preconditioning(alpha, sigma, xp=np)
-        assert np.isfinite(np.concatenate([np.broadcast_to(part, (1,)) for part in made])).all()
-        clean, noise = pair()
-        output = prediction.target(clean, noise, alpha, sigma)
-        np.testing.assert_allclose(made.skip * noise + made.out * output, clean)
+    made = prediction.preconditioning(alpha, sigma, xp=np)
+    assert np.isfinite(np.concatenate([np.broadcast_to(part, (1,)) for part in made])).all()
+    clean, noise = pair()
+    output = prediction.target(clean, noise, alpha, sigma)
+    np.testing.assert_allclose(made.skip * noise + made.out * output, clean)
