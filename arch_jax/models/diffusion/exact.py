@@ -4,9 +4,6 @@ D(x) = E[x_0 | x_t = x] of a mixture of Gaussians is a closed form (`arch_jax.op
 run with it errs by itself alone: `arch_jax certify` judges samplers so, and a learned network can be put beside it.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,34 +12,37 @@ from jaxtyping import Array, Float
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.ops.diffusion.condition import Condition
-from arch_jax.ops.diffusion.predictions import Prediction
-from arch_jax.ops.diffusion.processes import Process
+from arch_jax.ops.diffusion.laws import Mixture
+from arch_jax.ops.diffusion.predictions import Noise, Prediction
+from arch_jax.ops.diffusion.processes import Process, VariancePreserving
 from arch_jax.ranges import Signed
+
+RING = Mixture.ring()
 
 
 @component("exact_denoiser", kind="model")
 class ExactDenoiser(nn.Module):
-    """What a network of some prediction would give for a mixture of Gaussians: no parameters, and no error.
+    """The output of a network without error for a mixture of Gaussians, whatever it predicts; no parameters.
 
-    With `classes`, label k is the law of component k alone and the null class that of all of them.
+    The default law is 8 Gaussians on a circle, as of `arch_jax.Ring`. With `classes`, label k is the law of component k alone and the null class that of all of them.
 
     Attributes:
-      process, prediction: of the diffusion.
+      process: of the diffusion.
+      prediction: of the diffusion.
       means: of the components, "components features".
       variances: of each coordinate, "components features".
       weights: of the components; they add up to 1.
       classes: as many as components, for a conditional denoiser; None for an unconditional one.
-      observer: called with the time that every call is told and its number of rows, on the host; or None.
+      null_class: whether the label `classes` stands for none.
     """
 
-    process: Process
-    prediction: Prediction
-    means: tuple[tuple[Signed, ...], ...]
-    variances: tuple[tuple[float, ...], ...]
-    weights: tuple[float, ...]
+    process: Process = VariancePreserving()
+    prediction: Prediction = Noise()
+    means: tuple[tuple[Signed, ...], ...] = tuple(map(tuple, RING.means.tolist()))
+    variances: tuple[tuple[float, ...], ...] = tuple(map(tuple, RING.variances.tolist()))
+    weights: tuple[float, ...] = tuple(RING.weights.tolist())
     classes: int | None = None
     null_class: bool = True
-    observer: Callable[[Any, Any], None] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.means) == len(self.variances) == len(self.weights) > 0:
@@ -71,8 +71,6 @@ class ExactDenoiser(nn.Module):
         Of variables with a collection "nudge", {"time", "size"}, the outputs at that time are moved by that size: what
         a sampler makes of one call can be seen so.
         """
-        if self.observer is not None:
-            jax.debug.callback(self.observer, time[0], len(x))
         wide = jnp.promote_types(x.dtype, jnp.float32)
         at = self.process.told(time.astype(wide))
         alpha, sigma = (part.astype(wide)[:, None] for part in self.process.coefficients(at))

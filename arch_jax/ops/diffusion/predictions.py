@@ -38,7 +38,7 @@ class PredictionBase:
     at_pure_noise: ClassVar[bool] = True
 
     def preconditioning(self, alpha: Any, sigma: Any, rates: Any = None, xp: Any = jnp) -> Preconditioning:
-        """How D is made of x_t and the network's output.
+        """The factors that make D of x_t and the network's output.
 
         Args:
           alpha, sigma: of the process at the time.

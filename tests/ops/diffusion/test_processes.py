@@ -287,8 +287,8 @@ def test_continuous_processes_tell_the_network_numbers_up_to_999_or_1000():
     np.testing.assert_allclose(RectifiedFlow().conditioning(np.array([0.25, 1.0])), [250, 1000])
     # of a shifted one 1000 sigma, not 1000 t
     np.testing.assert_allclose(RectifiedFlow(shift=3.0).conditioning(np.array([0.25, 1.0])), [500, 1000])
-    # log(sigma) / 4, times 250
-    np.testing.assert_allclose(NoiseLevel().conditioning(np.array([0.002, 80.0])), 62.5 * np.log([0.002, 80.0]))
+    # 1000 log(sigma) / 4
+    np.testing.assert_allclose(NoiseLevel().conditioning(np.array([0.002, 80.0])), 250 * np.log([0.002, 80.0]))
 
 
 @pytest.mark.parametrize(
