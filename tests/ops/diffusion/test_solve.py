@@ -160,6 +160,18 @@ def test_a_threshold_is_of_the_denoised_estimate_before_it_is_remembered():
         np.testing.assert_allclose(end, 1.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("direction", "clean"), [("clipped", 1.0), ("raw", 5.0)])
+def test_the_noise_that_ddim_keeps_is_that_of_the_estimate_before_or_after_the_threshold(direction, clean):
+    """2010.02502, equation 12, with D = 5 clipped to 1."""
+    times = grid(CHAIN, 4)
+    alpha, sigma = CHAIN.coefficients(times, np)
+    constant = lambda x, time, scale: jnp.full_like(x, 5.0)
+    made = table(ddim(CHAIN, times, direction=direction), CHAIN, Data())
+    _, path = solve(made, constant, start(), keys(), noisy=False, threshold=static_threshold, path=True)
+    expected = alpha[1] + sigma[1] * (np.asarray(start()) - alpha[0] * clean) / sigma[0]
+    np.testing.assert_allclose(path[1], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_path_is_the_points_of_the_calls_from_the_first():
     rows = ddim(CHAIN, grid(CHAIN, 5))
     made = table(rows, CHAIN, Noise())
