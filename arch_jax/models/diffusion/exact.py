@@ -24,7 +24,8 @@ RING = Mixture.ring()
 class ExactDenoiser(nn.Module):
     """The output of a network without error for a mixture of Gaussians, whatever it predicts; no parameters.
 
-    The default law is 8 Gaussians on a circle, as of `arch_jax.Ring`. With `classes`, label k is the law of component k alone and the null class that of all of them.
+    The default law is 8 Gaussians on a circle, as of `arch_jax.Ring`. With `classes`, label k is the law of component k
+    alone, and the null class that of all of them.
 
     Attributes:
       process: of the diffusion.

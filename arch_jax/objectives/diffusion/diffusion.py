@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from arch_jax.errors import UsageError
+from arch_jax.evaluation.base import Measure
+from arch_jax.evaluation.point_distances import PointDistances
 from arch_jax.fields import component
 from arch_jax.figures.base import Figure
+from arch_jax.figures.ground_truth import DiffusionScore
 from arch_jax.figures.points import GeneratedPoints
 from arch_jax.figures.samples import Samples
 from arch_jax.inputs import calls
@@ -71,9 +74,17 @@ class Diffusion(ObjectiveBase):
 
     @property
     def figures(self) -> tuple[Figure, ...]:
-        """Samples: points over the real density, or images."""
-        points = self.model is not None and point_features(self.model) is not None
-        return (GeneratedPoints(),) if points else (Samples(max(self.show, 1), fixed=True),)
+        """Samples; of points over the real density, with the score beside that of the noisy mixture."""
+        return (GeneratedPoints(), DiffusionScore()) if self._of_points else (Samples(max(self.show, 1), fixed=True),)
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Distances of generated points from real ones."""
+        return (PointDistances(),) if self._of_points else ()
+
+    @property
+    def _of_points(self) -> bool:
+        return self.model is not None and point_features(self.model) is not None
 
     @property
     def classes(self) -> int | None:
