@@ -65,7 +65,8 @@ class Diffusion(ObjectiveBase):
     def __post_init__(self) -> None:
         self.prediction.check(self.process)
         self.weighting.check(self.process, self.prediction)
-        jax.eval_shape(lambda: self.times.quantile(self.process, jnp.full(1, 0.5)))
+        with jax.ensure_compile_time_eval():
+            self.times.quantile(self.process, jnp.full(1, 0.5))
 
     @property
     def sampler(self) -> Sampler:
