@@ -47,7 +47,7 @@ def load_pretrained(
     classifiers ResNet, ConvNeXt, MobileNetV2, EfficientNet and ViT. For these a folder of timm's will do too: a
     config.json that names the architecture, such as {"architecture": "resnet50", "num_classes": 1000}, and tensors
     under timm's names, torchvision's or, for EfficientNet, those of efficientnet_pytorch. Of diffusers, AutoencoderKL
-    and VQModel: a folder such as a pipeline's "vae".
+    and VQModel, a folder such as a pipeline's "vae"; and UNet2DModel, such as its "unet".
 
         module, variables = arch_jax.load_pretrained("path/to/gpt2")
         logits = module.apply(variables, tokens)
@@ -114,7 +114,7 @@ def save_pretrained(
 
     Args:
       module: a `Decoder`, `BERT`, `EncoderDecoder`, `MAE` or image classifier that one of transformers' model types
-        can express; or an `AutoencoderKL` or `VQModel` of diffusers.
+        can express; or an `AutoencoderKL`, `VQModel` or `DDPMUNet` for diffusers.
       variables: its variables; each parameter is written in the dtype that it has.
       directory: made where it doesn't exist.
       shard_bytes: most bytes of tensors in a file; a larger checkpoint becomes several, with an index.

@@ -619,8 +619,8 @@ UNSAVABLE = {
     "width": (lambda: llama(**{"width": 10, "mixer.head_size": 4}), "heads is 4, which does not divide width (10)"),
     "no decoder": (
         lambda: Strange(),
-        "save_pretrained was given a Strange; expected an AutoencoderKL, BERT, ConvNeXt, Decoder, EfficientNet, "
-        "EncoderDecoder, MAE, MobileNetV2, ResNet, VQModel or ViT",
+        "save_pretrained was given a Strange; expected an AutoencoderKL, BERT, ConvNeXt, DDPMUNet, Decoder, "
+        "EfficientNet, EncoderDecoder, MAE, MobileNetV2, ResNet, VQModel or ViT",
     ),
 }
 
