@@ -150,7 +150,7 @@ class Experiment:
     Attributes:
       model: the module.
       objective: the training shape; its `model` is filled in from the one above.
-      data: where batches come from.
+      data: where batches come from; None where a step's batches are brought by hand, and nothing trains or evaluates.
       optimizer: how parameters follow gradients; a tuple gives each player its own.
       steps: how many steps in all.
       name: of the experiment; the file's name, unless given.
@@ -176,7 +176,7 @@ class Experiment:
 
     model: Model
     objective: Objective
-    data: Data
+    data: Data | None
     optimizer: Optimizer | tuple[Optimizer, ...] = Optimizer()
     steps: int = 1000
     name: str = ""

@@ -17,27 +17,16 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from arch_jax.boundary import COMPONENTS, FLOATS, NAMES, Kind, held, near_choice, one_of
 from arch_jax.errors import UsageError, nearest, unknown
-from arch_jax.ranges import held
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """Marks an annotation with the kind of component that a field takes: `Annotated[nn.Module, Kind("mixer")]`."""
-
-    name: str
-
 
 #: A computation or parameter dtype: `jnp.float32`, `"bfloat16"` ...; written as its name in JSON.
 DType = typing.Annotated[Any, Kind("dtype")]
 
-_COMPONENTS: dict[str, tuple[type, str]] = {}
-_NAMES: dict[type, str] = {}
 #: Class -> old name -> new name of its fields, for stored runs and whoever knows the old ones.
 _RENAMED: dict[type, Mapping[str, str]] = {}
 #: Kind -> (component, field): what text stands for that names no component of the kind.
 _TEXT: dict[str, tuple[str, str]] = {}
-_FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
 def component(
@@ -51,23 +40,24 @@ def component(
       text: the field that text stands for where it names no component of the kind: `teacher=runs/gpt-1`.
       renamed: old name -> new name of fields that were called otherwise: stored runs have the old ones.
 
-    Its numbers are held to their ranges (`arch_jax.ranges`) from then on; outside the package, to those it declares.
+    Its fields are held to their types (`arch_jax.boundary`) and its numbers to their ranges (`arch_jax.ranges`) from
+    then on; outside the package, to the choices, components and ranges that it declares.
     """
 
     def register(cls: type) -> type:
-        if name in _COMPONENTS and _COMPONENTS[name][0].__qualname__ != cls.__qualname__:
-            raise UsageError(f"the component name {name!r} is already taken by {_COMPONENTS[name][0].__qualname__}")
+        if name in COMPONENTS and COMPONENTS[name][0].__qualname__ != cls.__qualname__:
+            raise UsageError(f"the component name {name!r} is already taken by {COMPONENTS[name][0].__qualname__}")
         if any(field.name == "module" for field in settings(cls)):
             raise UsageError(
                 f"the component {name!r} has a field called 'module', which in JSON is the component's name; expected "
                 "another, such as 'model'"
             )
         own = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
-        _COMPONENTS[name] = (held(cls, declared=not own), kind)
+        COMPONENTS[name] = (held(cls, declared=not own), kind)
         _RENAMED[cls] = renamed or {}
         if text is not None:
             _TEXT[kind] = (name, text)
-        _NAMES[cls] = name
+        NAMES[cls] = name
         return cls
 
     return register
@@ -75,7 +65,7 @@ def component(
 
 def components(kind: str | None = None) -> dict[str, type]:
     """Name -> class of every component imported so far, of one kind or of all."""
-    return {name: cls for name, (cls, of) in sorted(_COMPONENTS.items()) if kind is None or of == kind}
+    return {name: cls for name, (cls, of) in sorted(COMPONENTS.items()) if kind is None or of == kind}
 
 
 def settings(owner: Any) -> Iterator[dataclasses.Field]:
@@ -123,11 +113,11 @@ def to_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        if type(value) not in _NAMES:
+        if type(value) not in NAMES:
             raise UsageError(f"{type(value).__qualname__} has no name in JSON; decorate it with @component(name, kind)")
-        return {"module": _NAMES[type(value)]} | {f.name: to_json(getattr(value, f.name)) for f in settings(value)}
+        return {"module": NAMES[type(value)]} | {f.name: to_json(getattr(value, f.name)) for f in settings(value)}
     name = getattr(value, "__name__", None) or getattr(value, "name", None)  # a scalar type (jnp.float32) or a dtype
-    if name in _FLOATS:
+    if name in FLOATS:
         return name
     raise UsageError(f"{value!r} can't be written as JSON; expected a number, text, tuple, dtype or named component")
 
@@ -158,7 +148,7 @@ def coerce(annotation: Any, value: Any, path: str) -> Any:
         for choice in arguments:
             if value == choice or text == str(choice):
                 return choice
-        raise UsageError(f"{path} is {value!r}; expected one of {', '.join(map(repr, arguments))}")
+        raise UsageError(f"{path} is {value!r}; expected {one_of(arguments)}{near_choice(value, arguments)}")
     if annotation is tuple or origin is tuple:
         return _tuple(arguments, value, path)
     if annotation in (bool, int, float, str):
@@ -220,8 +210,8 @@ def _dtype(value: Any, path: str) -> Any:
     import jax.numpy as jnp
 
     if isinstance(value, str):
-        if value not in _FLOATS:
-            raise UsageError(f"{path} is {value!r}; expected one of {', '.join(map(repr, _FLOATS))}")
+        if value not in FLOATS:
+            raise UsageError(f"{path} is {value!r}; expected {one_of(FLOATS)}{near_choice(value, FLOATS)}")
         return getattr(jnp, value)
     return value
 
@@ -237,8 +227,11 @@ def _union(options: tuple, value: Any, path: str) -> Any:
             problems.append((option, problem))
     named = [problem for option, problem in problems if option is not types.NoneType]
     if len(named) == 1:
-        told = str(named[0])
-        raise UsageError(told + (" or none" if len(problems) > 1 and not told.endswith("none") else ""))
+        told, near, nearest_one = str(named[0]).partition("; the nearest")
+        if "; expected " not in told:
+            told, near, nearest_one = told + near + nearest_one, "", ""
+        none = " or none" if len(problems) > 1 and not told.endswith("none") else ""
+        raise UsageError(told + none + near + nearest_one)
     listed = isinstance(value, list | tuple) or (isinstance(value, str) and value.lstrip().startswith("["))
     if listed and (of_tuple := [p for o, p in problems if typing.get_origin(o) is tuple]):
         raise of_tuple[0]
@@ -265,8 +258,8 @@ def _tuple(arguments: tuple, value: Any, path: str) -> tuple:
 def _component(value: Any, kind: str | None, path: str, expected: type | None = None) -> Any:
     where = path or "the configuration"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        if kind and type(value) in _NAMES and _COMPONENTS[_NAMES[type(value)]][1] != kind:
-            raise UsageError(f"{where} is the {_COMPONENTS[_NAMES[type(value)]][1]} {_NAMES[type(value)]!r}; "
+        if kind and type(value) in NAMES and COMPONENTS[NAMES[type(value)]][1] != kind:
+            raise UsageError(f"{where} is the {COMPONENTS[NAMES[type(value)]][1]} {NAMES[type(value)]!r}; "
                              f"expected a {kind}")  # fmt: skip
         return value
     if isinstance(value, str):
@@ -284,15 +277,15 @@ def _component(value: Any, kind: str | None, path: str, expected: type | None = 
     if not isinstance(value, Mapping):
         raise UsageError(f'{where} is {value!r}; expected a name or {{"module": name, field: value ...}}')
     data = dict(value)
-    name = data.pop("module", None if expected is None else _NAMES.get(expected))
+    name = data.pop("module", None if expected is None else NAMES.get(expected))
     valid = {n: cls for n, cls in components(kind).items() if expected is None or issubclass(cls, expected)}
     if not isinstance(name, str) or (name not in valid and name not in components()):
-        raise unknown(kind or _NAMES.get(expected, "component"), str(name), valid)
+        raise unknown(kind or NAMES.get(expected, "component"), str(name), valid)
     if name not in valid and kind:
-        raise UsageError(f"{where} is the {_COMPONENTS[name][1]} {name!r}; expected a {kind}{nearest('', valid)}")
-    cls = _COMPONENTS[name][0]
+        raise UsageError(f"{where} is the {COMPONENTS[name][1]} {name!r}; expected a {kind}{nearest('', valid)}")
+    cls = COMPONENTS[name][0]
     if expected is not None and not issubclass(cls, expected):
-        raise UsageError(f"{where} is {name!r}; expected {_NAMES.get(expected, expected.__name__)!r}")
+        raise UsageError(f"{where} is {name!r}; expected {NAMES.get(expected, expected.__name__)!r}")
     prefix = f"{path}." if path else ""
     return build(cls, data, prefix)
 
@@ -304,10 +297,10 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     values = {_current(cls, key): value for key, value in values.items()}
     for key in values:
         if key not in fields:
-            raise unknown(f"field of {_NAMES.get(cls, cls.__name__)}", prefix + key, [prefix + f for f in fields])
+            raise unknown(f"field of {NAMES.get(cls, cls.__name__)}", prefix + key, [prefix + f for f in fields])
     for name, field in fields.items():
         if name not in values and required(field):
-            raise UsageError(f"{prefix}{name} is missing; {_NAMES.get(cls, cls.__name__)} needs it")
+            raise UsageError(f"{prefix}{name} is missing; {NAMES.get(cls, cls.__name__)} needs it")
     return cls(**{key: coerce(fields[key].type, value, prefix + key) for key, value in values.items()})
 
 

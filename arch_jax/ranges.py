@@ -7,14 +7,10 @@ file of one's own has the ranges that it declares in this way. Of a tuple, every
 """
 
 import dataclasses
-import functools
 import math
 import types
 import typing
-from collections.abc import Iterator
 from typing import Annotated, Any
-
-from arch_jax.errors import ArchJaxError, UsageError
 
 #: Sizes are numbers of 32 bits in compiled programs.
 LARGEST = 2**31 - 1
@@ -86,69 +82,3 @@ def range_of(annotation: Any, declared: bool = False) -> Range | None:
         # An int beside a float is a float that was written without a point.
         return next((x for x in found if x != _DEFAULTS[int]), found[0]) if found else None
     return _DEFAULTS.get(annotation) if isinstance(annotation, type) and not declared else None
-
-
-def held(cls: type, declared: bool = False) -> type:
-    """The dataclass or Linen module itself, whose instances from now on are refused where a number is out of its range.
-
-    A class's own check comes first, since what it says is more to the point; but for numbers beyond all measure, of
-    which it might make arrays.
-
-    Args:
-      cls: the class.
-      declared: as for `range_of`.
-    """
-    kinds = {field.name: field.type for field in dataclasses.fields(cls)}
-    found = {name: (range_of(kind, declared), _takes_tuples(kind)) for name, kind in kinds.items()}
-    ranges = {name: entry for name, entry in found.items() if entry[0] is not None}
-    if not ranges:
-        return cls
-    sizes = {
-        name: (Range(at_most=LARGEST), False) for name, (allowed, _) in ranges.items() if allowed.at_most == LARGEST
-    }
-    name = "__post_init__" if hasattr(cls, "__post_init__") else "__init__"
-    inner = getattr(cls, name)
-
-    @functools.wraps(inner)
-    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
-        if name == "__post_init__":
-            _check(self, sizes)
-        try:
-            inner(self, *args, **kwargs)
-        except ArchJaxError:
-            raise
-        except Exception:
-            _check(self, ranges)  # a number that its own check stumbled over
-            raise
-        _check(self, ranges)
-
-    setattr(cls, name, checked)
-    return cls
-
-
-def _takes_tuples(annotation: Any) -> bool:
-    """True for a field of numbers that takes them as a tuple alone."""
-    parts = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
-    kinds = [one for one in parts or (annotation,) if one is not types.NoneType]
-    return all(one is tuple or typing.get_origin(one) is tuple for one in kinds)
-
-
-def _numbers(value: Any) -> Iterator[Any]:
-    """A value, or every entry of a tuple and of the tuples in it."""
-    if isinstance(value, tuple):
-        for entry in value:
-            yield from _numbers(entry)
-    else:
-        yield value
-
-
-def _check(owner: Any, ranges: dict[str, tuple[Range, bool]]) -> None:
-    for name, (allowed, listed) in ranges.items():
-        value = getattr(owner, name, None)
-        if listed and isinstance(value, int | float):
-            raise UsageError(f"{name} is {value}; expected a tuple of numbers, such as ({value},)")
-        for number in _numbers(value):
-            if isinstance(number, int | float) and not isinstance(number, bool) and number not in allowed:
-                shown = f"{value}, with {number} in it" if isinstance(value, tuple) else value
-                large = allowed.at_most == LARGEST and number > LARGEST
-                raise UsageError(f"{name} is {shown}; expected {f'at most {allowed.at_most}' if large else allowed}")

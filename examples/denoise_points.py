@@ -2,7 +2,7 @@
 
     arch-jax train examples/denoise_points.py
     arch-jax sample runs/denoise_points-1 --count 5 --import examples/denoise_points.py --set sampler.steps=20
-    ARCH_JAX_IMPORT=examples/denoise_points.py python -m pytest tests/contract -m "" -k point-denoiser
+    ARCH_JAX_IMPORT=examples/denoise_points.py python -m pytest tests/contract -m "" -k own-denoiser
 
 J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020, arXiv 2006.11239. Equations are its own.
 """
@@ -26,7 +26,7 @@ def alpha_bar(times):
     return jnp.cumprod(1 - betas)[times]
 
 
-@arch_jax.component("point_denoiser", kind="model")
+@arch_jax.component("own_denoiser", kind="model")
 class PointDenoiser(nn.Module):
     """A multilayer perceptron of a noisy point and the time.
 
@@ -67,7 +67,7 @@ class NoisyPoints(arch_jax.Rows):
 
 
 @arch_jax.register(
-    "point-denoiser",
+    "own-denoiser",
     family="diffusion",
     objective="predict_noise",
     inputs=NoisyPoints(),
@@ -199,7 +199,7 @@ class PredictNoise(arch_jax.ObjectiveBase):
 def config():
     """All 8 modes, and 87 % of the samples near one, after 15 seconds on 2 CPU cores."""
     return arch_jax.Experiment(
-        model=arch_jax.create("point-denoiser"),
+        model=arch_jax.create("own-denoiser"),
         objective=PredictNoise(),
         data=arch_jax.Ring(std=0.05, batch=256, validation=1000),
         optimizer=arch_jax.Optimizer(learning_rate=2e-3),

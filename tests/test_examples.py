@@ -41,7 +41,7 @@ FILES = {
         {"predictions.txt", "outputs.npy"},
     ),
     "denoise_points": (
-        "point-denoiser",
+        "own-denoiser",
         {"model.width": 16, "data.batch": 8, "data.validation": 16, "sampler.steps": 5, "measures.0.count": 20},
         {"points.txt", "coordinates.npy"},
     ),

@@ -110,7 +110,7 @@ def test_settings_out_of_range(settings, says):
     ("changes", "path", "expected"),
     [
         ({"steps": "1e2"}, "steps", 100),
-        ({"model.mixer.heads": "3"}, "model.mixer.heads", 3),
+        ({"model.mixer.heads": "4"}, "model.mixer.heads", 4),
         ({"model.mixer.rope": "none"}, "model.mixer.rope", None),
         ({"optimizer.clip": "none"}, "optimizer.clip", None),
         ({"optimizer": {"name": "lion"}}, "optimizer.name", "lion"),

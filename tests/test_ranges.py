@@ -8,9 +8,10 @@ import flax.linen as nn
 import pytest
 
 from arch_jax import fields, registry
+from arch_jax.boundary import held
 from arch_jax.errors import UsageError
 from arch_jax.experiment import Experiment, import_components
-from arch_jax.ranges import LARGEST, Count, PartialShare, Positive, Range, Share, Signed, held, range_of
+from arch_jax.ranges import LARGEST, Count, PartialShare, Positive, Range, Share, Signed, range_of
 from arch_jax.trained import Frozen, Start
 
 import_components()
@@ -31,7 +32,7 @@ def examples() -> dict[type, Any]:
     model = next(iter(entries.values())).tiny()
     found[Experiment] = Experiment(model, fields.components("objective")["next_token"](), None)
     examples_of = fields.components("data")["examples"]
-    return found | {examples_of: examples_of(model)}
+    return found | {examples_of: examples_of("gpt2")}
 
 
 EXAMPLES = examples()

@@ -89,7 +89,12 @@ def load_corpus(data: Any, tell: Callable[[str], None] | None = None, tokenizer:
       data: the component.
       tell: given each sentence on what was left out.
       tokenizer: that of a trained model, where the data is text to be read under it.
+
+    Raises:
+      UsageError: there is no data.
     """
+    if data is None:
+        raise UsageError("data is None; expected where batches come from, such as data=text")
     own = tokenizer is None or not isinstance(data, Tokenized)
     corpus = with_defaults(data.load() if own else data.load_with(tokenizer))
     for note in corpus.notes if tell else ():

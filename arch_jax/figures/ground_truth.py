@@ -14,6 +14,7 @@ from arch_jax.fields import component
 from arch_jax.figures.base import Figure
 from arch_jax.figures.canvas import new_figure
 from arch_jax.ops.gaussian_mixture import mixture_log_density, mixture_score
+from arch_jax.ranges import Positive
 
 
 @component("score_field", kind="figure")
@@ -31,6 +32,31 @@ class ScoreField(Figure):
         return {"score": score_figure(estimate, batch["centres"], batch["std"], task.noise)}
 
 
+@component("diffusion_score", kind="figure")
+@dataclasses.dataclass(frozen=True)
+class DiffusionScore(Figure):
+    """The score that a denoiser implies at one noise level, beside that of the noisy mixture; nothing of other data.
+
+    Attributes:
+      ratio: the noise level sigma / alpha.
+    """
+
+    of_objective: ClassVar[tuple[str, ...]] = ("denoised", "process")
+
+    ratio: Positive = 0.3
+
+    def __call__(self, task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array) -> dict[str, Any]:
+        batch = next(iter(data.validation()))
+        if "centres" not in batch or np.shape(batch["x"])[-1] != 2:
+            return {}
+        time = float(task.process.time_of(self.ratio))
+        alpha, sigma = map(float, task.process.coefficients(np.float64(time), np))
+        # In y = x / alpha, whose score is alpha times that of x.
+        estimate = jax.jit(lambda y: alpha**2 * (task.denoised(variables, alpha * y, time) - y) / sigma**2)
+        title = f"(D(x) - x) / r², r = {self.ratio:g}"
+        return {"score": score_figure(estimate, batch["centres"], batch["std"], self.ratio, title=title)}
+
+
 @component("dictionary_atoms", kind="figure")
 @dataclasses.dataclass(frozen=True)
 class DictionaryAtoms(Figure):
@@ -44,7 +70,12 @@ class DictionaryAtoms(Figure):
 
 
 def score_figure(
-    estimate: Callable[[Array], Array], centres: np.ndarray, std: np.ndarray, noise: float, places: int = 21
+    estimate: Callable[[Array], Array],
+    centres: np.ndarray,
+    std: np.ndarray,
+    noise: float,
+    places: int = 21,
+    title: str = "(r(x) - x) / noise²",
 ) -> Any:
     """A figure of the score over the density in the plane: as it is, as the model has it, and how far they differ."""
     wide = float(np.sqrt(np.square(std) + noise**2))
@@ -60,10 +91,10 @@ def score_figure(
     figure = new_figure(figsize=(11.0, 3.9), layout="constrained")
     axes = figure.subplots(1, 3)
     longest = float(np.linalg.norm(truth[places], axis=1).max())
-    for part, title, field in ((axes[0], "score of the noisy mixture", truth), (axes[1], "(r(x) - x) / noise²", made)):
+    for part, name, field in ((axes[0], "score of the noisy mixture", truth), (axes[1], title, made)):
         part.imshow(density, extent=(-reach, reach) * 2, origin="lower", cmap="Greys", interpolation="bilinear")
         part.quiver(*np.asarray(coarse).T, *field[places].T, color="C3", scale=longest * 14, width=0.004)
-        part.set_title(title, size=9)
+        part.set_title(name, size=9)
     error = np.linalg.norm(made[121] - truth[121], axis=1).reshape(121, 121)
     drawn = axes[2].imshow(error, extent=(-reach, reach) * 2, origin="lower", cmap="magma", vmin=0, vmax=longest)
     axes[2].contour(density, extent=(-reach, reach) * 2, colors="white", linewidths=0.5, levels=4)

@@ -1,5 +1,6 @@
 """Self-attention as a sequence mixer: multi-head, grouped-query and multi-query, with a cache for decoding."""
 
+import math
 from typing import Annotated
 
 import flax.linen as nn
@@ -19,6 +20,20 @@ from arch_jax.ops.attention.relative import relative_attention
 from arch_jax.ops.segments import read_where_real, runs_and_positions
 
 Relative = Annotated[nn.Module, Kind("relative")]
+
+
+def check_sharing(heads: int, kv_heads: int | None) -> None:
+    """Refuses heads that can't be divided among the key-value heads.
+
+    Raises:
+      UsageError: with the nearest number of key-value heads.
+    """
+    if heads < 1:
+        raise UsageError(f"heads is {heads}; expected at least 1")
+    if kv_heads is not None and (kv_heads < 1 or heads % kv_heads):
+        small = [h for h in range(1, math.isqrt(heads) + 1) if heads % h == 0]
+        best = min((h for one in small for h in (one, heads // one)), key=lambda h: (abs(h - kv_heads), h))
+        raise UsageError(f"kv_heads {kv_heads} does not divide heads {heads}; the nearest that does is {best}")
 
 
 @component("attention", kind="mixer")
@@ -79,6 +94,7 @@ class Attention(nn.Module):
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
             raise UsageError(f"window is {self.window}; expected at least 1 token, which sees only itself, or none")
+        check_sharing(self.heads, self.kv_heads)
         super().__post_init__()
 
     @property
@@ -90,10 +106,8 @@ class Attention(nn.Module):
         """(heads, kv_heads, head_size) for inputs of `width`.
 
         Raises:
-          UsageError: `width` can't be divided among the heads, or the heads among the key-value heads.
+          UsageError: `width` can't be divided among the heads.
         """
-        if self.heads < 1:
-            raise UsageError(f"heads is {self.heads}; expected at least 1")
         head_size = self.head_size
         if head_size is None:
             if width % self.heads:
@@ -103,12 +117,7 @@ class Attention(nn.Module):
                     f"width {width} is not divisible by heads {self.heads}; the nearest that divides it is heads={best}"
                 )
             head_size = width // self.heads
-        kv_heads = self.heads if self.kv_heads is None else self.kv_heads
-        if kv_heads < 1 or self.heads % kv_heads:
-            near = [h for h in range(1, self.heads + 1) if self.heads % h == 0]
-            best = min(near, key=lambda h: abs(h - kv_heads))
-            raise UsageError(f"kv_heads {kv_heads} does not divide heads {self.heads}; the nearest that does is {best}")
-        return self.heads, kv_heads, head_size
+        return self.heads, self.heads if self.kv_heads is None else self.kv_heads, head_size
 
     def initial_state(self, batch: int, length: int, width: int, dtype: DType = jnp.float32) -> Cache:
         """An empty cache of keys and values with room for `length` tokens a row, or for the window if that is less.

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from arch_jax.errors import UsageError, unknown
 from arch_jax.fields import DType, component
 from arch_jax.layers.dense import Dense, joint
-from arch_jax.layers.mixers.attention import Attention
+from arch_jax.layers.mixers.attention import Attention, check_sharing
 from arch_jax.layers.mixers.contract import check_state, runs
 from arch_jax.layers.sequence_position import at_start
 from arch_jax.ops.attention import linear as ops
@@ -60,6 +60,10 @@ class _HeadsMixer(nn.Module):
     residual_scale: float = 1.0
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
+
+    def __post_init__(self) -> None:
+        check_sharing(self.heads, self.kv_heads)
+        super().__post_init__()
 
     def sizes(self, width: int) -> tuple[int, int, int]:
         """(heads, kv_heads, head_size) for inputs of `width`; refuses what `Attention.sizes` refuses."""

@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from arch_jax.errors import UsageError
+from arch_jax.evaluation.base import Measure
+from arch_jax.evaluation.point_distances import PointDistances
 from arch_jax.fields import component
 from arch_jax.figures.base import Figure
+from arch_jax.figures.ground_truth import DiffusionScore
 from arch_jax.figures.points import GeneratedPoints
 from arch_jax.figures.samples import Samples
 from arch_jax.inputs import calls
@@ -62,7 +65,8 @@ class Diffusion(ObjectiveBase):
     def __post_init__(self) -> None:
         self.prediction.check(self.process)
         self.weighting.check(self.process, self.prediction)
-        jax.eval_shape(lambda: self.times.quantile(self.process, jnp.full(1, 0.5)))
+        with jax.ensure_compile_time_eval():
+            self.times.quantile(self.process, jnp.full(1, 0.5))
 
     @property
     def sampler(self) -> Sampler:
@@ -71,9 +75,17 @@ class Diffusion(ObjectiveBase):
 
     @property
     def figures(self) -> tuple[Figure, ...]:
-        """Samples: points over the real density, or images."""
-        points = self.model is not None and point_features(self.model) is not None
-        return (GeneratedPoints(),) if points else (Samples(max(self.show, 1), fixed=True),)
+        """Samples; of points over the real density, with the score beside that of the noisy mixture."""
+        return (GeneratedPoints(), DiffusionScore()) if self._of_points else (Samples(max(self.show, 1), fixed=True),)
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """Distances of generated points from real ones."""
+        return (PointDistances(),) if self._of_points else ()
+
+    @property
+    def _of_points(self) -> bool:
+        return self.model is not None and point_features(self.model) is not None
 
     @property
     def classes(self) -> int | None:
@@ -117,6 +129,25 @@ class Diffusion(ObjectiveBase):
         noise = jax.random.normal(jax.random.key(0), clean.shape, at_least_float32(clean).dtype)
         apply = lambda *arguments: (self.model.apply(variables, *arguments), {})
         return self._terms(apply, batch, clean, condition, time, noise, batch.get("centres"))[0]
+
+    def denoised(self, variables: Any, x: jax.Array, time: Any, condition: Condition | None = None) -> jax.Array:
+        """D = E[x_0 | x_t = x], which the model's output stands for, whatever it predicts.
+
+        Args:
+          variables: of the model.
+          x: noisy examples, "batch ...".
+          time: of the process, one for all of them or "batch".
+          condition: of the model.
+        """
+        time = jnp.broadcast_to(jnp.asarray(time, at_least_float32(x).dtype), x.shape[:1])
+        by_row = lambda part: part.reshape(-1, *(1,) * (x.ndim - 1))
+        alpha, sigma = map(by_row, self.process.coefficients(time))
+        rates = tuple(map(by_row, self.process.rates(time))) if self.prediction.uses_rates else None
+        made = self.prediction.preconditioning(alpha, sigma, rates)
+        output = self.model.apply(variables, made.scale * x, self.process.conditioning(time), condition)
+        if self.learned_variance:
+            output, _ = jnp.split(output, 2, axis=-1)
+        return made.skip * x + made.out * output
 
     def _terms(
         self,

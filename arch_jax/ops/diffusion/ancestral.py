@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from arch_jax.errors import UsageError
 from arch_jax.ops.diffusion.solve import CURRENT, HISTORY, RAW, Rows
 
 
@@ -44,7 +45,12 @@ def ddim(process: Any, times: np.ndarray, eta: float = 0.0, direction: Literal["
       eta: factor of the posterior's standard deviation.
       direction: which D gives the noise that is kept, where D is clipped: the clipped one, or the network's own, as
         diffusers has it by default.
+
+    Raises:
+      UsageError: an eta outside of [0, 1].
     """
+    if not 0 <= eta <= 1:
+        raise UsageError(f"eta is {eta}; expected 0 (no noise) to 1 (as much as DDPM)")
     alpha, sigma = process.coefficients(times, np)
     std = eta * posterior_std(process, times)
     kept = np.sqrt(np.maximum(sigma[1:] ** 2 - std**2, 0)) / sigma[:-1]

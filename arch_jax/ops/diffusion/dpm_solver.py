@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from arch_jax.errors import UsageError
 from arch_jax.ops.diffusion.solve import CURRENT, HISTORY, Rows
 
 
@@ -23,6 +24,8 @@ def dpm_solver(
 ) -> Rows:
     """DPM-Solver++ of order 1 (which is DDIM), 2 ("2M") or 3 ("3M"); the first steps have lower orders.
 
+    3M is as in the authors' code and those that followed it, with half of the quadratic term's integral.
+
     Args:
       process: alpha and sigma.
       times: from `grid`.
@@ -31,12 +34,20 @@ def dpm_solver(
       form: of the second order: D's slope enters as at the midpoint (algorithm 2), or as in Heun's method, exactly.
       lower_at_end: whether the last step, and of order 3 the one before, is of lower order even where sigma is above 0,
         for few steps.
+
+    Raises:
+      UsageError: an order that there is not.
     """
+    most = 2 if stochastic else 3
+    if not 1 <= order <= most:
+        raise UsageError(
+            f"order is {order}; expected 1 to {most} of the {'stochastic' if stochastic else 'deterministic'} solver"
+        )
     alpha, sigma = process.coefficients(times, np)
     with np.errstate(divide="ignore"):
         lam = np.log(alpha) - np.log(sigma)
     steps = len(times) - 1
-    rows = Rows.empty(times[:-1], history=max(order, 1))
+    rows = Rows.empty(times[:-1], history=order)
     for i in range(steps):
         used = min(order, i + 1)
         if sigma[i + 1] == 0 or (lower_at_end and i == steps - 1) or not np.isfinite(lam[i]):
@@ -50,7 +61,7 @@ def dpm_solver(
         # 1 - e^(-h), or of the SDE 1 - e^(-2h): the share of D in the step.
         share = -np.expm1(-factor * h)
         rows.point[i, CURRENT] = sigma[i + 1] / sigma[i] * (np.exp(-h) if stochastic else 1.0)
-        weights = np.zeros(max(order, 1))
+        weights = np.zeros(order)
         weights[0] = share
         if used >= 2:
             weights += _slope(lam, i, used, h, share, form, stochastic, len(weights))

@@ -23,7 +23,7 @@ def grid(
         trailing     T (1 - i / n), rounded                        2305.08891, table 2
         leading      i (T // n) + 1 + offset, reversed             DDIM (2010.02502, appendix D.3, "linear")
         linspace     n numbers from 1 to T, rounded                improved DDPM (2102.09672, section 3.3)
-        quadratic    n squares of numbers from 0 to sqrt(.8 T)     DDIM ("quadratic")
+        quadratic    1 + n squares from 0 to .8 T, rounded down    DDIM ("quadratic"); equal ones are taken once
 
     and of a continuous one the same without rounding, between its first and its last time. Of both:
 
@@ -37,7 +37,7 @@ def grid(
       offset: added to the times of "leading".
       rho: of "karras"; 1 is equal differences of sigma / alpha, and large numbers approach "exponential".
       final: the last time: "zero", the data; or "first", the smallest that is trained, where a continuous process is
-        stopped before its score grows without bound.
+        stopped before its score grows without bound. Spacings that reach it by themselves then have n + 1 numbers.
 
     Raises:
       UsageError: no step, more than a discrete process has, or times that are the same after rounding.
@@ -46,29 +46,31 @@ def grid(
         raise UsageError(f"steps is {steps}; expected at least 1")
     if process.discrete and steps > process.last:
         raise UsageError(f"steps is {steps}, and the process has {process.last:g} of them; expected at most as many")
+    if final not in ("zero", "first"):
+        raise UsageError(f"final is {final!r}; expected 'zero' or 'first'")
     first, last = process.first, process.last
+    # The numbers of a spacing that ends at the first time itself, and does not stop there again.
+    count = steps + (final == "first" and spacing not in ("trailing", "leading"))
     i = np.arange(steps, dtype=np.float64)
     if spacing in ("karras", "exponential"):
-        times = _by_ratio(process, steps, spacing, rho)
+        times = _by_ratio(process, count, spacing, rho)
     elif spacing == "trailing":
         times = last * (1 - i / steps)
     elif spacing == "leading":
         between = last // steps if process.discrete else (last - first) / steps
         times = first + offset + between * i[::-1]
     elif spacing == "linspace":
-        times = np.linspace(last, first, steps)
+        # Rounded as the numbers that the network is told, from 0: ties are even of those.
+        times = np.linspace(last - first, 0, count)
+        times = first + (np.round(times) if process.discrete else times)
     else:
-        reach = 0.8 if process.discrete else 1.0
-        times = first + (np.linspace(np.sqrt((last - (1 if reach == 1.0 else 0)) * reach), 0, steps)) ** 2
+        reach = 0.8 * last if process.discrete else last - first
+        times = np.linspace(np.sqrt(reach), 0, count) ** 2
+        # Its smallest numbers are often one step of the chain, which is taken once.
+        times = first + (np.unique(np.floor(times + 1e-9))[::-1] if process.discrete else times)
     if process.discrete and spacing not in ("karras", "exponential"):
         times = np.round(times)
-    if final == "first":
-        end = first if times[-1] > first else 0.0
-    elif final == "zero":
-        end = 0.0
-    else:
-        raise UsageError(f"final is {final!r}; expected 'zero' or 'first'")
-    return checked(process, np.append(times, end))
+    return checked(process, times if count > steps else np.append(times, first if final == "first" else 0.0))
 
 
 def _by_ratio(process: Any, steps: int, spacing: str, rho: float) -> np.ndarray:

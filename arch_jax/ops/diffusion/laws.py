@@ -55,7 +55,7 @@ class Mixture:
         which = generator.choice(len(self.weights), size=count, p=self.weights)
         return self.means[which] + np.sqrt(self.variances[which]) * generator.standard_normal((count, len(self.mean)))
 
-    def noisy(self, alpha: float, sigma: float) -> "Mixture":
+    def noisy(self, alpha: Any, sigma: Any) -> "Mixture":
         """The law of x_t."""
         return Mixture(alpha * self.means, alpha**2 * self.variances + sigma**2, self.weights)
 
@@ -76,7 +76,7 @@ class Mixture:
         each = (self.means - x[..., None, :]) / self.variances
         return (self.shares(x)[..., None] * each).sum(-2)
 
-    def denoised(self, x: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
+    def denoised(self, x: np.ndarray, alpha: Any, sigma: Any) -> np.ndarray:
         """D = E[x_0 | x_t = x]."""
         noisy = self.noisy(alpha, sigma)
         gain = alpha * self.variances / noisy.variances

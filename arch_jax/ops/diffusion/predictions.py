@@ -10,6 +10,7 @@ so that any one can be converted into any other, and a sampler that is written f
 import dataclasses
 from typing import Annotated, Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,7 +39,7 @@ class PredictionBase:
     at_pure_noise: ClassVar[bool] = True
 
     def preconditioning(self, alpha: Any, sigma: Any, rates: Any = None, xp: Any = jnp) -> Preconditioning:
-        """How D is made of x_t and the network's output.
+        """The factors that make D of x_t and the network's output.
 
         Args:
           alpha, sigma: of the process at the time.
@@ -58,7 +59,7 @@ class PredictionBase:
           UsageError: a process that ends in noise alone, with a prediction of noise or score.
         """
         alpha, _ = process.coefficients(float(process.last), np)
-        if not self.at_pure_noise and alpha == 0 and process.discrete:
+        if not self.at_pure_noise and alpha == 0:
             raise UsageError(
                 f"prediction is {type(self).__name__} and the process ends in noise alone (alpha = 0), where it says "
                 "nothing of the data; expected prediction=v or prediction=x0"
@@ -138,6 +139,15 @@ class Flow(PredictionBase):
 
     def target(self, clean: Any, noise: Any, alpha: Any, sigma: Any, rates: Any = None) -> Any:
         return rates[0] * clean + rates[1] * noise
+
+    def check(self, process: Any) -> None:
+        with jax.ensure_compile_time_eval():  # an objective is made anew within a traced step
+            rates = np.asarray(process.rates(jnp.asarray(process.last, jnp.float32)))
+        if not np.isfinite(rates).all():
+            raise UsageError(
+                "prediction is Flow and the process ends in noise alone, at no finite rate (a chain with "
+                "zero_terminal_snr); expected prediction=v or prediction=x0"
+            )
 
 
 @component("preconditioned", kind="prediction")

@@ -53,6 +53,16 @@ class ProcessBase:
         """Standard deviation of the noise that sampling begins with."""
         return 1.0
 
+    @property
+    def straight(self) -> bool:
+        """True if alpha + sigma = 1, so that paths are straight in sigma: dx / d sigma = (x - D) / sigma."""
+        return False
+
+    @property
+    def spacing(self) -> str:
+        """The spacing of sampling times that goes with the process; see `arch_jax.ops.diffusion.grids`."""
+        return "trailing"
+
     def coefficients(self, time: Any, xp: Any = jnp) -> tuple[Any, Any]:
         """(alpha, sigma) at `time`."""
         raise TypeError(f"{type(self).__name__} must say what alpha and sigma are")
@@ -65,6 +75,10 @@ class ProcessBase:
         """The number that the network is told, 0 to 999 as in DDPM, whatever the units of the process's own time."""
         return 999.0 * time
 
+    def told(self, conditioning: Any) -> Any:
+        """The time that a network was told as `conditioning`: the inverse of it."""
+        return conditioning / 999.0
+
     def rates(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
         """d alpha / dt and d sigma / dt at traced times, by automatic differentiation."""
         return jax.jvp(self.coefficients, (time,), (jnp.ones_like(time),))[1]
@@ -73,7 +87,7 @@ class ProcessBase:
         """sigma / alpha at `time` on the host, infinite where alpha is 0."""
         alpha, sigma = self.coefficients(np.asarray(time, np.float64), np)
         with np.errstate(divide="ignore"):
-            return sigma / alpha
+            return np.asarray(sigma / alpha)
 
 
 def linear_betas(steps: int, start: float, stop: float) -> np.ndarray:
@@ -190,10 +204,13 @@ class VariancePreserving(ProcessBase):
     def time_of(self, ratio: Any) -> np.ndarray:
         with np.errstate(over="ignore"):
             log = -np.log1p(np.square(np.asarray(ratio, np.float64)))
-        return np.interp(-log, -self._log_alpha_bar, np.arange(self.steps + 1.0))
+        return np.asarray(np.interp(-log, -self._log_alpha_bar, np.arange(self.steps + 1.0)))
 
     def conditioning(self, time: Any) -> Any:
         return (time - 1.0) * (1000.0 / self.steps)
+
+    def told(self, conditioning: Any) -> Any:
+        return conditioning * (self.steps / 1000.0) + 1.0
 
 
 @component("vp_sde", kind="process")
@@ -235,7 +252,7 @@ class VarianceSDE(ProcessBase):
         else:
             log = -0.5 * np.log1p(ratio**2)
         slope = self.stop - self.start
-        return -4 * log / (self.start + np.sqrt(self.start**2 - 4 * slope * log))
+        return np.asarray(-4 * log / (self.start + np.sqrt(self.start**2 - 4 * slope * log)))
 
 
 @component("variance_exploding", kind="process")
@@ -307,6 +324,10 @@ class NoiseLevel(ProcessBase):
     def prior_std(self) -> float:
         return self.largest
 
+    @property
+    def spacing(self) -> str:
+        return "karras"
+
     def coefficients(self, time: Any, xp: Any = jnp) -> tuple[Any, Any]:
         return xp.ones_like(time), time * xp.ones_like(time)
 
@@ -317,6 +338,9 @@ class NoiseLevel(ProcessBase):
         """1000 c_noise with EDM's c_noise = log(sigma) / 4 (table 1)."""
         xp = np if isinstance(time, np.ndarray | float) else jnp
         return 250.0 * xp.log(xp.maximum(time, 1e-12))
+
+    def told(self, conditioning: Any) -> Any:
+        return jnp.exp(conditioning / 250.0)
 
 
 @component("rectified_flow", kind="process")
@@ -334,9 +358,20 @@ class RectifiedFlow(ProcessBase):
 
     shift: Positive = 1.0
 
+    @property
+    def straight(self) -> bool:
+        return True
+
     def coefficients(self, time: Any, xp: Any = jnp) -> tuple[Any, Any]:
         sigma = self.shift * time / (1 + (self.shift - 1) * time)
         return (1 - time) / (1 + (self.shift - 1) * time), sigma
+
+    def rates(self, time: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """d alpha / d sigma and 1: by sigma, which is t without a shift.
+
+        A shift moves the times at which a network is asked, not what it is asked, which is noise - x_0 everywhere.
+        """
+        return -jnp.ones_like(time), jnp.ones_like(time)
 
     def time_of(self, ratio: Any) -> np.ndarray:
         ratio = np.asarray(ratio, np.float64) / self.shift
@@ -345,3 +380,7 @@ class RectifiedFlow(ProcessBase):
     def conditioning(self, time: Any) -> Any:
         """1000 sigma: 0 for data, 1000 for noise, as released flow models have it."""
         return 1000.0 * self.coefficients(time, np if isinstance(time, np.ndarray | float) else jnp)[1]
+
+    def told(self, conditioning: Any) -> Any:
+        sigma = conditioning / 1000.0
+        return sigma / (self.shift - (self.shift - 1) * sigma)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import Kind, component
@@ -156,7 +157,9 @@ class LogNormal(TrainingTimesBase):
     std: Positive = 1.2
 
     def quantile(self, process: Any, part: jax.Array) -> jax.Array:
-        if process.last <= 1 or process.discrete:
+        # At two times, as one may be sigma by chance.
+        levels = np.array([process.last / 2, process.last])
+        if not np.array_equal(process.coefficients(levels, np), [np.ones(2), levels]):
             raise UsageError(
                 f"times are log_normal and the time of {type(process).__name__} is no noise level; expected "
                 "process=noise_level, or times=uniform_times"

@@ -1,7 +1,7 @@
 """Samplers of the probability-flow ODE of higher order: Heun and DPM-Solver++."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from arch_jax.sampling.diffusion.base import DiffusionSampler
 @dataclasses.dataclass(frozen=True)
 class Heun(DiffusionSampler):
     """Heun's second-order method (Karras et al. 2022, 2206.00364, algorithm 1): 2 steps - 1 calls of the network."""
+
+    order_seen: ClassVar[float] = 2.0
 
     def rows(self, process: Any, times: np.ndarray) -> Rows:
         return heun(process, times)
@@ -40,6 +42,11 @@ class DPMSolver(DiffusionSampler):
     stochastic: bool = False
     form: Literal["midpoint", "heun"] = "midpoint"
     lower_at_end: bool = False
+
+    @property
+    def order_seen(self) -> float:
+        """1, or 2: the first step is of order 1 whatever comes after it."""
+        return min(float(self.order), 2.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

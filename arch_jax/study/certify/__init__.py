@@ -1,0 +1,1 @@
+"""Samplers and schedules, certified on laws whose answer is known."""
