@@ -26,8 +26,13 @@ from arch_jax.ranges import Positive
 from arch_jax.registry import Paper, register
 
 
-class _Layer(nn.Module):
-    """h + C silu(B LN(h) + b + U e) + c."""
+class ResidualLayer(nn.Module):
+    """h + C silu(B LN(h) + b + U e) + c.
+
+    Attributes:
+      dtype: of the computation.
+      parameter_dtype: of the parameters.
+    """
 
     dtype: DType
     parameter_dtype: DType
@@ -114,7 +119,7 @@ class PointDenoiser(nn.Module):
             e = e + label_embedding(self, self.width, initial_std=1.0)(labels)
         h = Dense(self.width, initial_std=None, **dtypes, name="inputs")(x)
         for i in range(self.depth):
-            h = _Layer(**dtypes, name=f"layer_{i}")(h, e)
+            h = ResidualLayer(**dtypes, name=f"layer_{i}")(h, e)
         outputs = self.features * (1 + self.learned_variance)
         h = nn.silu(LayerNorm(**dtypes, name="norm")(h))
         return Dense(outputs, initial=nn.initializers.zeros, **dtypes, name="outputs")(h)
