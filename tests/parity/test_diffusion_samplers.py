@@ -101,8 +101,8 @@ def agree(ours, reference, tolerance=3e-5):
 def test_schedules_are_diffusers(settings, process):
     expected = diffusers.DDPMScheduler(**settings).alphas_cumprod.double().numpy()
     alpha, _ = process.coefficients(np.arange(1, process.steps + 1), np)
-    # theirs is a product in float32 of 1 - beta
-    np.testing.assert_allclose(alpha**2, expected, rtol=2e-4, atol=1e-7)
+    # theirs is a product in float32 of 1 - beta, and with zero SNR a difference of nearly equal numbers at the end
+    np.testing.assert_allclose(alpha**2, expected, rtol=2e-4, atol=1e-7 if process.zero_terminal_snr else 0)
     np.testing.assert_allclose(1 - alpha[:10] ** 2, 1 - expected[:10], atol=1e-6)
 
 

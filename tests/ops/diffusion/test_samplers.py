@@ -465,7 +465,6 @@ def test_the_stochastic_second_order_has_smaller_errors_of_a_gaussians_variance(
             errors[name, steps] = abs(
                 moments(STOCHASTIC[name](process, times), process, 0.5, 0.09)[-1, 1] / expected - 1
             )
-    print(errors)
     for name in ("SDE 2M midpoint", "SDE 2M heun"):
         assert errors[name, 40] < 0.5 * errors["SDE 1", 40]
         assert errors[name, 40] < 0.4 * errors[name, 20]
