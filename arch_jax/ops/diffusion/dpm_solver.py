@@ -24,14 +24,15 @@ def dpm_solver(
 ) -> Rows:
     """DPM-Solver++ of order 1 (which is DDIM), 2 ("2M") or 3 ("3M"); the first steps have lower orders.
 
-    3M is as in the authors' code and those that followed it, with half of the quadratic term's integral.
+    In the form "midpoint" 3M is as in the authors' code and those that followed it, with half of the quadratic term's
+    integral, so that its order is 2; in the form "heun" the term is whole, and the order 3.
 
     Args:
       process: alpha and sigma.
       times: from `grid`.
       order: 1, 2 or 3. A step to sigma = 0 is always of order 1: lambda is infinite there.
       stochastic: the SDE in place of the ODE ("SDE-DPM-Solver++", appendix B), of order 1 or 2.
-      form: of the second order: D's slope enters as at the midpoint (algorithm 2), or as in Heun's method, exactly.
+      form: D's slope enters as at the midpoint (algorithm 2) or, "heun", by its exact integral.
       lower_at_end: whether the last step, and of order 3 the one before, is of lower order even where sigma is above 0,
         for few steps.
 
@@ -88,4 +89,5 @@ def _slope(
     r1 = (lam[i - 1] - lam[i - 2]) / h
     second = (first - (before - earlier) / r1) / (r0 + r1)
     first = first + r0 * second
-    return exact * first + (0.5 - (h - share) / h**2) * second
+    quadratic = 0.5 - (h - share) / h**2
+    return exact * first + (2 if form == "heun" else 1) * quadratic * second

@@ -33,7 +33,8 @@ class DPMSolver(DiffusionSampler):
     Attributes:
       order: 1, 2 or 3.
       stochastic: the SDE in place of the ODE, of order 1 or 2.
-      form: of the second order: "midpoint" or "heun".
+      form: of orders 2 and 3: "midpoint", as in the authors' code, or "heun", the exact integral, with which the third
+        order is one.
       lower_at_end: whether the last steps are of lower order, which few steps need.
     """
 
@@ -45,8 +46,8 @@ class DPMSolver(DiffusionSampler):
 
     @property
     def order_seen(self) -> float:
-        """1, or 2: the first step is of order 1 whatever comes after it."""
-        return min(float(self.order), 2.0)
+        """The order, but 2 for the third in the authors' form."""
+        return min(float(self.order), 3.0 if self.form == "heun" else 2.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -325,10 +325,10 @@ def _order(name: str, sampler: Any) -> Case:
     """The order of convergence to the flow's exact end, on a grid that ends above 0, in float64."""
     process = PROCESSES["edm"]
     case = Case(name, "order", "mixture", "edm")
-    between = lambda n: process.time_of(np.exp(np.linspace(np.log(5.0), np.log(0.05), n + 1)))
+    between = lambda n: process.time_of(np.exp(np.linspace(np.log(20.0), np.log(0.05), n + 1)))
     if sampler.rows(process, between(8)).noisy:
         return case
-    x = RING.noisy(1.0, 5.0).draw(np.random.default_rng(0), 64)
+    x = RING.noisy(1.0, 20.0).draw(np.random.default_rng(0), 64)
     denoise = lambda x, time: RING.denoised(x, 1.0, float(time))
     end = solve_reference(heun(process, between(4096)), process, denoise, x)
     errors = []

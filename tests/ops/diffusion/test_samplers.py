@@ -394,6 +394,8 @@ def test_3m_takes_half_of_the_quadratic_term_as_the_authors_code_does():
     half = integral(process, times[2], times[3], 0.0, lambda at: 0.5 * (at - lam[2]) ** 2) / 2
     assert half > 1e-3
     np.testing.assert_allclose(x, expected - half, rtol=1e-7)
+    expected, whole = last_step(dpm_solver(process, times, 3, form="heun"), process, times, polynomial)
+    np.testing.assert_allclose(whole, expected, rtol=1e-7)
 
 
 LEVELS = NoiseLevel(0.05, 20.0)
