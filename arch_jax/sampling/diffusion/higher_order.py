@@ -1,4 +1,4 @@
-"""Samplers of the probability-flow ODE of higher order: Heun and DPM-Solver++."""
+"""Samplers of the probability-flow ODE of higher order: Heun, DPM-Solver++, UniPC, PNDM."""
 
 import dataclasses
 from typing import Annotated, Any, ClassVar, Literal
@@ -9,7 +9,9 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.ops.diffusion.dpm_solver import dpm_solver
 from arch_jax.ops.diffusion.heun import heun
+from arch_jax.ops.diffusion.pndm import pndm
 from arch_jax.ops.diffusion.solve import Rows
+from arch_jax.ops.diffusion.unipc import unipc
 from arch_jax.ranges import Range
 from arch_jax.sampling.diffusion.base import DiffusionSampler
 
@@ -58,3 +60,48 @@ class DPMSolver(DiffusionSampler):
         return dpm_solver(
             process, times, self.order, stochastic=self.stochastic, form=self.form, lower_at_end=self.lower_at_end
         )
+
+
+@component("unipc", kind="sampler")
+@dataclasses.dataclass(frozen=True)
+class UniPC(DiffusionSampler):
+    """UniPC (Zhao et al. 2023, 2302.04867): a multistep predictor and a corrector without a further call.
+
+    Attributes:
+      order: of the predictor, 1, 2 or 3; with the corrector one more.
+      variant: "bh1" or "bh2".
+      corrector: whether there is one.
+    """
+
+    steps: int = 20
+    order: Annotated[int, Range(at_least=1, at_most=3)] = 2
+    variant: Literal["bh1", "bh2"] = "bh2"
+    corrector: bool = True
+
+    @property
+    def order_seen(self) -> float:
+        """The predictor's order, and one more with the corrector."""
+        return float(self.order + self.corrector)
+
+    def rows(self, process: Any, times: np.ndarray) -> Rows:
+        return unipc(process, times, self.order, variant=self.variant, corrector=self.corrector)
+
+
+@component("pndm", kind="sampler")
+@dataclasses.dataclass(frozen=True)
+class PNDM(DiffusionSampler):
+    """PNDM (Liu et al. 2022, 2202.09778): Adams' method of order 4 on the noise, with DDIM's step.
+
+    Attributes:
+      warm_up: first steps: "heun", as latent diffusion has it (PLMS), or the paper's "runge_kutta".
+    """
+
+    warm_up: Literal["heun", "runge_kutta"] = "heun"
+
+    @property
+    def order_seen(self) -> float:
+        """2: the step itself is DDIM's, whose weights are exact for a noise that does not change."""
+        return 2.0
+
+    def rows(self, process: Any, times: np.ndarray) -> Rows:
+        return pndm(process, times, self.warm_up)
