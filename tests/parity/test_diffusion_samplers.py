@@ -15,10 +15,12 @@ from arch_jax.ops.diffusion.dpm_solver import dpm_solver
 from arch_jax.ops.diffusion.grids import grid
 from arch_jax.ops.diffusion.guidance import rescaled
 from arch_jax.ops.diffusion.heun import heun
+from arch_jax.ops.diffusion.pndm import pndm
 from arch_jax.ops.diffusion.predictions import Flow, Noise, Velocity
 from arch_jax.ops.diffusion.processes import RectifiedFlow, VariancePreserving
 from arch_jax.ops.diffusion.solve import solve, solve_reference, table
 from arch_jax.ops.diffusion.thresholds import dynamic_threshold
+from arch_jax.ops.diffusion.unipc import unipc
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install arch-jax[parity]")
 diffusers = pytest.importorskip("diffusers", reason="parity needs diffusers: pip install arch-jax[parity]")
@@ -465,3 +467,74 @@ def test_dynamic_thresholds_are_diffusers():
     x = np.random.default_rng(0).normal(size=(3, 4, 4, 2)) * np.array([0.1, 1.0, 9.0])[:, None, None, None]
     expected = scheduler._threshold_sample(torch.tensor(x))
     np.testing.assert_allclose(dynamic_threshold(jnp.asarray(x), 0.8), expected, rtol=1e-5, atol=1e-6)
+
+
+# UniPC and PNDM
+
+
+@pytest.mark.parametrize("end", ["zero", "sigma_min"])
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc_on_a_grid_of_each_end(order, variant, end, monkeypatch):
+    scheduler = diffusers.UniPCMultistepScheduler(
+        **SD, solver_order=order, solver_type=variant, timestep_spacing="trailing", final_sigmas_type=end
+    )
+    scheduler.set_timesteps(10)
+    x, outputs, _ = begin(10)
+    reference = theirs(scheduler, scheduler.timesteps, x, outputs, None, monkeypatch)
+    times = np.array([*scheduler.timesteps.numpy(), -1.0 if end == "zero" else 0.0]) + 1
+    rows = unipc(PROCESS, times, order, variant=variant, lower_at_end=True)
+    agree(walk(rows, PROCESS, "epsilon", x, outputs), reference, 1e-4)
+
+
+def test_unipc_on_karras_noise_levels_of_v(monkeypatch):
+    scheduler = diffusers.UniPCMultistepScheduler(
+        **SD, solver_order=3, use_karras_sigmas=True, prediction_type="v_prediction"
+    )
+    scheduler.set_timesteps(12)
+    times = PROCESS.time_of(scheduler.sigmas.double().numpy())
+    x, outputs, _ = begin(12)
+    reference = theirs(scheduler, scheduler.timesteps, x, outputs, None, monkeypatch)
+    rows = unipc(PROCESS, times, 3, lower_at_end=True)
+    agree(walk(rows, PROCESS, "v_prediction", x, outputs), reference, 1e-4)
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_unipc_without_its_corrector(corrected, monkeypatch):
+    scheduler = diffusers.UniPCMultistepScheduler(
+        **SD, solver_order=2, timestep_spacing="trailing", disable_corrector=[] if corrected else list(range(10))
+    )
+    scheduler.set_timesteps(10)
+    x, outputs, _ = begin(10)
+    reference = theirs(scheduler, scheduler.timesteps, x, outputs, None, monkeypatch)
+    times = np.array([*scheduler.timesteps.numpy(), -1.0]) + 1
+    rows = unipc(PROCESS, times, 2, corrector=corrected, lower_at_end=True)
+    agree(walk(rows, PROCESS, "epsilon", x, outputs), reference, 1e-4)
+
+
+@pytest.mark.parametrize("steps", [2, 5, 10])
+def test_pndm_as_latent_diffusion_has_it(steps, monkeypatch):
+    """One step of Heun's, then Adams'; of v diffusers combines the outputs, where the paper combines noises."""
+    scheduler = diffusers.PNDMScheduler(**SD, skip_prk_steps=True, set_alpha_to_one=True)
+    scheduler.set_timesteps(steps)
+    calls = scheduler.timesteps.numpy()
+    x, outputs, _ = begin(len(calls))
+    reference = theirs(scheduler, scheduler.timesteps, x, outputs, None, monkeypatch)
+    times = np.array([*dict.fromkeys(calls.tolist()), -1.0]) + 1
+    rows = pndm(PROCESS, times)
+    np.testing.assert_array_equal(rows.times, calls + 1)
+    agree(walk(rows, PROCESS, "epsilon", x, outputs), reference, 1e-4)
+
+
+@pytest.mark.parametrize("steps", [5, 10, 20])
+def test_pndm_with_runge_and_kuttas_steps(steps, monkeypatch):
+    scheduler = diffusers.PNDMScheduler(**SD, set_alpha_to_one=True)
+    scheduler.set_timesteps(steps)
+    calls = scheduler.timesteps.numpy()
+    x, outputs, _ = begin(len(calls))
+    reference = theirs(scheduler, scheduler.timesteps, x, outputs, None, monkeypatch)
+    times = grid(PROCESS, steps, "leading")
+    rows = pndm(PROCESS, times, "runge_kutta")
+    np.testing.assert_array_equal(rows.times, calls + 1)
+    ours = walk(rows, PROCESS, "epsilon", x, outputs)
+    agree(ours, reference, 1e-4)

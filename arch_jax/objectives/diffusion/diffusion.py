@@ -65,8 +65,7 @@ class Diffusion(ObjectiveBase):
     def __post_init__(self) -> None:
         self.prediction.check(self.process)
         self.weighting.check(self.process, self.prediction)
-        with jax.ensure_compile_time_eval():
-            self.times.quantile(self.process, jnp.full(1, 0.5))
+        self.times.check(self.process)
 
     @property
     def sampler(self) -> Sampler:

@@ -1,8 +1,8 @@
 """PNDM: linear multistep methods whose step is DDIM's (Liu et al. 2022, 2202.09778).
 
-The transfer phi(x, e, t, t') = alpha' (x - sigma e) / alpha + sigma' e (equation 11) takes the place of an Euler step; the
-noise e it is given is that of a classical method: Adams' of order 4 once three noises before are known, and until then
-Runge and Kutta's of order 4, with four calls a step, or methods of lower order.
+The transfer phi(x, e, t, t') = alpha' (x - sigma e) / alpha + sigma' e (equation 11) takes the place of an Euler step;
+the noise e it is given is that of a classical method: Adams' of order 4 once three noises before are known, and until
+then Runge and Kutta's of order 4, with four calls a step, or methods of lower order.
 """
 
 from typing import Any, Literal

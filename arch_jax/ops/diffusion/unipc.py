@@ -1,7 +1,7 @@
 """UniPC: a multistep predictor, and a corrector that takes the next call's D as well, at no further call.
 
-With h = lambda' - lambda and the last calls' D_m at lambda_m, r_m = (lambda_m - lambda) / h (Zhao et al. 2023, 2302.04867,
-equations 3 and 9, in the data prediction of appendix A.4):
+With h = lambda' - lambda and the last calls' D_m at lambda_m, r_m = (lambda_m - lambda) / h (Zhao et al. 2023,
+2302.04867, equations 3 and 9, in the data prediction of appendix A.4):
 
     x' = sigma' / sigma x + alpha' (1 - e^-h) D_0 + alpha' B(h) sum_m rho_m (D_m - D_0) / r_m
 
@@ -19,7 +19,13 @@ from arch_jax.ops.diffusion.solve import ANCHOR, CURRENT, HISTORY, Rows
 
 
 def unipc(
-    process: Any, times: np.ndarray, order: int = 2, *, variant: Literal["bh1", "bh2"] = "bh2", corrector: bool = True
+    process: Any,
+    times: np.ndarray,
+    order: int = 2,
+    *,
+    variant: Literal["bh1", "bh2"] = "bh2",
+    corrector: bool = True,
+    lower_at_end: bool = False,
 ) -> Rows:
     """UniPC of order 1, 2 or 3; the first steps and the last ones have lower orders.
 
@@ -29,6 +35,7 @@ def unipc(
       order: of the predictor; with the corrector the whole is of one order more.
       variant: B(h) = -h or e^-h - 1, which differ in the second order's weights alone.
       corrector: whether there is one.
+      lower_at_end: whether the last steps are of lower order even where sigma is above 0, for few steps.
 
     Raises:
       UsageError: an order that there is not.
@@ -48,7 +55,7 @@ def unipc(
         else:
             step = _step(alpha, sigma, lam, i - 1, used[i - 1], order + 1, variant, seen=True)
             corrected[ANCHOR], corrected[HISTORY:-1] = step
-        used[i] = min(order, i + 1, steps - i)
+        used[i] = min(order, i + 1, steps - i if lower_at_end else order)
         while used[i] > 1 and not (np.isfinite(lam[i - used[i] + 1]) and np.isfinite(lam[i + 1])):
             used[i] -= 1
         kept, weights = _step(alpha, sigma, lam, i, used[i], order + 1, variant, seen=False)
@@ -79,7 +86,7 @@ def _step(
 
 
 def _rho(ratios: np.ndarray, h: float, variant: str) -> np.ndarray:
-    """The weights of the differences: R rho = b of theorem 3.1; of one difference the simpler 1/2, of the same order."""
+    """The weights of the differences, R rho = b of theorem 3.1; of one difference 1/2, which has the same order."""
     if len(ratios) == 1:
         return np.array([0.5])
     b = -h if variant == "bh1" else np.expm1(-h)

@@ -71,20 +71,29 @@ class UniPC(DiffusionSampler):
       order: of the predictor, 1, 2 or 3; with the corrector one more.
       variant: "bh1" or "bh2".
       corrector: whether there is one.
+      lower_at_end: whether the last steps are of lower order, which few steps need.
     """
 
     steps: int = 20
     order: Annotated[int, Range(at_least=1, at_most=3)] = 2
     variant: Literal["bh1", "bh2"] = "bh2"
     corrector: bool = True
+    lower_at_end: bool = False
 
     @property
     def order_seen(self) -> float:
-        """The predictor's order, and one more with the corrector."""
-        return float(self.order + self.corrector)
+        """The predictor's order, and one more with the corrector; 3 at most, as first steps are of lower order."""
+        return min(float(self.order + self.corrector), 3.0)
 
     def rows(self, process: Any, times: np.ndarray) -> Rows:
-        return unipc(process, times, self.order, variant=self.variant, corrector=self.corrector)
+        return unipc(
+            process,
+            times,
+            self.order,
+            variant=self.variant,
+            corrector=self.corrector,
+            lower_at_end=self.lower_at_end,
+        )
 
 
 @component("pndm", kind="sampler")

@@ -11,7 +11,7 @@ from arch_jax.errors import UsageError
 from arch_jax.fields import components
 from arch_jax.ops.diffusion import processes
 from arch_jax.ops.diffusion.laws import Mixture
-from arch_jax.sampling.diffusion.higher_order import DPMSolver, Heun
+from arch_jax.sampling.diffusion.higher_order import PNDM, DPMSolver, Heun, UniPC
 from arch_jax.sampling.diffusion.single_step import DDIM, DDPM
 from arch_jax.study.certify import presentation
 from arch_jax.study.certify.cases import CLASSES, answer
@@ -61,7 +61,9 @@ def test_its_faulty_twin_is_not_and_the_fault_is_named(name, tmp_path, capsys):
     assert FAULTS[name] in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("sampler", [DDIM(), Heun(), DPMSolver(), DDPM()], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize(
+    "sampler", [DDIM(), Heun(), DPMSolver(), DDPM(), UniPC(), PNDM()], ids=lambda one: type(one).__name__
+)
 @pytest.mark.thorough
 def test_the_samplers_of_the_package_are_certified(sampler):
     cases = list(certify(sampler, small=True))
