@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from arch_jax.errors import UsageError
 from arch_jax.ops.diffusion.solve import ANCHOR, CURRENT, HISTORY, Rows
 
 #: Weights of the last noises, the newest first: Adams' methods of order 1 to 4 (equation 12).
@@ -23,7 +24,15 @@ def pndm(process: Any, times: np.ndarray, warm_up: Literal["heun", "runge_kutta"
       times: from `grid`.
       warm_up: first steps: one of Heun's, then Adams' of order 2 and 3: n + 1 calls for n steps; or three of Runge and
         Kutta's, with 9 calls more than steps.
+
+    Raises:
+      UsageError: a grid that begins with noise alone, where no noise says anything of the data.
     """
+    if process.coefficients(np.float64(times[0]), np)[0] == 0:
+        raise UsageError(
+            f"PNDM combines noises, and {type(process).__name__} begins with noise alone (alpha = 0); expected another "
+            "sampler, such as unipc"
+        )
     return _runge_kutta(process, times) if warm_up == "runge_kutta" else _heun(process, times)
 
 
