@@ -259,3 +259,23 @@ def test_time_is_scaled_before_its_sines():
         np.testing.assert_allclose(now, predicted(module), atol=1e-3)
         assert np.abs(np.asarray(applied(scaled, live(module), example(module), TIMES)) - now).max() > 1e-2
     assert arch_jax.create("sit-b-2").time_scale == 0.001
+
+
+def test_a_unet_of_patches_is_one_of_their_pixels_as_channels():
+    """The same parameters, on images whose 2 x 2 squares are one place of four times the channels."""
+    shared = {"widths": (8, 8), "units": 1, "groups": 2, "attention": (1,), "dropout": 0.0}
+    whole = DDPMUNet(resolution=8, channels=3, patch=2, **shared)
+    parts = DDPMUNet(resolution=4, channels=12, **shared)
+    x = jax.random.normal(jax.random.key(0), (2, 8, 12, 3))
+    time = jnp.array([3.0, 700.0])
+    draw = np.random.default_rng(1)
+    noise = lambda leaf: jnp.asarray(leaf + 0.3 * draw.normal(size=leaf.shape), leaf.dtype)
+    variables = jax.tree.map(noise, whole.init(jax.random.key(1), x, time))
+    squares = np.asarray(x).reshape(2, 4, 2, 6, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 4, 6, 12)
+    expected = np.asarray(parts.apply(variables, squares, time))
+    expected = expected.reshape(2, 4, 6, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 8, 12, 3)
+    np.testing.assert_allclose(whole.apply(variables, x, time), expected, atol=1e-6)
+    with pytest.raises(UsageError, match="multiples of 4 with 3 channels; expected such as 8 x 8 x 3"):
+        whole.check((8, 10, 3))
+    with pytest.raises(UsageError, match="resolution is 9 and patch is 2"):
+        DDPMUNet(resolution=9, patch=2)

@@ -119,6 +119,8 @@ def _read(c: Mapping[str, Any]) -> DDPMUNet:
 
 
 def _write(m: Mapping[str, Any], module: DDPMUNet) -> dict[str, Any]:
+    if module.patch != 1:
+        raise UsageError(f"patch is {module.patch}, which UNet2DModel does not have; expected 1")
     attends = [level in module.attention for level in range(len(module.widths))]
     shift = module.frequency_shift
     return {

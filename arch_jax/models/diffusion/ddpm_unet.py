@@ -36,6 +36,7 @@ from arch_jax.layers.vision.unet_blocks import (
     draws,
     upsampled,
 )
+from arch_jax.ops.convolution.patches import patches, unpatchify
 from arch_jax.ops.diffusion.condition import Condition
 from arch_jax.ranges import Count, PartialShare
 from arch_jax.registry import Paper, register
@@ -48,7 +49,7 @@ _PADDINGS = {"after": (0, 1), "around": (1, 1)}
 class DDPMUNet(nn.Module):
     """A convolutional denoiser of images, "batch height width channels", with times from 0 to 999.
 
-    Height and width may be any multiples of 2 to the number of levels less 1.
+    Height and width may be any multiples of 2 to the number of levels less 1, times `patch`.
 
     Attributes:
       resolution: resolution in training; others are accepted too.
@@ -57,6 +58,8 @@ class DDPMUNet(nn.Module):
       null_class: whether there is a further class that stands for none, for guidance.
       learned_variance: whether the output has as many channels more, for the variance.
       widths: channels of each level; from one to the next, height and width are halved.
+      patch: pixels on a side of a square that is one place of the first level, with all its pixels as channels: a
+        smaller network for few resources (Luhman & Luhman 2022, 2207.04316); 1 in the paper.
       units: residual blocks of a level on the way down; on the way up there is one more.
       attention: levels, counted from 0, with attention after each residual block.
       mid_attention: whether there is attention where the resolution is lowest.
@@ -78,6 +81,7 @@ class DDPMUNet(nn.Module):
     null_class: bool = False
     learned_variance: bool = False
     widths: tuple[int, ...] = (128, 256, 256, 256)
+    patch: int = 1
     units: int = 2
     attention: tuple[Count, ...] = (1,)
     mid_attention: bool = True
@@ -94,7 +98,13 @@ class DDPMUNet(nn.Module):
 
     def __post_init__(self) -> None:
         sizes = {name: getattr(self, name) for name in ("channels", "units")}
-        check_levels(self.resolution, sizes, self.widths, self.groups, self.attention)
+        if self.patch < 1 or self.resolution % self.patch:
+            near = max(1, self.resolution // max(1, self.patch)) * max(1, self.patch)
+            raise UsageError(
+                f"resolution is {self.resolution} and patch is {self.patch}; expected a multiple of the patch, such as "
+                f"{near}"
+            )
+        check_levels(self.resolution // self.patch, sizes, self.widths, self.groups, self.attention)
         check_classes(self)
         attended = {self.widths[level] for level in self.attention} | set(self.widths[-1:] * self.mid_attention)
         for width in sorted(attended):
@@ -109,7 +119,7 @@ class DDPMUNet(nn.Module):
     @property
     def factor(self) -> int:
         """Both sides of an image have to be multiples of it."""
-        return 2 ** (len(self.widths) - 1)
+        return self.patch * 2 ** (len(self.widths) - 1)
 
     def check(self, shape: Any) -> None:
         """Refuses images that the network can't take.
@@ -154,7 +164,10 @@ class DDPMUNet(nn.Module):
         if labels is not None:
             e = e + label_embedding(self, wide, initial_std=1.0)(labels)
 
-        x = convolution(self.widths[0], 3, self.channels, **start, name="stem")(x)
+        height, width = x.shape[1:3]
+        if self.patch > 1:
+            x = patches(x, self.patch).reshape(len(x), height // self.patch, width // self.patch, -1)
+        x = convolution(self.widths[0], 3, x.shape[-1], **start, name="stem")(x)
         skips = [x]
         for level, width in levels:
             if level:
@@ -176,8 +189,9 @@ class DDPMUNet(nn.Module):
             if level:
                 x = convolution(width, 3, width, **start, name=f"doubling_{level}")(upsampled(x))
         x = nn.silu(GroupNorm(self.groups, self.epsilon, **dtypes, name="norm")(x))
-        outputs = self.channels * (1 + self.learned_variance)
-        return convolution(outputs, 3, x.shape[-1], last=True, **start, name="outputs")(x)
+        outputs = self.patch**2 * self.channels * (1 + self.learned_variance)
+        x = convolution(outputs, 3, x.shape[-1], last=True, **start, name="outputs")(x)
+        return x if self.patch == 1 else unpatchify(x.reshape(len(x), -1, outputs), self.patch, height, width)
 
 
 _SHARED = {
