@@ -164,9 +164,9 @@ class DDPMUNet(nn.Module):
         if labels is not None:
             e = e + label_embedding(self, wide, initial_std=1.0)(labels)
 
-        height, width = x.shape[1:3]
+        sides = x.shape[1:3]
         if self.patch > 1:
-            x = patches(x, self.patch).reshape(len(x), height // self.patch, width // self.patch, -1)
+            x = patches(x, self.patch).reshape(len(x), *(side // self.patch for side in sides), -1)
         x = convolution(self.widths[0], 3, x.shape[-1], **start, name="stem")(x)
         skips = [x]
         for level, width in levels:
@@ -191,7 +191,7 @@ class DDPMUNet(nn.Module):
         x = nn.silu(GroupNorm(self.groups, self.epsilon, **dtypes, name="norm")(x))
         outputs = self.patch**2 * self.channels * (1 + self.learned_variance)
         x = convolution(outputs, 3, x.shape[-1], last=True, **start, name="outputs")(x)
-        return x if self.patch == 1 else unpatchify(x.reshape(len(x), -1, outputs), self.patch, height, width)
+        return x if self.patch == 1 else unpatchify(x.reshape(len(x), -1, outputs), self.patch, *sides)
 
 
 _SHARED = {
