@@ -272,7 +272,7 @@ def test_a_unet_of_patches_is_one_of_their_pixels_as_channels():
     noise = lambda leaf: jnp.asarray(leaf + 0.3 * draw.normal(size=leaf.shape), leaf.dtype)
     variables = jax.tree.map(noise, whole.init(jax.random.key(1), x, time))
     squares = np.asarray(x).reshape(2, 4, 2, 6, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 4, 6, 12)
-    expected = np.asarray(parts.apply(variables, squares, time))
+    expected = np.asarray(parts.apply(variables, jnp.asarray(squares), time))
     expected = expected.reshape(2, 4, 6, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 8, 12, 3)
     np.testing.assert_allclose(whole.apply(variables, x, time), expected, atol=1e-6)
     with pytest.raises(UsageError, match="multiples of 4 with 3 channels; expected such as 8 x 8 x 3"):
