@@ -119,6 +119,13 @@ class VLB(WeightingBase):
 class TrainingTimesBase:
     """The parts that every density of training times has; a new one overrides `quantile`."""
 
+    def check(self, process: Any) -> None:
+        """Refuses a process that has not the times it is a density of.
+
+        Raises:
+          UsageError: it has not.
+        """
+
     def quantile(self, process: Any, part: jax.Array) -> jax.Array:
         """Time below which a part of the density lies, for parts in (0, 1)."""
         raise TypeError(f"{type(self).__name__} must say which times it draws")
@@ -156,7 +163,7 @@ class LogNormal(TrainingTimesBase):
     mean: Signed = -1.2
     std: Positive = 1.2
 
-    def quantile(self, process: Any, part: jax.Array) -> jax.Array:
+    def check(self, process: Any) -> None:
         # At two times, as one may be sigma by chance.
         levels = np.array([process.last / 2, process.last])
         if not np.array_equal(process.coefficients(levels, np), [np.ones(2), levels]):
@@ -164,6 +171,9 @@ class LogNormal(TrainingTimesBase):
                 f"times are log_normal and the time of {type(process).__name__} is no noise level; expected "
                 "process=noise_level, or times=uniform_times"
             )
+
+    def quantile(self, process: Any, part: jax.Array) -> jax.Array:
+        self.check(process)
         return jnp.exp(self.mean + self.std * jax.scipy.special.ndtri(part))
 
 
@@ -180,12 +190,15 @@ class LogitNormal(TrainingTimesBase):
     mean: Signed = 0.0
     std: Positive = 1.0
 
-    def quantile(self, process: Any, part: jax.Array) -> jax.Array:
+    def check(self, process: Any) -> None:
         if process.last != 1 or process.discrete:
             raise UsageError(
                 f"times are logit_normal and those of {type(process).__name__} go up to {process.last:g}; expected a "
                 "process of times in [0, 1], such as process=rectified_flow"
             )
+
+    def quantile(self, process: Any, part: jax.Array) -> jax.Array:
+        self.check(process)
         return jax.nn.sigmoid(self.mean + self.std * jax.scipy.special.ndtri(part))
 
 
