@@ -10,7 +10,6 @@ so that any one can be converted into any other, and a sampler that is written f
 import dataclasses
 from typing import Annotated, Any, ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -141,9 +140,8 @@ class Flow(PredictionBase):
         return rates[0] * clean + rates[1] * noise
 
     def check(self, process: Any) -> None:
-        with jax.ensure_compile_time_eval():  # an objective is made anew within a traced step
-            rates = np.asarray(process.rates(jnp.asarray(process.last, jnp.float32)))
-        if not np.isfinite(rates).all():
+        alpha, _ = process.coefficients(np.array([process.last]), np)
+        if process.discrete and alpha[0] == 0:  # log alpha falls to it, between two steps, at no finite rate
             raise UsageError(
                 "prediction is Flow and the process ends in noise alone, at no finite rate (a chain with "
                 "zero_terminal_snr); expected prediction=v or prediction=x0"
