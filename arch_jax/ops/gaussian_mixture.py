@@ -28,7 +28,9 @@ def mixture_log_density(
 
 
 def mixture_score(
-    x: Float[Array, "*batch size"], centres: Float[Array, "modes size"], std: Float[Array, ""] | float
+    x: Float[Array, "*batch size"],
+    centres: Float[Array, "modes size"],
+    std: Float[Array, ""] | Float[Array, "*batch 1"] | float,
 ) -> Float[Array, "*batch size"]:
     """The gradient of log p(x): (E[centre | x] - x) / std^2, the mean being over the components given x.
 
@@ -38,7 +40,7 @@ def mixture_score(
     Args:
       x: points.
       centres: of the components.
-      std: of each component, in every coordinate.
+      std: of each component, in every coordinate; one for all points or, as "batch 1", one for each.
     """
     share = jax.nn.softmax(_exponents(x, centres, std), axis=-1)
     return (share @ centres - x) / jnp.square(std)

@@ -184,9 +184,12 @@ class Diffusion(ObjectiveBase):
             metrics["bound"] = weighted(bits, rows)
             each = each + self.variance_weight * self.process.last * bits
         if centres is not None:
-            score = mixture_score(x / a, centres, jnp.sqrt(jnp.square(batch["std"]) + jnp.square(s / a))) / a
-            error = s * ((a * denoised - x) / s**2 - score)
-            metrics["score_error"] = (jnp.sum(jnp.square(error)), jnp.sum(jnp.square(s * score)))
+            some = jnp.where(a > 0, a, 1)  # noise alone, where there is no data, is normal
+            score = mixture_score(x / some, centres, jnp.sqrt(jnp.square(batch["std"]) + jnp.square(s / some))) / some
+            score = jnp.where(a > 0, score, -x / s**2)
+            error = (a * denoised - x) / s**2 - score
+            summed = lambda field: weighted(jnp.square(s * field).sum(1), rows)[0]
+            metrics["score_error"] = (summed(error), summed(score))
         return metrics | {"loss": weighted(each, rows)}, updates
 
     def check(self, data: Any) -> None:

@@ -140,8 +140,8 @@ class Flow(PredictionBase):
         return rates[0] * clean + rates[1] * noise
 
     def check(self, process: Any) -> None:
-        alpha, _ = process.coefficients(float(process.last), np)
-        if alpha == 0 and process.discrete:
+        alpha, _ = process.coefficients(np.array([process.last]), np)
+        if process.discrete and alpha[0] == 0:  # log alpha falls to it, between two steps, at no finite rate
             raise UsageError(
                 "prediction is Flow and the process ends in noise alone, at no finite rate (a chain with "
                 "zero_terminal_snr); expected prediction=v or prediction=x0"

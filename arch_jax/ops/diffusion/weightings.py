@@ -119,16 +119,16 @@ class VLB(WeightingBase):
 class TrainingTimesBase:
     """The parts that every density of training times has; a new one overrides `quantile`."""
 
-    def quantile(self, process: Any, part: jax.Array) -> jax.Array:
-        """Time below which a part of the density lies, for parts in (0, 1)."""
-        raise TypeError(f"{type(self).__name__} must say which times it draws")
-
     def check(self, process: Any) -> None:
-        """Refuses a process that has no such times.
+        """Refuses a process that has not the times it is a density of.
 
         Raises:
           UsageError: it has not.
         """
+
+    def quantile(self, process: Any, part: jax.Array) -> jax.Array:
+        """Time below which a part of the density lies, for parts in (0, 1)."""
+        raise TypeError(f"{type(self).__name__} must say which times it draws")
 
     def draw(self, process: Any, key: jax.Array, count: int) -> jax.Array:
         """`count` times."""

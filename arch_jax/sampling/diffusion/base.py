@@ -196,15 +196,21 @@ class _Settings:
 def _solved(
     model: Any, settings: _Settings, variables: Any, table: Any, x: jax.Array, keys: jax.Array, condition: Any
 ) -> tuple[jax.Array, jax.Array | None]:
+    unused = table.bounds is None and getattr(model, "learned_variance", False)
+
+    def called(*arguments: Any) -> jax.Array:
+        output = model.apply(variables, *arguments)
+        return jnp.split(output, 2, axis=-1)[0] if unused else output
+
     def network(x: jax.Array, time: jax.Array, scale: jax.Array) -> jax.Array:
         if settings.guidance == "none":
-            return model.apply(variables, x, time, condition)
+            return called(x, time, condition)
         null = null_of(model, condition)
         if settings.guidance == "batched":
             both = jax.tree.map(lambda *one: jnp.concatenate(one), (x, time, condition), (x, time, null))
-            with_it, without = jnp.split(model.apply(variables, *both), 2)
+            with_it, without = jnp.split(called(*both), 2)
         else:
-            with_it, without = (model.apply(variables, x, time, told) for told in (condition, null))
+            with_it, without = (called(x, time, told) for told in (condition, null))
         rest = []
         if table.bounds is not None:  # guidance is of the prediction; the variance is the conditional model's
             (with_it, learned), (without, _) = (jnp.split(one, 2, axis=-1) for one in (with_it, without))
