@@ -152,7 +152,7 @@ class DiffusionSampler(Sampler):
         variables: Any,
         key: jax.Array,
         examples: Any,
-        strength: float = 0.6,
+        strength: float | int = 0.6,
         labels: np.ndarray | None = None,
     ) -> np.ndarray:
         """Image to image: examples with noise of a part of the way, denoised from there.
