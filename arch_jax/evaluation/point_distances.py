@@ -32,6 +32,17 @@ class PointDistances(Measure):
 
     count: int = 2500
 
+    def check(self, task: Any, sampler: Any, data: Any) -> None:
+        """Refuses fewer than 2 points, which have no distance from each other."""
+        super().check(task, sampler, data)
+        if self.count < 2:
+            raise UsageError(f"count is {self.count}; expected at least 2 points")
+        if len(data.shapes.get("x", ((), ""))[0]) == 2 and len(next(iter(data.validation()))["x"]) < 2:
+            raise UsageError(
+                "the data has 1 validation point, and PointDistances needs at least 2; expected such as "
+                "data.validation=2500, or measures=[]"
+            )
+
     def __call__(self, task: Any, variables: Any, sampler: Any, data: Any, key: jax.Array) -> dict[str, float]:
         batch = next(iter(data.validation()))
         real = np.asarray(batch.get("x", 0), np.float32)

@@ -355,6 +355,17 @@ def test_distances_of_true_points_are_about_1():
     assert without["mmd"] > 0.01
 
 
+def test_the_other_half_of_the_real_points_is_at_the_distance_1():
+    class Reversed(Draws):
+        def __call__(self, task, variables, data, key, count=1):
+            return {"coordinates": next(iter(data.validation()))["x"][:count][::-1]}
+
+    data = arch_jax.Ring(std=0.1, batch=8, validation=600).load()
+    measured = PointDistances()(exact(), {}, Reversed(), data, KEY)
+    assert measured["distance"] == pytest.approx(1, rel=1e-6)
+    assert measured["sliced_wasserstein"] == pytest.approx(0, abs=1e-6)
+
+
 def test_there_are_no_distances_of_images():
     images = arch_jax.Images(source="digits", batch=4).load()
     assert PointDistances()(exact(), {}, Draws(), images, KEY) == {}
@@ -404,6 +415,16 @@ def test_what_is_refused(make, task, parts):
     sentence = refused(make, task, data)
     for part in parts:
         assert part in sentence, sentence
+
+
+def test_distances_need_two_points_and_say_so_before_training():
+    data = arch_jax.Ring(std=0.1, batch=8, validation=1).load()
+    with pytest.raises(UsageError, match=r"1 validation point, .* at least 2; expected such as data\.validation=2500"):
+        PointDistances().check(exact(), Draws(), data)
+    with pytest.raises(UsageError, match="count is 1; expected at least 2"):
+        PointDistances(count=1).check(exact(), Draws(), data)
+    PointDistances().check(exact(), Draws(), arch_jax.Ring(std=0.1, batch=8, validation=2).load())
+    PointDistances().check(exact(), Draws(), arch_jax.Images(source="digits", batch=4).load())
 
 
 def test_a_count_of_0_is_refused():
