@@ -140,7 +140,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--count", type=int, default=1, help="how many samples")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument(
-        "--set", **changes, help="a setting of the sampler, or where the data lies now: data.source=text:PATH"
+        "--set",
+        **changes,
+        help="a setting of the sampler, another sampler (sampler=heun), or where the data lies now: "
+        "data.source=text:PATH",
     )
     one.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the run's samples/)")
     for flag, text in _SAMPLER_FLAGS.items():
@@ -404,6 +407,7 @@ def _sample(options: argparse.Namespace) -> None:
         run: Any = open_checkpoint(options.workdir)
     else:
         run = open_run(options.workdir, options.imports, best=options.best, moved=moved)
+    other = {"sampler": changes.pop("sampler")} if "sampler" in changes and not published else {}
     settings = {_setting(flag): getattr(options, _setting(flag)) for flag in _SAMPLER_FLAGS}
     settings = {name: value for name, value in settings.items() if value is not None}
     for path, value in changes.items():
@@ -412,7 +416,7 @@ def _sample(options: argparse.Namespace) -> None:
             raise UsageError(f"--set {path} is not a setting of a sampler; expected such as sampler.temperature=0.5")
         if settings.setdefault(name, value) != value:
             raise UsageError(f"sampler.{name} is set twice, to {settings[name]!r} and {value!r}; expected one value")
-    made = run.sample(options.seed, options.count, settings)
+    made = run.sample(options.seed, options.count, settings, **other)
     texts = {name: thing for name, thing in made.items() if isinstance(thing, str)}
     for name, text in texts.items():
         console.print(f"--- {name.replace('_', ' ')} ---\n{text}" if len(texts) > 1 else text)

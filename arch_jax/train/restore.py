@@ -15,8 +15,9 @@ from arch_jax import fields
 from arch_jax.console import console
 from arch_jax.data.base import Corpus, Tokenized, load_corpus
 from arch_jax.data.images.relabelled import Relabelled
+from arch_jax.discovery import import_components
 from arch_jax.errors import RunError, UsageError, nearest
-from arch_jax.experiment import Experiment, import_file
+from arch_jax.experiment import Experiment, SamplerField, import_file
 from arch_jax.interop.safetensors import folder_of
 from arch_jax.sampling.base import check_count
 from arch_jax.scalars import whole
@@ -126,14 +127,19 @@ class Run:
         return fields.override(own, {"source": source} | inner, "data.")
 
     def sample(
-        self, seed: int = 0, count: int = 1, settings: Mapping[str, Any] = MappingProxyType({})
+        self,
+        seed: int = 0,
+        count: int = 1,
+        settings: Mapping[str, Any] = MappingProxyType({}),
+        sampler: Any = None,
     ) -> dict[str, Any]:
-        """Samples by the run's sampler.
+        """Samples by the run's sampler, or by another one.
 
         Args:
           seed: of everything random.
           count: how many.
           settings: other settings of the sampler, such as {"temperature": 0.5}.
+          sampler: another sampler, or its name or JSON, with its own defaults; None is the run's.
 
         Returns:
           Name -> text, array or matplotlib figure.
@@ -142,7 +148,8 @@ class Run:
           UsageError: a setting that the sampler does not have or that is out of range; the data is not at hand where
             the sampler reads it.
         """
-        task, sampler = self.experiment.task, sampler_with(self.experiment.used_sampler, settings)
+        task, own = self.experiment.task, self.experiment.used_sampler
+        sampler = sampler_with(own if sampler is None else _sampler(sampler), settings)
         count = check_count(count)
         seed = seed_of(seed)
         sampler, held = open_parts(sampler, "sampler.")
@@ -181,6 +188,12 @@ def seed_of(seed: Any) -> int:
     if not 0 <= seed < 2**32:
         raise UsageError(f"seed is {seed}; expected {expected}")
     return seed
+
+
+def _sampler(given: Any) -> Any:
+    """A sampler, or the one that a name or JSON stands for."""
+    import_components()
+    return fields.coerce(SamplerField, given, "sampler")
 
 
 def sampler_with(sampler: Any, settings: Mapping[str, Any]) -> Any:

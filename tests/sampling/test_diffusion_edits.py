@@ -1,11 +1,13 @@
-"""Image to image, inpainting, and the way to noise and back, with denoisers that don't err."""
+"""Image to image, inpainting, and the way to noise and back, with denoisers that don't err; a run's other samplers."""
 
 import jax
 import numpy as np
 import pytest
 
 import arch_jax
+from arch_jax.cli import main
 from arch_jax.errors import UsageError
+from arch_jax.train import open_run
 
 
 def known(process, **law):
@@ -84,3 +86,23 @@ def test_inpainting_needs_a_call_a_step():
     task = known(arch_jax.VariancePreserving(), **NORMAL)
     with pytest.raises(UsageError, match="Heun has several calls in one; expected a sampler of one call a step"):
         arch_jax.Heun(steps=5).inpaint(task, {}, jax.random.key(1), np.zeros((2, 2)), [1, 0])
+
+
+def test_a_finished_run_is_sampled_by_another_sampler(tmp_path, capsys):
+    sets = ["model.depth=1", "model.width=8", "data.batch=8", "data.validation=8", "sampler.steps=3"]
+    sets += ["steps=2", "log_every=1"]
+    words = [word for one in sets for word in ("--set", one)]
+    assert main(["train", "ddpm_points", "--workdir", str(tmp_path / "run"), *words]) == 0
+    run = open_run(tmp_path / "run")
+    heun = arch_jax.Heun(steps=4)
+    expected = heun(run.experiment.task, run.variables, None, jax.random.key(5), 3)["coordinates"]
+    for other in (heun, {"module": "heun", "steps": 4}):
+        np.testing.assert_array_equal(run.sample(5, 3, sampler=other)["coordinates"], expected)
+    capsys.readouterr()
+    asked = ["sample", str(tmp_path / "run"), "--count", "3", "--seed", "5", "--set", "sampler=heun"]
+    assert main([*asked, "--set", "sampler.steps=4"]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "run" / "samples" / "seed_5_coordinates.npy"), expected)
+    assert main([*asked[:-1], "sampler=hoin"]) == 2
+    assert "unknown sampler 'hoin'; the nearest is 'heun'" in capsys.readouterr().err
+    assert main([*asked[:-1], "sampler=beam_search"]) == 2
+    assert "BeamSearch needs" in capsys.readouterr().err

@@ -59,9 +59,10 @@ class PredictionBase:
         """
         alpha, _ = process.coefficients(float(process.last), np)
         if not self.at_pure_noise and alpha == 0:
+            near = "v or prediction=x0" if process.discrete else "flow or prediction=v"
             raise UsageError(
                 f"prediction is {type(self).__name__} and the process ends in noise alone (alpha = 0), where it says "
-                "nothing of the data; expected prediction=v or prediction=x0"
+                f"nothing of the data; expected prediction={near}"
             )
 
 
