@@ -50,6 +50,7 @@ _HOME = {
     "GroupNorm": "layers.norms",
     "Heun": "sampling.diffusion.higher_order",
     "Hyena": "layers.mixers.hyena",
+    "ImageDistances": "evaluation.image_distances",
     "Images": "data",
     "InductionHeads": "data",
     "Kind": "fields",

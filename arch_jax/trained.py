@@ -12,6 +12,7 @@ import jax
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import Kind, component
+from arch_jax.ranges import Signed
 
 
 @component("frozen", kind="frozen", text="source")
@@ -27,11 +28,18 @@ class Frozen:
         on demand, once, under the user's cache.
       model: filled in from the source.
       sha256: of its model and variables, filled in from the source; if it is given, the source must have it.
+      low: value of the darkest pixel of the images that it was trained on, filled in from the run's data; None where it
+        was trained on something else. A checkpoint does not know it, and there it can be given.
+      high: that of the brightest.
+      shape: of one of these images, "height width channels", filled in as well.
     """
 
     source: str
     model: Annotated[Any, Kind("model")] | None = None
     sha256: str | None = None
+    low: Signed | None = None
+    high: Signed | None = None
+    shape: tuple[int, ...] | None = None
 
     def apply(self, variables: Any, *arguments: Any, **options: Any) -> Any:
         """`model.apply` with the part's own variables.

@@ -1,6 +1,7 @@
 """Figures of an autoencoder beside how its data was made: the score of a mixture, the atoms of a dictionary."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -52,9 +53,14 @@ class DiffusionScore(Figure):
         time = float(task.process.time_of(self.ratio))
         alpha, sigma = map(float, task.process.coefficients(np.float64(time), np))
         # In y = x / alpha, whose score is alpha times that of x.
-        estimate = jax.jit(lambda y: alpha**2 * (task.denoised(variables, alpha * y, time) - y) / sigma**2)
+        estimate = lambda y: alpha**2 * (_denoised(task, variables, alpha * y, time) - y) / sigma**2
         title = f"(D(x) - x) / r², r = {self.ratio:g}"
         return {"score": score_figure(estimate, batch["centres"], batch["std"], self.ratio, title=title)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _denoised(task: Any, variables: Any, x: jax.Array, time: Any) -> jax.Array:
+    return task.denoised(variables, x, time)
 
 
 @component("dictionary_atoms", kind="figure")

@@ -39,11 +39,14 @@ class Opened:
       module: unbound.
       variables: of it, on the host; of a run those that are evaluated.
       sha256: of both.
+      seen: the images that it was trained on, as fields of `Frozen`: `low`, `high` and `shape`; empty where there were
+        none, or nothing is known of them.
     """
 
     module: Any
     variables: dict[str, Any]
     sha256: str
+    seen: Mapping[str, Any]
 
 
 #: Source -> what it holds, for those who open the same ones again and again.
@@ -96,7 +99,8 @@ def open_parts(owner: Any, prefix: str, sources: Any = None) -> tuple[Any, dict[
       The dataclass with the model and the hash of each of them, and its folder's whole path; hash -> variables.
 
     Raises:
-      UsageError: a source that is no run, checkpoint or experiment, or does not have the hash that is given.
+      UsageError: a source that is no run, checkpoint or experiment, or does not have the hash or the images that are
+        given.
     """
     sources = {} if sources is None else sources
     held: dict[str, Any] = {}
@@ -105,7 +109,13 @@ def open_parts(owner: Any, prefix: str, sources: Any = None) -> tuple[Any, dict[
         source = _absolute(part.source)
         found = _opened(source, f"{prefix}{path}", sources)
         _check_hash(source, f"{prefix}{path}", part.sha256, found.sha256)
-        changes[path] = dataclasses.replace(part, source=source, model=found.module, sha256=found.sha256)
+        for name, value in found.seen.items():
+            given = getattr(part, name)
+            if given not in (None, value):
+                raise UsageError(
+                    f"{prefix}{path}.{name} is {given}, and {source!r} was trained with {value}; expected that, or none"
+                )
+        changes[path] = dataclasses.replace(part, source=source, model=found.module, sha256=found.sha256, **found.seen)
         held[found.sha256] = found.variables
     return (fields.override(owner, changes) if changes else owner), held
 
@@ -152,20 +162,20 @@ def _opened(source: str, path: str, sources: Sources) -> Opened:
     if source not in sources:
         sources[source] = None  # it is being opened
         try:
-            module, variables = _read(source, path, sources)
+            module, variables, seen = _read(source, path, sources)
         finally:
             del sources[source]
         variables = jax.tree.map(np.asarray, {name: tree for name, tree in variables.items() if name != "frozen"})
-        sources[source] = Opened(module, variables, _hash(module, variables))
+        sources[source] = Opened(module, variables, _hash(module, variables), seen)
     return sources[source]
 
 
-def _read(source: str, path: str, sources: Sources) -> tuple[Any, Any]:
+def _read(source: str, path: str, sources: Sources) -> tuple[Any, Any, Mapping[str, Any]]:
     folder = Path(source).expanduser()
     if (folder / "config.json").is_file():
         if (folder / "checkpoints").is_dir():
             return _of_run(folder, sources)
-        return load_pretrained(folder)
+        return *load_pretrained(folder), {}
     if source in experiments():
         return _of_experiment(source, path, sources)
     if folder.exists():
@@ -176,9 +186,12 @@ def _read(source: str, path: str, sources: Sources) -> tuple[Any, Any]:
     )
 
 
-def _of_run(folder: Path, sources: Sources) -> tuple[Any, Any]:
+def _of_run(folder: Path, sources: Sources) -> tuple[Any, Any, Mapping[str, Any]]:
     found = restored(folder, sources=sources)
-    return found.experiment.model, found.variables
+    images, data = read_config(folder)["batch"].get("images"), found.experiment.data
+    low, high = getattr(data, "low", None), getattr(data, "high", None)
+    seen = {} if images is None else {"low": low, "high": high, "shape": tuple(images["shape"][1:])}
+    return found.experiment.model, found.variables, {name: one for name, one in seen.items() if one is not None}
 
 
 def trained_folder(name: str) -> Path:
@@ -188,7 +201,7 @@ def trained_folder(name: str) -> Path:
     return user_cache() / "trained" / f"{name}-{digest[:12]}"
 
 
-def _of_experiment(name: str, path: str, sources: Sources) -> tuple[Any, Any]:
+def _of_experiment(name: str, path: str, sources: Sources) -> tuple[Any, Any, Mapping[str, Any]]:
     folder = trained_folder(name)
     if not (folder / FINISHED).exists():
         raise UsageError(

@@ -110,6 +110,8 @@ def train(
         experiment, given, held = open_given(
             experiment, batch, begun=begun and begun.get("experiment"), sources=sources
         )
+        if held:  # a trained part that does not fit is known for it once it is open, and still before the training
+            experiment.check(corpus)
         experiment = directory.claim(experiment, corpus.facts, batch, place)
         if corpus.tokenizer is not None and leader():
             write_tokenizer(directory.path, corpus.tokenizer)

@@ -62,7 +62,7 @@ class Run:
             names = self.facts.get("class_names")
             if names and getattr(corpus, "class_names", None) not in (None, tuple(names)):
                 corpus = Relabelled(corpus, names)
-            self.experiment.check(corpus)
+            self.experiment.task.check(corpus)  # nothing is drawn or measured there
             self._check_shapes(corpus)
             return evaluate(evaluation_program(self.experiment.task), self.variables, corpus)
         return evaluate(evaluation_program(self.experiment.task), self.variables, self.data)

@@ -228,12 +228,13 @@ def resumed(experiment: Experiment, stored: Mapping[str, Any], path: Path, by_co
 
 
 def _same_part(place: str, old: Any, new: Any) -> bool:
-    """True if a field is the source of a trained part whose content is the same in both."""
+    """True if a field of a trained part whose content is the same in both is its source, or was not known before."""
     *owner, field = place.split(".")
     for key in owner:
         old, new = (one[int(key)] if isinstance(one, list) else one[key] for one in (old, new))
     known = isinstance(old, dict) and old.get("sha256") is not None
-    return field == "source" and known and old["sha256"] == new.get("sha256")
+    found = field in ("low", "high", "shape") and known and old.get(field) is None
+    return (field == "source" or found) and known and old["sha256"] == new.get("sha256")
 
 
 def _with_horizons(new: dict[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:

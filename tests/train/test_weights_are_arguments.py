@@ -5,12 +5,14 @@ cache is as large as the model.
 """
 
 import ast
+import dataclasses
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+import arch_jax
 from arch_jax import fields
 from arch_jax.data.base import load_corpus
 from arch_jax.experiment import import_components, load
@@ -18,10 +20,19 @@ from arch_jax.train.checks import evaluation_program
 
 PACKAGE = Path(__file__).parents[2] / "arch_jax"
 DIGITS = {"data.source": "digits", "data.resize": 28, "data.batch": 16, "objective.show_images": 2}
-#: Experiment, and what makes it small, of data that is at hand.
+POINTS = {"data.batch": 6, "data.validation": 12, "model.depth": 1, "model.width": 16}
+#: Those that an experiment of points is drawn with beside its own.
+SAMPLERS = ("ddim", "euler", "euler_ancestral", "heun", "dpm_solver", "unipc", "pndm")
+#: A trained part of a measure, as a run has it once it is open.
+CLASSIFIER = arch_jax.models()["resnet-18"].tiny().clone(classes=10)
+EXTRACTOR = arch_jax.Frozen("runs/classifier", CLASSIFIER, "classifier", low=0.0, high=1.0)
+#: Experiment, or one with another sampler, and what makes it small, of data that is at hand.
 SMALL = {
     "adding_problem": {"data.batch": 6, "data.length": 6, "data.validation": 6},
     "bert_markov": {"data.batch": 6, "data.validation": 6, "model.depth": 1, "model.width": 16},
+    "ddpm_points": POINTS | {"sampler.steps": 3},
+    # Of as many steps two of them are one program.
+    **{f"ddpm_points:{name}": POINTS | {"sampler": name, "sampler.steps": 4 + i} for i, name in enumerate(SAMPLERS)},
     "denoising_score": {"data.batch": 6, "data.validation": 12},
     "gan_ring": {"data.batch": 6, "data.validation": 12},
     "gcn_karate": {},
@@ -36,7 +47,12 @@ SMALL = {
 
 
 def small(name):
-    return load(name)[0].overridden(SMALL[name])
+    it = load(name.partition(":")[0])[0].overridden(SMALL[name])
+    if name != "vae_fashion":
+        return it
+    return dataclasses.replace(
+        it, measures=(arch_jax.ImageDistances(extractor=EXTRACTOR, count=8, training_images=16),)
+    )
 
 
 def everything(experiment, corpus, variables):
@@ -56,6 +72,12 @@ def test_other_weights_compile_nothing(name, compiled):
     batch = {key: jnp.zeros(*facts) for key, facts in corpus.shapes.items()}
     init = jax.jit(experiment.task.init)
     one, other = (init(jax.random.key(i), batch) for i in range(2))
+    if name == "vae_fashion":
+        held = jax.jit(CLASSIFIER.init)
+        one, other = (
+            variables | {"frozen": {"classifier": held(jax.random.key(i), batch["images"])}}
+            for i, variables in enumerate((one, other))
+        )
     before = len(compiled)
     everything(experiment, corpus, one)
     assert compiled[before:]  # something is there to be counted
