@@ -81,3 +81,25 @@ def ddpm(process: Any, times: np.ndarray, variance: Literal["small", "large", "l
         floor = np.where(small > 0, small, small[-2] if len(small) > 1 else large[-1])
         rows.bounds = 2 * np.log(np.stack([floor, large], axis=1))
     return rows
+
+
+def ddim_inversion(process: Any, times: np.ndarray) -> Rows:
+    """DDIM's steps from data to noise: the noise that the sampler without eta would begin with (section 4.3).
+
+    With e the network's noise at (x, t), x' = alpha' (x - sigma e) / alpha + sigma' e, for t' > t; the first call is at
+    the smallest time that is trained, as at time 0 there is no noise to tell. Each step takes the noise of its
+    beginning, and sampling that of its end: the round trip errs by the first order of the steps.
+
+    Args:
+      process: alpha and sigma.
+      times: from `grid`, which is followed backwards.
+    """
+    times = times[::-1]
+    alpha, sigma = process.coefficients(times, np)
+    at = np.maximum(times[:-1], process.first)
+    told_alpha, told_sigma = process.coefficients(at, np)
+    moved = sigma[1:] - alpha[1:] * sigma[:-1] / alpha[:-1]  # weight of the noise, (x - alpha D) / sigma at the call
+    rows = Rows.empty(at)
+    rows.point[:, CURRENT] = alpha[1:] / alpha[:-1] + moved / told_sigma
+    rows.point[:, HISTORY] = -moved * told_alpha / told_sigma
+    return rows.single()

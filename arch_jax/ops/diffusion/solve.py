@@ -82,6 +82,8 @@ class Table(NamedTuple):
     stored: Any
     guidance: Any
     bounds: Any = None
+    alpha: Any = None
+    sigma: Any = None
 
 
 def table(rows: Rows, process: Any, prediction: Prediction, guidance: Any = 1.0, dtype: Any = jnp.float32) -> Table:
@@ -98,7 +100,7 @@ def table(rows: Rows, process: Any, prediction: Prediction, guidance: Any = 1.0,
     rates = _rates(process, rows.times) if prediction.uses_rates else None
     made = prediction.preconditioning(alpha, sigma, rates, np)
     parts = (process.conditioning(rows.times), *made, rows.point, rows.anchor, rows.stored)
-    parts += (np.broadcast_to(guidance, len(rows.times)), rows.bounds)
+    parts += (np.broadcast_to(guidance, len(rows.times)), rows.bounds, alpha, sigma)
     return Table(*(None if part is None else jnp.asarray(np.asarray(part), dtype) for part in parts))
 
 
@@ -121,6 +123,7 @@ def solve(
     noisy: bool,
     threshold: Callable[[jax.Array], jax.Array] | None = None,
     path: bool = False,
+    known: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Takes all rows of a table, from noise to data.
 
@@ -133,6 +136,9 @@ def solve(
       noisy: whether the table has noise at all.
       threshold: applied to every D (static or dynamic thresholding).
       path: whether the points of all calls are given back.
+      known: (examples, mask) of parts that are given: where the mask is 1, every call sees the example with noise of
+        its level (Song et al. 2021, 2011.13456, appendix I.2), and the end is the example itself. Of samplers of one
+        call a step.
 
     Returns:
       The sample, and x at every call, "calls batch ...", where asked for.
@@ -142,6 +148,12 @@ def solve(
     def call(carry: tuple, row: tuple) -> tuple:
         current, anchor, past = carry
         number, t = row
+        if known is not None:
+            fresh = lambda key: jax.random.normal(
+                jax.random.fold_in(key, -1 - number), current.shape[1:], current.dtype
+            )
+            given = t.alpha * known[0] + t.sigma * jax.vmap(fresh)(keys)
+            current = anchor = jnp.where(known[1] > 0, given, current)
         output = network(t.scale * current, jnp.broadcast_to(t.time, current.shape[:1]), t.guidance)
         spread = None
         if t.bounds is not None:
@@ -164,7 +176,7 @@ def solve(
 
     begin = (x, x, (jnp.zeros_like(x),) * history)
     (x, _, _), points = jax.lax.scan(call, begin, (jnp.arange(len(table.time)), table))
-    return x, points
+    return x if known is None else jnp.where(known[1] > 0, known[0], x), points
 
 
 def solve_reference(rows: Rows, process: Any, denoise: Callable[[Any, float], Any], x: Any, noises: Any = None) -> Any:

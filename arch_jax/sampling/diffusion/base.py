@@ -142,10 +142,94 @@ class DiffusionSampler(Sampler):
         Returns:
           The samples, in float32; with `path`, (samples, path).
         """
-        process, shape = task.process, example_shape(task.model)
-        times = self.grid(process)
-        rows = self.rows(process, times)
-        table = solve.table(rows, process, task.prediction, self._scales(process, rows.times))
+        process, keys = task.process, keys_by_row(key, count)
+        x = process.prior_std * _noise(keys, example_shape(task.model)) if begin is None else begin
+        return self._run(task, variables, keys, x, self.rows(process, self.grid(process)), labels, path)
+
+    def edit(
+        self,
+        task: Any,
+        variables: Any,
+        key: jax.Array,
+        examples: Any,
+        strength: float | int = 0.6,
+        labels: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Image to image: examples with noise of a part of the way, denoised from there.
+
+        Source: SDEdit, Meng et al. 2022 (2108.01073, section 3).
+
+        Args:
+          task, variables, key, labels: as for `draw`.
+          examples: "count ...", scaled as the data is.
+          strength: share of the steps that are taken, above 0; 1 is all of them, from noise alone but for what is left
+            of the example there.
+
+        Raises:
+          UsageError: a strength out of range, or of less than one step.
+        """
+        process, times = task.process, self.grid(task.process)
+        steps = len(times) - 1
+        taken = round(strength * steps) if 0 < strength <= 1 else 0
+        if not taken:
+            raise UsageError(
+                f"strength is {strength} of {steps} steps; expected more than 0 and at most 1, and at least a step, "
+                f"{1 / steps:.2g}"
+            )
+        times = times[steps - taken :]
+        alpha, sigma = process.coefficients(times[0], np)
+        examples = jnp.asarray(examples, jnp.float32)
+        keys = keys_by_row(key, len(examples))
+        x = float(alpha) * examples + float(sigma) * _noise(keys, examples.shape[1:])
+        return self._run(task, variables, keys, x, self.rows(process, times), labels)
+
+    def inpaint(
+        self,
+        task: Any,
+        variables: Any,
+        key: jax.Array,
+        examples: Any,
+        mask: Any,
+        labels: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Samples of which a part is given, by replacement at every call (2011.13456, appendix I.2).
+
+        The given part is told to the network with noise of each call's level, which is exact only where the two parts
+        are independent; they come to agree over the steps.
+
+        Args:
+          task, variables, key, labels: as for `draw`.
+          examples: "count ...", of which the masked part counts.
+          mask: 1 where the example is given, 0 where it is drawn; broadcastable to the examples.
+
+        Raises:
+          UsageError: a sampler of several calls a step.
+        """
+        process, examples = task.process, jnp.asarray(examples, jnp.float32)
+        rows = self.rows(process, self.grid(process))
+        if not np.array_equal(rows.point, rows.anchor):
+            raise UsageError(
+                f"inpainting replaces a part at each step, and {type(self).__name__} has several calls in one; "
+                "expected a sampler of one call a step, such as ddim, ddpm or dpm_solver"
+            )
+        keys = keys_by_row(key, len(examples))
+        known = (examples, jnp.broadcast_to(jnp.asarray(mask, jnp.float32), examples.shape))
+        x = process.prior_std * _noise(keys, examples.shape[1:])
+        return self._run(task, variables, keys, x, rows, labels, known=known)
+
+    def _run(
+        self,
+        task: Any,
+        variables: Any,
+        keys: jax.Array,
+        x: Any,
+        rows: solve.Rows,
+        labels: np.ndarray | None,
+        path: bool = False,
+        known: tuple[jax.Array, jax.Array] | None = None,
+    ) -> Any:
+        """All rows of a table from x, some examples at a time."""
+        table = solve.table(rows, task.process, task.prediction, self._scales(task.process, rows.times))
         settings = _Settings(
             "none" if self.guidance == 1 else "batched" if self.guidance_batched else "separate",
             self.guidance_rescale,
@@ -154,9 +238,7 @@ class DiffusionSampler(Sampler):
             rows.noisy,
             path,
         )
-        keys = keys_by_row(key, count)
-        noise = jax.vmap(lambda k: jax.random.normal(k, shape))(jax.vmap(lambda k: jax.random.fold_in(k, 2**31))(keys))
-        x = process.prior_std * noise if begin is None else jnp.asarray(begin, jnp.float32)
+        x, count = jnp.asarray(x, jnp.float32), len(keys)
         # The last batch is filled up, so that all of them are one program.
         size = min(self.batch, count)
         padded = np.arange(-(-count // size) * size) % count
@@ -164,9 +246,9 @@ class DiffusionSampler(Sampler):
         for start in range(0, len(padded), size):
             part = padded[start : start + size]
             told = None if labels is None else Condition(label=jnp.asarray(labels[part]))
-            found.append(
-                jax.tree.map(np.asarray, _solved(task.model, settings, variables, table, x[part], keys[part], told))
-            )
+            given = None if known is None else (known[0][part], known[1][part])
+            made = _solved(task.model, settings, variables, table, x[part], keys[part], told, given)
+            found.append(jax.tree.map(np.asarray, made))
         made = np.concatenate([one[0] for one in found])[:count]
         return (made, np.concatenate([one[1] for one in found], axis=1)[:, :count]) if path else made
 
@@ -194,7 +276,14 @@ class _Settings:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _solved(
-    model: Any, settings: _Settings, variables: Any, table: Any, x: jax.Array, keys: jax.Array, condition: Any
+    model: Any,
+    settings: _Settings,
+    variables: Any,
+    table: Any,
+    x: jax.Array,
+    keys: jax.Array,
+    condition: Any,
+    known: Any,
 ) -> tuple[jax.Array, jax.Array | None]:
     unused = table.bounds is None and getattr(model, "learned_variance", False)
 
@@ -225,7 +314,14 @@ def _solved(
         threshold = lambda clean: dynamic_threshold(clean, settings.clip_quantile, settings.clip)
     elif settings.clip is not None:
         threshold = lambda clean: static_threshold(clean, settings.clip)
-    return solve.solve(table, network, x, keys, noisy=settings.noisy, threshold=threshold, path=settings.path)
+    return solve.solve(
+        table, network, x, keys, noisy=settings.noisy, threshold=threshold, path=settings.path, known=known
+    )
+
+
+def _noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal numbers, which no call of the network draws again."""
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 2**31), shape))(keys)
 
 
 def null_of(model: Any, condition: Condition) -> Condition:

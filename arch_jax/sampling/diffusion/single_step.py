@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from arch_jax.errors import UsageError
@@ -10,6 +11,7 @@ from arch_jax.fields import component
 from arch_jax.ops.diffusion import ancestral
 from arch_jax.ops.diffusion.solve import Rows
 from arch_jax.ranges import Share
+from arch_jax.sampling.base import keys_by_row
 from arch_jax.sampling.diffusion.base import DiffusionSampler
 
 
@@ -53,6 +55,20 @@ class DDIM(DiffusionSampler):
 
     def rows(self, process: Any, times: np.ndarray) -> Rows:
         return ancestral.ddim(process, times, self.eta, self.direction)
+
+    def invert(self, task: Any, variables: Any, examples: Any, labels: np.ndarray | None = None) -> np.ndarray:
+        """The noise from which the sampler without eta leads to the examples, to the first order of its steps.
+
+        `draw(..., begin=noise)` leads back; between two such noises lie interpolations (2010.02502, section 5.3).
+
+        Args:
+          task: the objective with its model.
+          variables: of the model.
+          examples: "count ...", scaled as the data is.
+          labels: class of each, "count".
+        """
+        rows = ancestral.ddim_inversion(task.process, self.grid(task.process))
+        return self._run(task, variables, keys_by_row(jax.random.key(0), len(examples)), examples, rows, labels)
 
 
 @component("euler", kind="sampler")
