@@ -697,9 +697,10 @@ assert spread[3.0] < 0.75 * spread[1.0]
 #
 # DDPM's network for images is a U-Net: convolutions at four resolutions, with every output of the way down beside its
 # counterpart on the way up, and self-attention where the resolution is 16 x 16. Time is added in every block.
+# Drawn are two of its four levels, with one block each on the way down.
 
 # %%
-arch_jax.draw("ddpm-cifar10")
+arch_jax.draw("ddpm-cifar10", widths=(128, 256), units=1)
 
 # %% [markdown]
 # The diffusion Transformer cuts the image into patches, which are tokens ([lesson 2](02_transformer.ipynb)). Time and
