@@ -440,7 +440,6 @@ flow_task, flow_trained, flow_measured = rerun("flow_points", arch_jax.Heun(step
 print({name: round(value, 4) for name, value in flow_measured.items()})
 assert flow_measured["score_error"] < 0.01
 straight = flow_task.process
-agreement = {}
 for r in (0.1, 0.5, 2.0):
     y = law.noisy(1.0, r).draw(generator, 1000).astype(np.float32)
     estimates = []
@@ -453,10 +452,10 @@ for r in (0.1, 0.5, 2.0):
     assert apart < 0.1
 
 # %% [markdown]
-# Straight are the paths of *pairs*. Where two of them cross, the velocity can only be the mean of both, and the path of
-# a sample bends. So the answer to the question. Given noise alone, the best guess is the mean of all data: the
-# centre of the circle, where there is nothing. One call gives that. A further call starts nearer to the data, where the
-# mean is over fewer points; and so on.
+# Only the paths of *pairs* are straight. Where two of them cross, the velocity can only be the mean of both, and the
+# path of a sample bends. This answers the question: given noise alone, the best guess is the mean of all data, the
+# centre of the circle, where there are no points. One call gives that. The next call starts a little nearer to the
+# data, where the mean is over fewer points; and so on.
 
 
 # %%
@@ -586,11 +585,11 @@ assert same > 0.9
 # $$D_s = D(x_t) + s\,\bigl(D(x_t, c) - D(x_t)\bigr);$$
 #
 # $s = 1$ is the conditional model and $s = 0$ the unconditional one (the paper's $w$ is $s - 1$). At a single noise
-# level this is the score of the *tilted* density $p_t(x)^{1-s}\,p_t(x \mid c)^s$, up to a constant. It is often said
-# that guidance samples from $p(x)^{1-s}\,p(x \mid c)^s$. It does not: noise and tilting do not commute. Two normal
-# distributions show it, $p(x) = \mathcal{N}(0, 2)$ and $p(x \mid c) = \mathcal{N}(1.5, 1)$ with $s = 3$. The tilt has
-# the precision $s / 1 + (1 - s) / 2 = 2$. The guided ODE, with standard deviations $a$ and $b$ of the two, ends with
-# the variance $a^{2 (1-s)}\,b^{2s}$.
+# level the score that belongs to $D_s$ is that of the *tilted* density $p_t(x)^{1-s}\,p_t(x \mid c)^s$. It is often
+# concluded that guidance samples from $p(x)^{1-s}\,p(x \mid c)^s$. It does not: noising and tilting do not commute. Two
+# normal distributions show it, $p(x) = \mathcal{N}(0, 2)$ and $p(x \mid c) = \mathcal{N}(1.5, 1)$ (mean, variance) with
+# $s = 3$. The tilt has the precision $s / 1 + (1 - s) / 2 = 2$. The guided ODE, with standard deviations $a$ and $b$ of
+# the two, ends with the variance $a^{2 (1-s)}\,b^{2s}$.
 
 # %%
 wide, narrow = arch_jax.Mixture.gaussian([0.0], [2.0]), arch_jax.Mixture.gaussian([1.5], [1.0])
@@ -698,9 +697,10 @@ assert spread[3.0] < 0.75 * spread[1.0]
 #
 # DDPM's network for images is a U-Net: convolutions at four resolutions, with every output of the way down beside its
 # counterpart on the way up, and self-attention where the resolution is 16 x 16. Time is added in every block.
+# Drawn are two of its four levels, with one block each on the way down.
 
 # %%
-arch_jax.draw("ddpm-cifar10")
+arch_jax.draw("ddpm-cifar10", widths=(128, 256), units=1)
 
 # %% [markdown]
 # The diffusion Transformer cuts the image into patches, which are tokens ([lesson 2](02_transformer.ipynb)). Time and
@@ -836,8 +836,8 @@ assert 1000 * unet > 1000 * one
 # where they are not. Noise has a use: it corrects errors of the earlier steps, of which the ODE keeps all (Karras et
 # al., section 4).
 #
-# **Choose flow matching** for new models: no schedule to tune, and the loss is balanced over times; in the limit of a
-# perfect network nothing else differs.
+# **Choose flow matching** for new models: there is no schedule to tune, and few steps are placed well (the figure on
+# distances). With a perfect network and many steps, nothing differs.
 #
 # **Choose something else** where a sample must take one call (a VAE of [lesson 12](12_autoencoders.ipynb), an
 # adversarial network, or a distilled diffusion model), where a likelihood is needed in one pass, or where the data is
@@ -863,7 +863,7 @@ assert 1000 * unet > 1000 * one
 #
 # <details><summary>Solution</summary>
 #
-# $a^{2(1-s)} b^{2s} = 2^{1-s}$ is .5 for $s = 2$. The mean is not that of the tilt: one number cannot mend two.
+# $a^{2(1-s)} b^{2s} = 2^{1-s}$ is .5 for $s = 2$. The mean is not that of the tilt: one parameter cannot fit both.
 #
 # </details>
 
