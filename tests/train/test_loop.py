@@ -711,9 +711,13 @@ def test_tensorboard_events(numbers, tmp_path):
 def begin(arguments: list[str], seconds_per_step: float) -> subprocess.Popen:
     command = [sys.executable, "-m", "arch_jax", *arguments]
     environment = os.environ | {"SECONDS_PER_STEP": str(seconds_per_step)}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    outside = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup` it is ignored, by what is begun there, too
+    try:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGHUP, outside)
 
 
 def wait_for_lines(process: subprocess.Popen, path: Path, count: int) -> None:

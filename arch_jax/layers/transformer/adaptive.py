@@ -39,7 +39,7 @@ def modulation(owner: nn.Module, condition: Float[Array, "batch width"], count: 
     """`count` vectors "batch width" made of silu(condition) by the owner's layer "modulation", which starts at 0."""
     dtypes = {"dtype": owner.dtype, "parameter_dtype": owner.parameter_dtype}
     layer = Dense(count * condition.shape[-1], initial=nn.initializers.zeros, **dtypes, parent=owner, name="modulation")
-    return jnp.split(layer(nn.silu(condition)), count, axis=-1)
+    return jnp.split(layer(nn.silu(condition.astype(owner.dtype))), count, axis=-1)
 
 
 class AdaptiveBlock(nn.Module):

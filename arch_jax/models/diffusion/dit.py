@@ -181,6 +181,8 @@ class DiT(nn.Module):
         part = functools.partial(adapted, **dtypes)
         block = AdaptiveBlock(part(self.mixer, causal=False), part(self.feed_forward), **dtypes, parent=None)
         stack = Stack((block,), self.depth, self.scan, self.remat, parent=self, name="stack")
+        # All layers read it, so that its gradient is a sum over them, in at least float32.
+        c = c.astype(jnp.promote_types(c.dtype, jnp.float32))
         x, _ = stack(x, None, None, train, Context(condition=c))
 
         outputs = self.channels * (1 + (self.learned_variance or self.unused_variance))
