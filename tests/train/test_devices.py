@@ -161,6 +161,31 @@ def test_a_sharded_state_is_in_pieces(layout):
     assert max(found[layout]["bytes"]) < total / {"data": 0.9, "fsdp": 7.9, "both": 3.9, "tensor": 3}[layout]
 
 
+ROWS_OVER_DEVICES = """
+import numpy as np
+from arch_jax.experiment import load
+from arch_jax.train.mesh import Placement
+
+experiment = load("gan_ring")[0]
+place = Placement(experiment)
+for rows in (8, 6, 1):
+    spread = place.spread({"x": np.arange(2.0 * rows).reshape(rows, 2), "std": np.float32(0.5)})
+    pieces = [tuple(shard.data.shape) for shard in spread["x"].addressable_shards]
+    assert np.array_equal(spread["x"], np.arange(2.0 * rows).reshape(rows, 2))
+    print(rows, *pieces, spread["std"].sharding.is_fully_replicated)
+"""
+
+
+def test_rows_of_validation_are_cut_where_the_devices_divide_them():
+    code, out, err = finish(start(["-c", ROWS_OVER_DEVICES], 4))
+    assert code == 0, err
+    assert out.splitlines() == [
+        "8 (2, 2) (2, 2) (2, 2) (2, 2) True",
+        "6 (6, 2) (6, 2) (6, 2) (6, 2) True",
+        "1 (1, 2) (1, 2) (1, 2) (1, 2) True",
+    ]
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_in_another_layout():
     found = layouts()["another layout"]
