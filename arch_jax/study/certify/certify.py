@@ -259,7 +259,7 @@ def _judged(case: Case, points: np.ndarray, expected: Answer, distance: float | 
         )
     elif distance is not None and distance > DISTANCE:
         fault = f"its samples are {distance:.1f} times as far from the law as true ones; expected at most {DISTANCE:g}"
-    told = lambda x: tuple(float(f"{number:.5g}") for number in np.ravel(x))
+    told = lambda x: tuple(float(f"{number:.5g}") if abs(number) > 1e-9 else 0.0 for number in np.ravel(x))
     return dataclasses.replace(
         case,
         mean=told(mean),
