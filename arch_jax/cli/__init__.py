@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from arch_jax.cli import studies
+from arch_jax.cli import certification, studies
 from arch_jax.cli.console import changes_of, show, table
 from arch_jax.cli.devices import choose_platform, prepare, without_devices
 from arch_jax.console import console
@@ -154,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     one = command("experiments", _experiments, "the experiments that come with the project")
     one.add_argument("--json", action="store_true", help="as JSON")
     studies.add(command)
+    certification.add(command)
     parser.epilog = "Every command takes --debug, which shows where an error arose."
     return parser
 

@@ -1,6 +1,5 @@
 """Certification as a table, and samplers as they are named on the command line."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,8 +91,3 @@ def lines(case: Case) -> tuple[str, ...]:
         "" if case.order is None else f"{case.order:.2f}",
         case.spacing,
     )
-
-
-def to_json(cases: Sequence[Case]) -> list[dict[str, Any]]:
-    """Cases as JSON data."""
-    return [dataclasses.asdict(case) for case in cases]
