@@ -848,7 +848,7 @@ assert 1000 * unet > 1000 * one
 # - DDPM: algorithm 1 is `simple_loss`, algorithm 2 `ancestral`; equation 4 is $\alpha_t, \sigma_t$; equation 7 has
 #   $\tilde\sigma_t$, whose larger choice $\beta_t$ is `arch_jax.DDPM(variance="large")`. Section 3.2 is the table of
 #   predictions; the weights of the bound that equation 14 leaves out are `weighting=vlb`.
-# - Song et al. 2021: equation 13 is the ODE; their continuous process is `arch_jax.VarianceSDE`.
+# - Song et al. 2021: equation 13 is the ODE; their continuous process is `arch_jax.VPSDE`.
 # - DDIM: equation 12 is one step, and equation 14 says that it is Euler's method, `ddim` above.
 # - EDM: algorithm 1 is `heun`; equation 5 is the grid of the cell that compares with the library; table 1 shows all of
 #   this as choices of few functions, as the library does.

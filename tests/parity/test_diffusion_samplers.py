@@ -446,7 +446,7 @@ def test_the_compiled_scan_takes_the_steps_of_dpm_solver(thresholded, monkeypatc
         given = iter(outputs)
         alphas, sigmas = PROCESS.coefficients(np.arange(1001), np)
         denoise = lambda x, time: denoised("v_prediction", x, next(given), alphas[int(time)], sigmas[int(time)])
-        np.testing.assert_allclose(solve_reference(rows, PROCESS, denoise, x), end, rtol=1e-9, atol=1e-10)
+        np.testing.assert_allclose(solve_reference(rows, denoise, x), end, rtol=1e-9, atol=1e-10)
 
 
 # Guidance and thresholds

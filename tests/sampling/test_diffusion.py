@@ -281,7 +281,7 @@ def test_the_exact_denoiser_gives_samples_of_the_law(name):
     [
         (arch_jax.NoiseLevel(), arch_jax.PreconditionedPrediction()),
         (arch_jax.RectifiedFlow(), arch_jax.FlowPrediction()),
-        (arch_jax.VarianceSDE(), arch_jax.VelocityPrediction()),
+        (arch_jax.VPSDE(), arch_jax.VelocityPrediction()),
     ],
     ids=["EDM", "flow", "SDE"],
 )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from arch_jax.errors import UsageError
-from arch_jax.ops.diffusion.solve import CURRENT, HISTORY, RAW, Rows
+from arch_jax.ops.diffusion.solve import CURRENT, HISTORY, RAW, StepCoefficients
 
 
 def posterior_std(process: Any, times: np.ndarray) -> np.ndarray:
@@ -33,7 +33,9 @@ def forward_std(process: Any, times: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(sigma[:-1] ** 2 - (alpha[:-1] / alpha[1:] * sigma[1:]) ** 2, 0))
 
 
-def ddim(process: Any, times: np.ndarray, eta: float = 0.0, direction: Literal["clipped", "raw"] = "clipped") -> Rows:
+def ddim(
+    process: Any, times: np.ndarray, eta: float = 0.0, direction: Literal["clipped", "raw"] = "clipped"
+) -> StepCoefficients:
     """DDIM (Song et al. 2020, 2010.02502, equations 12 and 16): eta 0 is deterministic, eta 1 is DDPM.
 
     Without noise it is Euler's method on dx/dr = (x - D) / r in x / alpha and r = sigma / alpha (their equation 14; eq.
@@ -54,7 +56,7 @@ def ddim(process: Any, times: np.ndarray, eta: float = 0.0, direction: Literal["
     alpha, sigma = process.coefficients(times, np)
     std = eta * posterior_std(process, times)
     kept = np.sqrt(np.maximum(sigma[1:] ** 2 - std**2, 0)) / sigma[:-1]
-    rows = Rows.empty(times[:-1])
+    rows = StepCoefficients.empty(times[:-1])
     rows.point[:, CURRENT] = kept
     rows.point[:, HISTORY] = alpha[1:]
     rows.point[:, HISTORY if direction == "clipped" else RAW] -= kept * alpha[:-1]
@@ -62,7 +64,7 @@ def ddim(process: Any, times: np.ndarray, eta: float = 0.0, direction: Literal["
     return rows.single()
 
 
-def ddpm(process: Any, times: np.ndarray, variance: Literal["small", "large", "learned"] = "small") -> Rows:
+def ddpm(process: Any, times: np.ndarray, variance: Literal["small", "large", "learned"] = "small") -> StepCoefficients:
     """Ancestral sampling (Ho et al. 2020, 2006.11239, algorithm 2), without noise at the last step.
 
     Args:
@@ -83,7 +85,7 @@ def ddpm(process: Any, times: np.ndarray, variance: Literal["small", "large", "l
     return rows
 
 
-def ddim_inversion(process: Any, times: np.ndarray) -> Rows:
+def ddim_inversion(process: Any, times: np.ndarray) -> StepCoefficients:
     """DDIM's steps from data to noise: the noise that the sampler without eta would begin with (section 4.3).
 
     With e the network's noise at (x, t), x' = alpha' (x - sigma e) / alpha + sigma' e, for t' > t; the first call is at
@@ -99,7 +101,7 @@ def ddim_inversion(process: Any, times: np.ndarray) -> Rows:
     at = np.maximum(times[:-1], process.first)
     told_alpha, told_sigma = process.coefficients(at, np)
     moved = sigma[1:] - alpha[1:] * sigma[:-1] / alpha[:-1]  # weight of the noise, (x - alpha D) / sigma at the call
-    rows = Rows.empty(at)
+    rows = StepCoefficients.empty(at)
     rows.point[:, CURRENT] = alpha[1:] / alpha[:-1] + moved / told_sigma
     rows.point[:, HISTORY] = -moved * told_alpha / told_sigma
     return rows.single()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from arch_jax.errors import UsageError
-from arch_jax.ops.diffusion.solve import CURRENT, HISTORY, Rows
+from arch_jax.ops.diffusion.solve import CURRENT, HISTORY, StepCoefficients
 
 
 def dpm_solver(
@@ -21,7 +21,7 @@ def dpm_solver(
     stochastic: bool = False,
     form: Literal["midpoint", "heun"] = "midpoint",
     lower_at_end: bool = False,
-) -> Rows:
+) -> StepCoefficients:
     """DPM-Solver++ of order 1 (which is DDIM), 2 ("2M") or 3 ("3M"); the first steps have lower orders.
 
     In the form "midpoint" 3M is as in the authors' code and those that followed it, with half of the quadratic term's
@@ -48,7 +48,7 @@ def dpm_solver(
     with np.errstate(divide="ignore"):
         lam = np.log(alpha) - np.log(sigma)
     steps = len(times) - 1
-    rows = Rows.empty(times[:-1], history=order)
+    rows = StepCoefficients.empty(times[:-1], history=order)
     for i in range(steps):
         used = min(order, i + 1)
         if sigma[i + 1] == 0 or (lower_at_end and i == steps - 1) or not np.isfinite(lam[i]):

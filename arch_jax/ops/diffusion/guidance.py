@@ -26,5 +26,9 @@ def rescaled(combined: jax.Array, conditional: jax.Array, share: float) -> jax.A
     Source: Lin et al. 2023 (2305.08891, equations 15 and 16), where the share is .7.
     """
     axes = tuple(range(1, combined.ndim))
+    if combined[0].size < 2:  # one number has no standard deviation
+        return combined
     std = lambda x: jnp.std(x, axis=axes, keepdims=True, ddof=1)
-    return share * combined * (std(conditional) / std(combined)) + (1 - share) * combined
+    spread = std(combined)
+    ratio = jnp.where(spread > 0, std(conditional) / jnp.where(spread > 0, spread, 1), 1)
+    return share * combined * ratio + (1 - share) * combined

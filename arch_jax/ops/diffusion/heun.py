@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from arch_jax.ops.diffusion.solve import ANCHOR, CURRENT, HISTORY, Rows
+from arch_jax.ops.diffusion.solve import ANCHOR, CURRENT, HISTORY, StepCoefficients
 
 
-def heun(process: Any, times: np.ndarray) -> Rows:
+def heun(process: Any, times: np.ndarray) -> StepCoefficients:
     """Algorithm 1 of 2206.00364, in y = x / alpha and r = sigma / alpha, with dy/dr = (y - D) / r.
 
         y~ = y + (r' - r) (y - D(y; r)) / r                                        Euler
@@ -25,7 +25,9 @@ def heun(process: Any, times: np.ndarray) -> Rows:
     scale, level = (np.ones_like(alpha), sigma) if process.straight else (alpha, _ratio(alpha, sigma))
     steps = len(times) - 1
     single = [level[i + 1] == 0 or np.isinf(level[i]) for i in range(steps)]
-    rows = Rows.empty(times[[i + second for i in range(steps) for second in range(2 - single[i])]], history=2)
+    rows = StepCoefficients.empty(
+        times[[i + second for i in range(steps) for second in range(2 - single[i])]], history=2
+    )
     row = 0
     for i in range(steps):
         if single[i]:

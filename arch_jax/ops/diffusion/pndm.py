@@ -10,13 +10,13 @@ from typing import Any, Literal
 import numpy as np
 
 from arch_jax.errors import UsageError
-from arch_jax.ops.diffusion.solve import ANCHOR, CURRENT, HISTORY, Rows
+from arch_jax.ops.diffusion.solve import ANCHOR, CURRENT, HISTORY, StepCoefficients
 
 #: Weights of the last noises, the newest first: Adams' methods of order 1 to 4 (equation 12).
 ADAMS = {1: (1.0,), 2: (1.5, -0.5), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
 
 
-def pndm(process: Any, times: np.ndarray, warm_up: Literal["heun", "runge_kutta"] = "heun") -> Rows:
+def pndm(process: Any, times: np.ndarray, warm_up: Literal["heun", "runge_kutta"] = "heun") -> StepCoefficients:
     """PNDM (algorithm 2), or with "heun" the form without Runge and Kutta's steps that latent diffusion uses ("PLMS").
 
     Args:
@@ -42,16 +42,16 @@ def _transfer(process: Any, begin: float, end: float) -> tuple[float, float]:
     return float(next_alpha / alpha), float(next_sigma - next_alpha * sigma / alpha)
 
 
-def _store_noise(rows: Rows, process: Any) -> None:
+def _store_noise(rows: StepCoefficients, process: Any) -> None:
     """The history is of noises, (x - alpha D) / sigma."""
     alpha, sigma = process.coefficients(rows.times, np)
     rows.stored = np.stack([1 / sigma, -alpha / sigma], axis=1)
 
 
-def _heun(process: Any, times: np.ndarray) -> Rows:
+def _heun(process: Any, times: np.ndarray) -> StepCoefficients:
     steps = len(times) - 1
     at = [0, 1, *range(1, steps)] if steps > 1 else [0]
-    rows = Rows.empty(times[at], history=5)
+    rows = StepCoefficients.empty(times[at], history=5)
     _store_noise(rows, process)
     for row, i in enumerate(at):
         if row == 1:  # the first step again, with the mean of the noises at both its ends
@@ -72,7 +72,7 @@ def _heun(process: Any, times: np.ndarray) -> Rows:
     return rows
 
 
-def _runge_kutta(process: Any, times: np.ndarray) -> Rows:
+def _runge_kutta(process: Any, times: np.ndarray) -> StepCoefficients:
     steps = len(times) - 1
     warm = min(3, steps - 1)
     at, first = [], []  # times of the calls; which of them are at a step's beginning
@@ -80,7 +80,7 @@ def _runge_kutta(process: Any, times: np.ndarray) -> Rows:
         first.append(len(at))
         half = (times[i] + times[i + 1]) / 2
         at += [times[i], half, half, times[i + 1]] if i < warm else [times[i]]
-    rows = Rows.empty(np.array(at), history=13)
+    rows = StepCoefficients.empty(np.array(at), history=13)
     _store_noise(rows, process)
     for i in range(steps):
         kept, noise = _transfer(process, times[i], times[i + 1])

@@ -215,7 +215,7 @@ class VariancePreserving(ProcessBase):
 
 @component("vp_sde", kind="process")
 @dataclasses.dataclass(frozen=True)
-class VarianceSDE(ProcessBase):
+class VPSDE(ProcessBase):
     """The variance preserving SDE, dx = -beta x / 2 dt + sqrt(beta) dw with beta(t) from `start` to `stop` on [0, 1].
 
     alpha = exp(-t^2 (stop - start) / 4 - t start / 2), sigma^2 = 1 - alpha^2; of the sub-VP SDE, sigma = 1 - alpha^2.
@@ -251,8 +251,10 @@ class VarianceSDE(ProcessBase):
             log = np.log(2 / (ratio + np.sqrt(ratio**2 + 4)))
         else:
             log = -0.5 * np.log1p(ratio**2)
-        slope = self.stop - self.start
-        return np.asarray(-4 * log / (self.start + np.sqrt(self.start**2 - 4 * slope * log)))
+        # The quadratic's root in the form without cancellation; noise alone is never reached.
+        some = np.where(np.isinf(log), -1.0, log)
+        time = -4 * some / (self.start + np.sqrt(self.start**2 - 4 * (self.stop - self.start) * some))
+        return np.where(np.isinf(log), np.inf, time)
 
 
 @component("variance_exploding", kind="process")

@@ -29,7 +29,7 @@ ANCHOR, CURRENT, RAW, HISTORY = 0, 1, 2, 3
 
 
 @dataclasses.dataclass
-class Rows:
+class StepCoefficients:
     """The coefficients of a sampler, in float64: one row a call of the network.
 
     Attributes:
@@ -58,20 +58,20 @@ class Rows:
         return self.point.shape[1] - HISTORY - 1
 
     @staticmethod
-    def empty(times: np.ndarray, history: int = 1) -> "Rows":
+    def empty(times: np.ndarray, history: int = 1) -> "StepCoefficients":
         """Rows of weights 0, which store D."""
         columns = HISTORY + history + 1
         zeros = np.zeros((len(times), columns))
-        return Rows(np.asarray(times), zeros, zeros.copy(), np.tile([0.0, 1.0], (len(times), 1)))
+        return StepCoefficients(np.asarray(times), zeros, zeros.copy(), np.tile([0.0, 1.0], (len(times), 1)))
 
-    def single(self) -> "Rows":
+    def single(self) -> "StepCoefficients":
         """The same of a sampler whose every call is a step: the next anchor is the next point."""
         self.anchor = self.point.copy()
         return self
 
 
-class Table(NamedTuple):
-    """`Rows` with what makes D of the network's output, as the scan takes them; all but `time` of the computation."""
+class StepTable(NamedTuple):
+    """`StepCoefficients` as the scan takes them, with what makes D of the network's output."""
 
     time: Any
     scale: Any
@@ -86,7 +86,9 @@ class Table(NamedTuple):
     sigma: Any = None
 
 
-def table(rows: Rows, process: Any, prediction: Prediction, guidance: Any = 1.0, dtype: Any = jnp.float32) -> Table:
+def table(
+    rows: StepCoefficients, process: Any, prediction: Prediction, guidance: Any = 1.0, dtype: Any = jnp.float32
+) -> StepTable:
     """The table of a sampler for one process and prediction.
 
     Args:
@@ -101,7 +103,7 @@ def table(rows: Rows, process: Any, prediction: Prediction, guidance: Any = 1.0,
     made = prediction.preconditioning(alpha, sigma, rates, np)
     parts = (process.conditioning(rows.times), *made, rows.point, rows.anchor, rows.stored)
     parts += (np.broadcast_to(guidance, len(rows.times)), rows.bounds, alpha, sigma)
-    return Table(*(None if part is None else jnp.asarray(np.asarray(part), dtype) for part in parts))
+    return StepTable(*(None if part is None else jnp.asarray(np.asarray(part), dtype) for part in parts))
 
 
 def _rates(process: Any, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -115,7 +117,7 @@ Network = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def solve(
-    table: Table,
+    table: StepTable,
     network: Network,
     x: jax.Array,
     keys: jax.Array,
@@ -179,12 +181,11 @@ def solve(
     return x if known is None else jnp.where(known[1] > 0, known[0], x), points
 
 
-def solve_reference(rows: Rows, process: Any, denoise: Callable[[Any, float], Any], x: Any, noises: Any = None) -> Any:
+def solve_reference(rows: StepCoefficients, denoise: Callable[[Any, float], Any], x: Any, noises: Any = None) -> Any:
     """`solve` in NumPy, one call after another, for a function that gives D itself at a time of the process.
 
     Args:
       rows: of a sampler.
-      process: unused but for its name in errors; times are in `rows`.
       denoise: (x, time) -> D.
       x: where it begins.
       noises: standard normal numbers of each call, "calls ...", where there is noise.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from arch_jax.errors import UsageError
-from arch_jax.ops.diffusion.solve import ANCHOR, CURRENT, HISTORY, Rows
+from arch_jax.ops.diffusion.solve import ANCHOR, CURRENT, HISTORY, StepCoefficients
 
 
 def unipc(
@@ -26,7 +26,7 @@ def unipc(
     variant: Literal["bh1", "bh2"] = "bh2",
     corrector: bool = True,
     lower_at_end: bool = False,
-) -> Rows:
+) -> StepCoefficients:
     """UniPC of order 1, 2 or 3; the first steps and the last ones have lower orders.
 
     Args:
@@ -46,7 +46,7 @@ def unipc(
     with np.errstate(divide="ignore"):
         lam = np.log(alpha) - np.log(sigma)
     steps = len(times) - 1
-    rows = Rows.empty(times[:-1], history=order + 1)
+    rows = StepCoefficients.empty(times[:-1], history=order + 1)
     used = [0] * steps
     for i in range(steps):
         corrected = np.zeros(rows.point.shape[1])

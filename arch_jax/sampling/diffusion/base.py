@@ -22,7 +22,7 @@ from arch_jax.sampling.base import Sampler, check_count, keys_by_row
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionSampler(Sampler):
-    """Base of the diffusion samplers; a new one overrides `rows`.
+    """Base of the diffusion samplers; a new one overrides `coefficients`.
 
     All calls of the network are one compiled scan over a table of coefficients, with the weights and the table as
     arguments: a second sample, another seed, or another sampler of as many calls compiles nothing.
@@ -66,7 +66,7 @@ class DiffusionSampler(Sampler):
         if self.labels is not None and not self.labels:
             raise UsageError("labels is empty; expected at least one class, or none for each in turn")
 
-    def rows(self, process: Any, times: np.ndarray) -> solve.Rows:
+    def coefficients(self, process: Any, times: np.ndarray) -> solve.StepCoefficients:
         """The coefficients of the sampler on a grid of times."""
         raise TypeError(f"{type(self).__name__} must say what its steps are")
 
@@ -78,7 +78,7 @@ class DiffusionSampler(Sampler):
         """Refuses guidance without a null class, labels without classes, and times that the process does not have."""
         super().check(task, data)
         task.prediction.check(task.process)
-        self.rows(task.process, self.grid(task.process))
+        self.coefficients(task.process, self.grid(task.process))
         classes = class_count(task.model)
         if classes is None and self.labels is not None:
             raise UsageError(f"sampler.labels is {self.labels}, and the model has no classes; expected none")
@@ -144,7 +144,7 @@ class DiffusionSampler(Sampler):
         """
         process, keys = task.process, keys_by_row(key, count)
         x = process.prior_std * _noise(keys, example_shape(task.model)) if begin is None else begin
-        return self._run(task, variables, keys, x, self.rows(process, self.grid(process)), labels, path)
+        return self._run(task, variables, keys, x, self.coefficients(process, self.grid(process)), labels, path)
 
     def edit(
         self,
@@ -181,7 +181,7 @@ class DiffusionSampler(Sampler):
         examples = jnp.asarray(examples, jnp.float32)
         keys = keys_by_row(key, len(examples))
         x = float(alpha) * examples + float(sigma) * _noise(keys, examples.shape[1:])
-        return self._run(task, variables, keys, x, self.rows(process, times), labels)
+        return self._run(task, variables, keys, x, self.coefficients(process, times), labels)
 
     def inpaint(
         self,
@@ -206,7 +206,7 @@ class DiffusionSampler(Sampler):
           UsageError: a sampler of several calls a step.
         """
         process, examples = task.process, jnp.asarray(examples, jnp.float32)
-        rows = self.rows(process, self.grid(process))
+        rows = self.coefficients(process, self.grid(process))
         if not np.array_equal(rows.point, rows.anchor):
             raise UsageError(
                 f"inpainting replaces a part at each step, and {type(self).__name__} has several calls in one; "
@@ -223,7 +223,7 @@ class DiffusionSampler(Sampler):
         variables: Any,
         keys: jax.Array,
         x: Any,
-        rows: solve.Rows,
+        rows: solve.StepCoefficients,
         labels: np.ndarray | None,
         path: bool = False,
         known: tuple[jax.Array, jax.Array] | None = None,

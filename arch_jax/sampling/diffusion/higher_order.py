@@ -10,7 +10,7 @@ from arch_jax.fields import component
 from arch_jax.ops.diffusion.dpm_solver import dpm_solver
 from arch_jax.ops.diffusion.heun import heun
 from arch_jax.ops.diffusion.pndm import pndm
-from arch_jax.ops.diffusion.solve import Rows
+from arch_jax.ops.diffusion.solve import StepCoefficients
 from arch_jax.ops.diffusion.unipc import unipc
 from arch_jax.ranges import Range
 from arch_jax.sampling.diffusion.base import DiffusionSampler
@@ -23,7 +23,7 @@ class Heun(DiffusionSampler):
 
     order_seen: ClassVar[float] = 2.0
 
-    def rows(self, process: Any, times: np.ndarray) -> Rows:
+    def coefficients(self, process: Any, times: np.ndarray) -> StepCoefficients:
         return heun(process, times)
 
 
@@ -56,7 +56,7 @@ class DPMSolver(DiffusionSampler):
         if self.stochastic and self.order == 3:
             raise UsageError("order is 3 with stochastic, which has orders 1 and 2; expected order=2")
 
-    def rows(self, process: Any, times: np.ndarray) -> Rows:
+    def coefficients(self, process: Any, times: np.ndarray) -> StepCoefficients:
         return dpm_solver(
             process, times, self.order, stochastic=self.stochastic, form=self.form, lower_at_end=self.lower_at_end
         )
@@ -85,7 +85,7 @@ class UniPC(DiffusionSampler):
         """The predictor's order, and one more with the corrector; 3 at most, as first steps are of lower order."""
         return min(float(self.order + self.corrector), 3.0)
 
-    def rows(self, process: Any, times: np.ndarray) -> Rows:
+    def coefficients(self, process: Any, times: np.ndarray) -> StepCoefficients:
         return unipc(
             process,
             times,
@@ -112,5 +112,5 @@ class PNDM(DiffusionSampler):
         """2: the step itself is DDIM's, whose weights are exact for a noise that does not change."""
         return 2.0
 
-    def rows(self, process: Any, times: np.ndarray) -> Rows:
+    def coefficients(self, process: Any, times: np.ndarray) -> StepCoefficients:
         return pndm(process, times, self.warm_up)

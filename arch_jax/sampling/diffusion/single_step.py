@@ -9,7 +9,7 @@ import numpy as np
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.ops.diffusion import ancestral
-from arch_jax.ops.diffusion.solve import Rows
+from arch_jax.ops.diffusion.solve import StepCoefficients
 from arch_jax.ranges import Share
 from arch_jax.sampling.base import keys_by_row
 from arch_jax.sampling.diffusion.base import DiffusionSampler
@@ -28,7 +28,7 @@ class DDPM(DiffusionSampler):
     steps: int = 1000
     variance: Literal["small", "large", "learned"] = "small"
 
-    def rows(self, process: Any, times: np.ndarray) -> Rows:
+    def coefficients(self, process: Any, times: np.ndarray) -> StepCoefficients:
         return ancestral.ddpm(process, times, self.variance)
 
     def check(self, task: Any, data: Any) -> None:
@@ -53,7 +53,7 @@ class DDIM(DiffusionSampler):
     eta: Share = 0.0
     direction: Literal["clipped", "raw"] = "clipped"
 
-    def rows(self, process: Any, times: np.ndarray) -> Rows:
+    def coefficients(self, process: Any, times: np.ndarray) -> StepCoefficients:
         return ancestral.ddim(process, times, self.eta, self.direction)
 
     def invert(self, task: Any, variables: Any, examples: Any, labels: np.ndarray | None = None) -> np.ndarray:
@@ -79,7 +79,7 @@ class Euler(DiffusionSampler):
     The same numbers as DDIM without noise (2010.02502, equation 14), which is exact where D does not change.
     """
 
-    def rows(self, process: Any, times: np.ndarray) -> Rows:
+    def coefficients(self, process: Any, times: np.ndarray) -> StepCoefficients:
         return ancestral.ddim(process, times)
 
 
@@ -96,5 +96,5 @@ class EulerAncestral(DiffusionSampler):
 
     eta: Share = 1.0
 
-    def rows(self, process: Any, times: np.ndarray) -> Rows:
+    def coefficients(self, process: Any, times: np.ndarray) -> StepCoefficients:
         return ancestral.ddim(process, times, self.eta)

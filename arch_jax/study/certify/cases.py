@@ -24,8 +24,8 @@ PROCESSES: dict[str, Any] = {
     "vp linear": processes.VariancePreserving(),
     "vp cosine": processes.VariancePreserving("cosine"),
     "vp zero snr": processes.VariancePreserving("scaled_linear", zero_terminal_snr=True),
-    "vp sde": processes.VarianceSDE(),
-    "sub-vp sde": processes.VarianceSDE(sub=True),
+    "vp sde": processes.VPSDE(),
+    "sub-vp sde": processes.VPSDE(sub=True),
     "ve": processes.VarianceExploding(),
     "edm": processes.NoiseLevel(),
     "flow": processes.RectifiedFlow(),
@@ -77,10 +77,10 @@ def answer(law: Mixture, process: Any, guidance: float, stochastic: bool, label:
         rows = ddpm(process, fine)
         x = start * generator.standard_normal((20_000, len(law.mean)))
         noises = (generator.standard_normal(x.shape) for _ in rows.times)
-        x = solve_reference(rows, process, denoise, x, _Lazily(noises))
+        x = solve_reference(rows, denoise, x, _Lazily(noises))
     else:
         nodes, weights = np.polynomial.hermite_e.hermegauss(80)
-        x = solve_reference(heun(process, fine), process, denoise, start * nodes[:, None]) / alpha[-1]
+        x = solve_reference(heun(process, fine), denoise, start * nodes[:, None]) / alpha[-1]
         mean = weights @ x / weights.sum()
         return Answer(mean, np.sqrt(weights @ (x - mean) ** 2 / weights.sum()))
     x = x / alpha[-1]

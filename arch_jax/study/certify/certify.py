@@ -195,7 +195,7 @@ def certify(sampler: Any, small: bool = False) -> Iterator[Case]:
         yield from _moments(name, changed(steps=STEPS, temperature=0.25), "gaussian", first, "v", count)
     setting = _Setting(changed(steps=10), LAWS["gaussian"], PROCESSES[first], PREDICTIONS["v"])
     yield from _structure(name, setting, first, 10 if "steps" in known else None)
-    if hasattr(sampler, "rows"):
+    if hasattr(sampler, "coefficients"):
         yield _order(name, sampler)
 
 
@@ -283,7 +283,7 @@ def _distance(points: np.ndarray, law: Mixture, directions: int = 32) -> float:
 
 
 def _is_stochastic(sampler: Any, process: Any) -> bool:
-    return bool(hasattr(sampler, "rows") and sampler.rows(process, sampler.grid(process)).noisy)
+    return bool(hasattr(sampler, "coefficients") and sampler.coefficients(process, sampler.grid(process)).noisy)
 
 
 def _structure(name: str, setting: _Setting, process: str, steps: int | None) -> Iterator[Case]:
@@ -325,14 +325,14 @@ def _order(name: str, sampler: Any) -> Case:
     process = PROCESSES["edm"]
     case = Case(name, "order", "mixture", "edm")
     between = lambda n: process.time_of(np.exp(np.linspace(np.log(20.0), np.log(0.05), n + 1)))
-    if sampler.rows(process, between(8)).noisy:
+    if sampler.coefficients(process, between(8)).noisy:
         return case
     x = RING.noisy(1.0, 20.0).draw(np.random.default_rng(0), 64)
     denoise = lambda x, time: RING.denoised(x, 1.0, float(time))
     end = _flow_end(x, 20.0, 0.05)
     errors = []
     for n in (64, 128):
-        made = solve_reference(sampler.rows(process, between(n)), process, denoise, x)
+        made = solve_reference(sampler.coefficients(process, between(n)), denoise, x)
         errors.append(np.sqrt(np.mean((made - end) ** 2)))
     seen = float(np.log2(errors[0] / errors[1]))
     least = float(getattr(sampler, "order_seen", 0.0)) - 0.2

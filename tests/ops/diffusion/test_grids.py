@@ -6,11 +6,11 @@ import pytest
 from arch_jax.errors import UsageError
 from arch_jax.ops.diffusion.grids import checked, grid
 from arch_jax.ops.diffusion.processes import (
+    VPSDE,
     NoiseLevel,
     RectifiedFlow,
     VarianceExploding,
     VariancePreserving,
-    VarianceSDE,
 )
 
 CHAIN = VariancePreserving()
@@ -33,7 +33,7 @@ def test_quadratic_times_are_ddims(steps):
     np.testing.assert_array_equal(grid(CHAIN, steps, "quadratic")[::-1], [0, *(squares + 1)])
 
 
-@pytest.mark.parametrize("process", [NoiseLevel(), VarianceSDE(), VarianceExploding(), CHAIN])
+@pytest.mark.parametrize("process", [NoiseLevel(), VPSDE(), VarianceExploding(), CHAIN])
 def test_karras_and_exponential_noise_levels(process):
     low, high = process.ratios(np.array([process.first, process.last]))
     i = np.arange(9)
@@ -54,7 +54,7 @@ def test_edms_default_grid():
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("process", [CHAIN, VarianceSDE(), NoiseLevel(), VarianceExploding()])
+@pytest.mark.parametrize("process", [CHAIN, VPSDE(), NoiseLevel(), VarianceExploding()])
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_a_grid_has_as_many_steps_as_asked_and_ends_at_the_data(spacing, process, steps):
     times = grid(process, steps, spacing)
@@ -68,7 +68,7 @@ def test_a_grid_has_as_many_steps_as_asked_and_ends_at_the_data(spacing, process
         np.testing.assert_array_equal(times, np.round(times))
 
 
-@pytest.mark.parametrize("process", [VarianceSDE(), NoiseLevel(), RectifiedFlow()])
+@pytest.mark.parametrize("process", [VPSDE(), NoiseLevel(), RectifiedFlow()])
 @pytest.mark.parametrize("spacing", ["linspace", "quadratic"])
 def test_of_a_continuous_process_the_numbers_go_from_its_last_time_to_its_first(process, spacing):
     times = grid(process, 5, spacing)[:-1]
@@ -77,7 +77,7 @@ def test_of_a_continuous_process_the_numbers_go_from_its_last_time_to_its_first(
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "linspace", "quadratic", "karras", "exponential"])
-@pytest.mark.parametrize("process", [VarianceSDE(), NoiseLevel(), CHAIN])
+@pytest.mark.parametrize("process", [VPSDE(), NoiseLevel(), CHAIN])
 def test_a_grid_may_end_at_the_first_trained_time_with_as_many_steps(spacing, process):
     """Also a spacing whose numbers end there by themselves: it is not the data that follows."""
     times = grid(process, 6, spacing, final="first")

@@ -45,6 +45,13 @@ def test_rescaled_guidance_has_the_conditional_outputs_deviation_by_its_share():
     np.testing.assert_allclose(rescaled(combined, conditional, 0.7), expected, rtol=1e-5)
 
 
+def test_what_has_no_deviation_is_left_as_it_is():
+    one = jnp.array([[2.0], [-3.0]])
+    np.testing.assert_array_equal(rescaled(one, 2 * one, 0.7), one)
+    flat = jnp.ones((2, 4, 4, 1))
+    np.testing.assert_array_equal(rescaled(flat, 2 * flat, 0.7), flat)
+
+
 def test_the_flow_of_guided_gaussians_has_the_variance_that_is_known():
     """a^(2 (1 - s)) b^(2 s), a the unconditional deviation and b the conditional one; the tilted law has another.
 
@@ -58,7 +65,7 @@ def test_the_flow_of_guided_gaussians_has_the_variance_that_is_known():
     times = grid(process, 200, "karras")
     both = lambda x, time: (jnp.asarray(law.denoised(x, 1.0, time)) for law in (conditional, unconditional))
     denoise = lambda x, time: np.asarray(guided(*both(x, time), 3.0))
-    low, high = solve_reference(heun(process, times), process, denoise, 500.0 * np.array([[-1.0], [1.0]]))
+    low, high = solve_reference(heun(process, times), denoise, 500.0 * np.array([[-1.0], [1.0]]))
     np.testing.assert_allclose(((high - low) / 2) ** 2, 0.25, rtol=0.01)
 
 

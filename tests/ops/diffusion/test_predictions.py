@@ -9,11 +9,11 @@ from arch_jax.errors import UsageError
 from arch_jax.ops.diffusion.laws import Mixture
 from arch_jax.ops.diffusion.predictions import Data, Flow, Noise, Preconditioned, Score, Velocity, converted
 from arch_jax.ops.diffusion.processes import (
+    VPSDE,
     NoiseLevel,
     RectifiedFlow,
     VarianceExploding,
     VariancePreserving,
-    VarianceSDE,
 )
 
 PREDICTIONS = {
@@ -27,8 +27,8 @@ PREDICTIONS = {
 }
 PROCESSES = {
     "chain": VariancePreserving(),
-    "VP SDE": VarianceSDE(),
-    "sub-VP SDE": VarianceSDE(sub=True),
+    "VP SDE": VPSDE(),
+    "sub-VP SDE": VPSDE(sub=True),
     "VE SDE": VarianceExploding(),
     "noise level": NoiseLevel(),
     "flow": RectifiedFlow(),
@@ -103,7 +103,7 @@ def test_on_straight_paths_flow_is_noise_less_data_whatever_the_times(shift):
 
 @every
 def test_the_scale_is_1_but_for_edms(prediction):
-    alpha, sigma, rates = at(VarianceSDE(), 0.4)
+    alpha, sigma, rates = at(VPSDE(), 0.4)
     scale = prediction.preconditioning(alpha, sigma, rates, np).scale
     if isinstance(prediction, Preconditioned):
         # c_in = 1 / sqrt(s^2 + r^2) of x / alpha
@@ -146,7 +146,7 @@ def test_the_target_of_one_converts_into_the_target_of_the_other(given, process)
 
 def test_v_of_variance_preserving_processes_is_a_rotation():
     """x and v are alpha, sigma rotated: x_0 = alpha x - sigma v, noise = sigma x + alpha v (2202.00512, appendix D)."""
-    alpha, sigma, _ = at(VarianceSDE(), 0.4)
+    alpha, sigma, _ = at(VPSDE(), 0.4)
     v, x = pair()
     np.testing.assert_allclose(converted(v, x, Velocity(), Data(), alpha, sigma, xp=np), alpha * x - sigma * v)
     np.testing.assert_allclose(converted(v, x, Velocity(), Noise(), alpha, sigma, xp=np), sigma * x + alpha * v)
@@ -159,7 +159,7 @@ def test_v_without_noise_or_without_data_is_one_of_the_two():
 
 
 @pytest.mark.parametrize("noise_level", [0.02, 0.5, 20.0])
-@pytest.mark.parametrize("process", [NoiseLevel(), VarianceSDE()], ids=["noise level", "VP SDE"])
+@pytest.mark.parametrize("process", [NoiseLevel(), VPSDE()], ids=["noise level", "VP SDE"])
 def test_edms_input_and_target_have_variance_1_at_every_noise_level(process, noise_level):
     """2206.00364, appendix B.6, by a Monte Carlo estimate of data whose standard deviation is data_std."""
     draw = np.random.default_rng(1)
@@ -234,7 +234,7 @@ def test_the_score_from_d_is_the_gradient_of_the_noisy_log_density(process):
 
 @every
 def test_numpy_and_traced_arrays_give_the_same(prediction):
-    alpha, sigma, rates = at(VarianceSDE(), 0.4)
+    alpha, sigma, rates = at(VPSDE(), 0.4)
     made = prediction.preconditioning(alpha, sigma, rates, np)
     traced = jax.jit(lambda *parts: prediction.preconditioning(*parts[:2], parts[2], jnp))(alpha, sigma, rates)
     for one, other in zip(made, traced):
@@ -254,7 +254,7 @@ def test_predictions_of_the_noise_are_refused_where_the_end_is_noise_alone(predi
 
 @every
 def test_predictions_are_accepted_where_something_of_the_data_is_left(prediction):
-    for process in (VariancePreserving(), VarianceSDE(), NoiseLevel(), VarianceExploding()):
+    for process in (VariancePreserving(), VPSDE(), NoiseLevel(), VarianceExploding()):
         prediction.check(process)
 
 

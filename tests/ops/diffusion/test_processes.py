@@ -7,11 +7,11 @@ import pytest
 
 from arch_jax.errors import UsageError
 from arch_jax.ops.diffusion.processes import (
+    VPSDE,
     NoiseLevel,
     RectifiedFlow,
     VarianceExploding,
     VariancePreserving,
-    VarianceSDE,
 )
 
 PROCESSES = {
@@ -22,8 +22,8 @@ PROCESSES = {
     "100 steps": VariancePreserving(steps=100, start=1e-3, stop=0.2),
     "zero SNR": VariancePreserving("scaled_linear", start=0.00085, stop=0.012, zero_terminal_snr=True),
     "shifted cosine": VariancePreserving("cosine", shift=4.0),
-    "VP SDE": VarianceSDE(),
-    "sub-VP SDE": VarianceSDE(sub=True),
+    "VP SDE": VPSDE(),
+    "sub-VP SDE": VPSDE(sub=True),
     "VE SDE": VarianceExploding(),
     "noise level": NoiseLevel(),
     "flow": RectifiedFlow(),
@@ -156,7 +156,7 @@ def test_the_vp_sdes_moments_are_those_of_its_equation(sub, end):
     total = lambda t: low * t + (high - low) * t**2 / 2
     diffusion = (lambda t: beta(t) * (1 - np.exp(-2 * total(t)))) if sub else beta
     mean, variance = moments(lambda t: -beta(t) / 2, diffusion, 0.0, end, 1.0, 0.0)
-    alpha, sigma = VarianceSDE(low, high, sub).coefficients(np.asarray(end), np)
+    alpha, sigma = VPSDE(low, high, sub).coefficients(np.asarray(end), np)
     np.testing.assert_allclose([alpha, sigma**2], [mean, variance], rtol=1e-7)
 
 
@@ -179,7 +179,7 @@ def test_the_vp_sde_is_the_limit_of_ddpms_chain():
     for steps in (1000, 2000):
         betas = (0.1 + np.arange(1, steps + 1) / steps * 19.9) / steps
         chain = VariancePreserving(steps=steps, betas=tuple(betas))
-        difference = alpha_bars(chain, times * steps) - VarianceSDE().coefficients(times, np)[0] ** 2
+        difference = alpha_bars(chain, times * steps) - VPSDE().coefficients(times, np)[0] ** 2
         differences.append(np.abs(difference).max())
     assert differences[1] < 0.01
     np.testing.assert_allclose(differences[0] / differences[1], 2, rtol=0.05)
@@ -256,6 +256,11 @@ def test_fractional_times_of_a_ratio_have_that_ratio(process):
     np.testing.assert_allclose(process.ratios(process.time_of(wanted)), wanted, rtol=1e-6)
 
 
+@pytest.mark.parametrize("sub", [False, True])
+def test_the_sde_never_reaches_noise_alone(sub):
+    np.testing.assert_array_equal(VPSDE(sub=sub).time_of(np.array([0.0, np.inf])), [0.0, np.inf])
+
+
 @every
 def test_rates_are_the_derivatives(process):
     """Of the coefficients by central differences; a chain has corners at its whole times.
@@ -282,7 +287,7 @@ def test_a_network_of_another_number_of_steps_is_told_thousandths():
 
 
 def test_continuous_processes_tell_the_network_numbers_up_to_999_or_1000():
-    np.testing.assert_allclose(VarianceSDE().conditioning(np.array([0.0, 0.5, 1.0])), [0, 499.5, 999])
+    np.testing.assert_allclose(VPSDE().conditioning(np.array([0.0, 0.5, 1.0])), [0, 499.5, 999])
     np.testing.assert_allclose(VarianceExploding().conditioning(np.array([0.0, 1.0])), [0, 999])
     np.testing.assert_allclose(RectifiedFlow().conditioning(np.array([0.25, 1.0])), [250, 1000])
     # of a shifted one 1000 sigma, not 1000 t
@@ -299,7 +304,7 @@ def test_continuous_processes_tell_the_network_numbers_up_to_999_or_1000():
         (lambda: VariancePreserving(steps=3, betas=(0.1, 0.2)), "2"),
         (lambda: VariancePreserving(steps=2, betas=(0.1, 1.5)), "1.5"),
         (lambda: VariancePreserving(steps=2, betas=(-0.1, 0.5)), "-0.1"),
-        (lambda: VarianceSDE(20.0, 0.1), "20"),
+        (lambda: VPSDE(20.0, 0.1), "20"),
         (lambda: VarianceExploding(50.0, 0.01), "50"),
         (lambda: NoiseLevel(80.0, 0.002), "80"),
     ],

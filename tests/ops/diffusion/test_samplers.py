@@ -12,11 +12,11 @@ from arch_jax.ops.diffusion.grids import grid
 from arch_jax.ops.diffusion.heun import heun
 from arch_jax.ops.diffusion.laws import Mixture
 from arch_jax.ops.diffusion.processes import (
+    VPSDE,
     NoiseLevel,
     RectifiedFlow,
     VarianceExploding,
     VariancePreserving,
-    VarianceSDE,
 )
 from arch_jax.ops.diffusion.solve import solve_reference
 
@@ -24,8 +24,8 @@ PROCESSES = {
     "chain": VariancePreserving(),
     "cosine": VariancePreserving("cosine"),
     "zero SNR": VariancePreserving(zero_terminal_snr=True),
-    "VP SDE": VarianceSDE(),
-    "sub-VP SDE": VarianceSDE(sub=True),
+    "VP SDE": VPSDE(),
+    "sub-VP SDE": VPSDE(sub=True),
     "VE SDE": VarianceExploding(),
     "noise level": NoiseLevel(),
     "flow": RectifiedFlow(),
@@ -114,7 +114,7 @@ def test_without_noise_of_its_own_a_sampler_keeps_the_noise_it_began_with(make, 
     assert not rows.noisy
     alphas, sigmas = process.coefficients(times, np)
     noise, clean = np.array([0.4, -1.2]), np.array([0.7, 0.1])
-    end = solve_reference(rows, process, lambda x, time: clean, alphas[0] * clean + sigmas[0] * noise)
+    end = solve_reference(rows, lambda x, time: clean, alphas[0] * clean + sigmas[0] * noise)
     np.testing.assert_allclose(end, alphas[-1] * clean + sigmas[-1] * noise, rtol=1e-7, atol=1e-9)
 
 
@@ -248,7 +248,7 @@ def test_jumps_of_twenty_timesteps_use_the_coefficients_of_where_they_land():
 
 def test_ancestral_samples_have_the_spread_of_the_data():
     """Without their noise the spread collapses (.0006 for .3), and without d sigma^2 / dt it explodes (23.5 for 1)."""
-    for process in (VarianceExploding(), VarianceSDE(), VarianceSDE(sub=True)):
+    for process in (VarianceExploding(), VPSDE(), VPSDE(sub=True)):
         times = grid(process, 300, "karras")
         for std in (0.3, 1.0):
             found = moments(ddpm(process, times), process, 0.0, std**2)
@@ -263,7 +263,7 @@ def test_eta_1_is_ddpm_and_eta_0_is_dpm_solver_of_order_1(process):
 
     def run(rows):
         denoise = lambda x, time: law.denoised(x[None], *(float(p) for p in process.coefficients(time, np)))[0]
-        return solve_reference(rows, process, denoise, process.prior_std * np.arange(4.0), noises)
+        return solve_reference(rows, denoise, process.prior_std * np.arange(4.0), noises)
 
     ancestral = run(ddpm(process, times))
     np.testing.assert_allclose(run(ddim(process, times, 1.0)), ancestral, rtol=1e-7, atol=1e-9)
@@ -279,7 +279,7 @@ def test_on_straight_paths_ddim_is_eulers_method_in_t():
         flow = (expected - law.denoised(expected, 1 - t, t)) / t  # noise - data, by x = (1 - t) data + t noise
         expected = expected + (after - t) * flow
     denoise = lambda x, time: law.denoised(x, 1 - time, time)
-    found = solve_reference(ddim(RectifiedFlow(), times), RectifiedFlow(), denoise, x)
+    found = solve_reference(ddim(RectifiedFlow(), times), denoise, x)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
@@ -302,7 +302,7 @@ def test_heuns_method_is_algorithm_1_of_karras_et_al():
         calls.append(time)
         return law.denoised(x, 1.0, time)
 
-    found = solve_reference(heun(process, times), process, denoise, x)
+    found = solve_reference(heun(process, times), denoise, x)
     np.testing.assert_allclose(found, y, rtol=1e-9)
     np.testing.assert_allclose(calls, np.repeat(times[:-1], 2)[1:])
 
@@ -322,7 +322,7 @@ def test_calls_of_the_network_are_as_many_as_the_papers_say(steps):
 
 def test_2m_is_algorithm_2_of_lu_et_al():
     """2211.01095: D = (1 + 1 / 2r) D_i - 1 / 2r D_{i-1}, r = h_{i-1} / h_i, on a grid of uneven h."""
-    process, law = VarianceSDE(), Mixture.ring()
+    process, law = VPSDE(), Mixture.ring()
     times = uneven(process)
     alpha, sigma = process.coefficients(times, np)
     lam = np.append(np.log(alpha[:-1] / sigma[:-1]), np.inf)
@@ -337,7 +337,7 @@ def test_2m_is_algorithm_2_of_lu_et_al():
         y = sigma[i + 1] / sigma[i] * y - alpha[i + 1] * np.expm1(-h) * used
         before = clean
     denoise = lambda x, time: law.denoised(x, *process.coefficients(time, np))
-    np.testing.assert_allclose(solve_reference(dpm_solver(process, times, 2), process, denoise, x), y, rtol=1e-9)
+    np.testing.assert_allclose(solve_reference(dpm_solver(process, times, 2), denoise, x), y, rtol=1e-9)
 
 
 def integral(process, start, end, x, denoised, stochastic=False):
@@ -376,7 +376,7 @@ def last_step(rows, process, times, denoised, stochastic=False):
 
 @pytest.mark.parametrize(("settings", "degree", "stochastic"), EXACT.values(), ids=EXACT.keys())
 def test_a_polynomial_in_lambda_is_integrated_exactly(settings, degree, stochastic):
-    process, times = VarianceSDE(), np.array([0.8, 0.7, 0.4, 0.33])
+    process, times = VPSDE(), np.array([0.8, 0.7, 0.4, 0.33])
     polynomial = lambda lam: 0.3 + 0.5 * lam**degree
     expected, found = last_step(dpm_solver(process, times, **settings), process, times, polynomial, stochastic)
     np.testing.assert_allclose(found, expected, rtol=1e-7)
@@ -384,7 +384,7 @@ def test_a_polynomial_in_lambda_is_integrated_exactly(settings, degree, stochast
 
 def test_3m_takes_half_of_the_quadratic_term_as_the_authors_code_does():
     """Of s^2 in D the integral is 2 phi_3 h^2; their code, and all that followed it, has phi_3 h^2."""
-    process = VarianceSDE()
+    process = VPSDE()
     times = np.array([0.8, 0.7, 0.4, 0.33])
     alpha, sigma = process.coefficients(times, np)
     lam = np.log(alpha / sigma)
@@ -425,7 +425,7 @@ def error(flow, make, steps, process=LEVELS):
     times = process.time_of(LEVELS.ratios(grid(LEVELS, steps, "karras", final="first")))
     alpha, _ = process.coefficients(times, np)
     denoise = lambda x, time: law.denoised(x, *(float(part) for part in process.coefficients(time, np)))
-    end = solve_reference(make(process, times), process, denoise, alpha[0] * ring_start())
+    end = solve_reference(make(process, times), denoise, alpha[0] * ring_start())
     return np.sqrt(np.mean((end / alpha[-1] - expected) ** 2))
 
 
@@ -433,7 +433,7 @@ def error(flow, make, steps, process=LEVELS):
     ("name", "order"),
     [("DDIM", 1.0), ("1", 1.0), ("Heun", 2.0), ("2M midpoint", 2.0), ("2M heun", 2.0)],
 )
-@pytest.mark.parametrize("process", [LEVELS, VarianceSDE()], ids=["noise level", "VP SDE"])
+@pytest.mark.parametrize("process", [LEVELS, VPSDE()], ids=["noise level", "VP SDE"])
 def test_orders_of_convergence(flow, name, order, process):
     one, other = (error(flow, DETERMINISTIC[name], steps, process) for steps in (160, 320))
     np.testing.assert_allclose(np.log2(one / other), order, atol=0.06)
@@ -446,7 +446,7 @@ def test_the_third_order_is_more_accurate_than_the_second(flow):
 
 def test_the_flow_of_a_gaussian_is_a_scaling():
     """x' - alpha' m = std' / std (x - alpha m), whatever the process: Heun and 2M with few steps are close to it."""
-    for process in (VarianceSDE(), NoiseLevel(), RectifiedFlow()):
+    for process in (VPSDE(), NoiseLevel(), RectifiedFlow()):
         times = process.time_of(np.geomspace(30.0, 0.03, 61))
         expected = marginals(process, times, 0.5, 0.3)[-1]
         for name in ("Heun", "2M midpoint", "2M heun", "3M"):
@@ -458,7 +458,7 @@ def test_the_flow_of_a_gaussian_is_a_scaling():
 
 
 def test_the_stochastic_second_order_has_smaller_errors_of_a_gaussians_variance():
-    process = VarianceSDE()
+    process = VPSDE()
     errors = {}
     for steps in (20, 40):
         times = process.time_of(np.geomspace(30.0, 0.03, steps + 1))

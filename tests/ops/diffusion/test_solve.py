@@ -10,7 +10,7 @@ from arch_jax.ops.diffusion.dpm_solver import dpm_solver
 from arch_jax.ops.diffusion.grids import grid
 from arch_jax.ops.diffusion.heun import heun
 from arch_jax.ops.diffusion.predictions import Data, Flow, Noise, Preconditioned, Score, Velocity
-from arch_jax.ops.diffusion.processes import NoiseLevel, RectifiedFlow, VariancePreserving, VarianceSDE
+from arch_jax.ops.diffusion.processes import VPSDE, NoiseLevel, RectifiedFlow, VariancePreserving
 from arch_jax.ops.diffusion.solve import solve, solve_reference, table
 from arch_jax.ops.diffusion.thresholds import static_threshold
 
@@ -46,7 +46,7 @@ def noises(calls, count=3, width=4, seed=0):
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize(
     ("process", "prediction"),
-    [(CHAIN, Noise()), (VarianceSDE(), Score()), (NoiseLevel(), Preconditioned()), (RectifiedFlow(shift=3.0), Flow())],
+    [(CHAIN, Noise()), (VPSDE(), Score()), (NoiseLevel(), Preconditioned()), (RectifiedFlow(shift=3.0), Flow())],
     ids=["chain", "SDE", "EDM", "flow"],
 )
 def test_it_is_the_reference_with_the_noise_that_it_draws(name, process, prediction):
@@ -65,9 +65,7 @@ def test_it_is_the_reference_with_the_noise_that_it_draws(name, process, predict
         return made.skip * x + made.out * np.asarray(network(jnp.asarray(made.scale * x), told, 1.0))
 
     drawn = noises(len(rows.times)) if rows.noisy else None
-    np.testing.assert_allclose(
-        found, solve_reference(rows, process, denoise, np.asarray(x), drawn), rtol=2e-4, atol=2e-4
-    )
+    np.testing.assert_allclose(found, solve_reference(rows, denoise, np.asarray(x), drawn), rtol=2e-4, atol=2e-4)
 
 
 def test_row_i_of_a_batch_is_row_i_alone():

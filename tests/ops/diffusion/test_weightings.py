@@ -8,11 +8,11 @@ import pytest
 from arch_jax.errors import UsageError
 from arch_jax.ops.diffusion.predictions import Data, Flow, Noise, Preconditioned, Score, Velocity
 from arch_jax.ops.diffusion.processes import (
+    VPSDE,
     NoiseLevel,
     RectifiedFlow,
     VarianceExploding,
     VariancePreserving,
-    VarianceSDE,
 )
 from arch_jax.ops.diffusion.weightings import (
     SNR,
@@ -144,7 +144,7 @@ def test_weights_are_finite_at_noise_alone_and_in_float32_those_of_float64(weigh
     np.testing.assert_allclose(np.broadcast_to(found, (4,)), exact, rtol=2e-3, atol=1e-12)
 
 
-@pytest.mark.parametrize("process", [VarianceSDE(), NoiseLevel(), RectifiedFlow(), VarianceExploding()])
+@pytest.mark.parametrize("process", [VPSDE(), NoiseLevel(), RectifiedFlow(), VarianceExploding()])
 def test_the_bounds_weighting_is_refused_on_a_continuous_process(process):
     with pytest.raises(UsageError, match=type(process).__name__):
         VLB().check(process, Noise())
@@ -166,7 +166,7 @@ def test_uniform_times_of_a_chain_are_each_of_its_steps_equally_often():
     np.testing.assert_allclose(counts / 40_000, 0.25, atol=0.01)
 
 
-@pytest.mark.parametrize("process", [VarianceSDE(), RectifiedFlow(), VarianceExploding()])
+@pytest.mark.parametrize("process", [VPSDE(), RectifiedFlow(), VarianceExploding()])
 def test_uniform_times_of_a_continuous_process_fill_its_range(process):
     spread = np.asarray(UniformTimes().spread(process, 100))
     np.testing.assert_allclose(np.diff(spread), (process.last - process.first) / 100, rtol=1e-3)
@@ -206,7 +206,7 @@ def test_draws_are_of_the_key_alone_and_all_finite_and_above_0():
     [
         (LogNormal(), CHAIN),
         (LogNormal(), RectifiedFlow()),
-        (LogNormal(), VarianceSDE()),
+        (LogNormal(), VPSDE()),
         (LogitNormal(), CHAIN),
         (LogitNormal(), NoiseLevel()),
     ],

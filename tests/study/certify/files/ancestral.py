@@ -14,11 +14,11 @@ FAULTY = False
 class OwnAncestral(arch_jax.DiffusionSampler):
     """x' = alpha' D + sqrt(sigma'^2 - std^2) noise + std z, std that of the posterior."""
 
-    def rows(self, process, times):
+    def coefficients(self, process, times):
         alpha, sigma = process.coefficients(times, np)
         std = sigma[1:] * np.sqrt(1 - (sigma[1:] * alpha[:-1] / (alpha[1:] * sigma[:-1])) ** 2)
         kept = np.sqrt(sigma[1:] ** 2 - std**2) / sigma[:-1]
-        rows = arch_jax.SamplerRows.empty(times[:-1])
+        rows = arch_jax.StepCoefficients.empty(times[:-1])
         rows.point[:, 1] = kept
         rows.point[:, 3] = alpha[1:] - kept * alpha[:-1]
         rows.point[:, -1] = 0 if FAULTY else std

@@ -19,9 +19,9 @@ class FixedClip(arch_jax.DiffusionSampler):
         if FAULTY:
             object.__setattr__(self, "clip", 1.0)
 
-    def rows(self, process, times):
+    def coefficients(self, process, times):
         alpha, sigma = process.coefficients(times, np)
-        rows = arch_jax.SamplerRows.empty(times[:-1])
+        rows = arch_jax.StepCoefficients.empty(times[:-1])
         rows.point[:, 1] = sigma[1:] / sigma[:-1]
         rows.point[:, 3] = alpha[1:] - alpha[:-1] * sigma[1:] / sigma[:-1]
         return rows.single()

@@ -14,13 +14,13 @@ FAULTY = False
 class IdleCall(arch_jax.DiffusionSampler):
     """Euler's method."""
 
-    def rows(self, process, times):
+    def coefficients(self, process, times):
         alpha, sigma = process.coefficients(times, np)
         if FAULTY:
             at = np.append(times[:-1], process.first / 2)
         else:
             at = times[:-1]
-        rows = arch_jax.SamplerRows.empty(at)
+        rows = arch_jax.StepCoefficients.empty(at)
         n = len(times) - 1
         rows.point[:n, 1] = sigma[1:] / sigma[:-1]
         rows.point[:n, 3] = alpha[1:] - alpha[:-1] * sigma[1:] / sigma[:-1]
