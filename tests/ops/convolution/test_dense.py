@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from arch_jax.errors import UsageError
+from arch_jax.flops import count_flops
 from arch_jax.ops.convolution.dense import IMPLEMENTATIONS, choose, convolve, convolve_reference, padded
 
-DENSE = [name for name in IMPLEMENTATIONS if name != "shifts"]
+DENSE = [name for name in IMPLEMENTATIONS if name not in ("shifts", "winograd")]
 
 
 def found(form, height, width, size, stride, padding, groups=1, dilation=1, channels=3, features=4):
@@ -60,7 +61,7 @@ def test_values_and_gradients(implementation, side, size, stride, padding):
     check(implementation, side, side, size, stride, padding)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", [*DENSE, "shifts"])
 @pytest.mark.parametrize(
     ("height", "width", "size", "stride", "padding", "groups", "dilation", "multiple"),
     [
@@ -96,12 +97,53 @@ def test_same_is_tensorflows():
 
 
 @pytest.mark.parametrize(
+    ("height", "width", "padding"), [(8, 8, None), (7, 10, (0, 1)), (3, 4, 0), (9, 5, 2), (1, 2, 1), (6, 7, "same")]
+)
+def test_minimal_filtering_is_the_convolution(height, width, padding):
+    check("winograd", height, width, 3, 1, padding)
+
+
+def test_minimal_filtering_is_as_exact_as_it_says():
+    draw = np.random.default_rng(0)
+    x, k = (draw.normal(size=shape) for shape in ((2, 8, 8, 64), (3, 3, 64, 32)))
+    with jax.enable_x64(True):
+        exact = np.asarray(convolve(jnp.asarray(x), jnp.asarray(k), implementation="patches"))
+    y = convolve(jnp.asarray(x, jnp.float32), jnp.asarray(k, jnp.float32), implementation="winograd")
+    assert np.sqrt(np.mean((y - exact) ** 2) / np.mean(exact**2)) < 1e-6
+
+
+def taken(height, width, channels, features, dtype=jnp.float32, **settings):
+    """Whether a convolution on a CPU is by minimal filtering."""
+    x, k = (jax.ShapeDtypeStruct(s, dtype) for s in ((2, height, width, channels), (3, 3, channels, features)))
+    return "winograd" in str(jax.make_jaxpr(functools.partial(convolve, **settings))(x, k))
+
+
+def test_minimal_filtering_is_taken_where_it_pays():
+    assert taken(16, 16, 64, 64)
+    assert taken(17, 15, 64, 64, padding=(0, 1))
+    for others in ({"stride": 2}, {"dilation": 2}, {"dtype": jnp.bfloat16}):
+        assert not taken(16, 16, 64, 64, **others)
+    for sizes in ((17, 16, 64, 64), (64, 64, 3, 64), (64, 64, 64, 3), (8, 8, 16, 16), (4, 4, 512, 512)):
+        assert not taken(*sizes)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_its_products_are_counted_as_the_convolutions(batch):
+    x, k = jax.ShapeDtypeStruct((batch, 16, 16, 64), jnp.float32), jax.ShapeDtypeStruct((3, 3, 64, 32), jnp.float32)
+    by = lambda name: functools.partial(convolve, implementation=name)
+    slope = lambda form: jax.grad(lambda x, k: form(x, k).sum(), (0, 1))
+    assert count_flops(by("winograd"), x, k) == count_flops(by("patches"), x, k)
+    assert count_flops(slope(by("winograd")), x, k).products == count_flops(slope(by("patches")), x, k).products
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"groups": 4}, "groups is 4; expected a divisor of 6 channels"),
         ({"groups": 0}, "groups is 0; expected a divisor of 6 channels"),
         ({"groups": 3}, "the kernel is for 9 channels, and the images have 6"),
         ({"groups": 2, "implementation": "shifts"}, "groups is 2; 'shifts' expects one for each of the 6 channels"),
+        ({"groups": 2, "implementation": "winograd"}, "'winograd' expects 3 x 3 with 1 of each"),
         ({"groups": 2, "padding": "sane"}, "unknown padding 'sane'; the nearest is 'same'"),
         ({"groups": 2, "padding": -1}, "padding is -1"),
     ],
@@ -114,5 +156,6 @@ def test_what_is_refused(settings, message):
 def test_the_choice_is_by_platform():
     assert (choose("cpu"), choose("gpu"), choose("tpu")) == ("patches", "xla", "xla")
     assert (choose("cpu", depthwise=True), choose("gpu", depthwise=True)) == ("shifts", "xla")
+    assert (choose("cpu", products=10**6), choose("gpu", products=10**6)) == ("winograd", "xla")
     with pytest.raises(UsageError, match="patchs"):
         convolve(jnp.zeros((1, 3, 3, 1)), jnp.zeros((3, 3, 1, 1)), implementation="patchs")
