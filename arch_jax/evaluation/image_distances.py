@@ -40,6 +40,7 @@ class ImageDistances(Measure):
         fid                 Fréchet distance (Heusel et al. 2017, 1706.08500), in squared units of the features; depends
                             on n: compare it with the floor of the same n, and with no other classifier's
         fid_floor           the same of real images and real images
+        fid_ratio           fid over its floor
         fid_pixel_gaussian  the same of a Gaussian with the real pixels' mean and covariance, drawn n times: an image
                             model that knows no more than pairs of pixels
         kid                 kernel distance (Binkowski et al. 2018, 1801.01401), unbiased: about 0 at the best whatever
@@ -48,6 +49,8 @@ class ImageDistances(Measure):
                             n and are below 1 also for real images. To a classifier noise may look like an image, so
                             that its precision is high: read it beside fid
         recall_floor        the recall of real images by real images
+        recall_ratio        recall over its floor: far below 1 where the samples lack what the real images have, as with
+                            strong guidance
         class_read          the share of the samples that the classifier reads as the class they were drawn for; only of
                             a sampler that gives "labels". It does not depend on n
         nearest_ratio       the 5 % quantile of the samples' distances to their nearest training images, over that of
@@ -157,6 +160,9 @@ class ImageDistances(Measure):
             "recall_floor": _precision_recall(real, other)[1],
             "nearest_ratio": of_made / of_real,
         }
+        for name in ("fid", "recall"):
+            if told[f"{name}_floor"] > 0:
+                told[f"{name}_ratio"] = told[name] / told[f"{name}_floor"]
         if labels is not None:
             told["class_read"] = np.mean(np.asarray(logits).argmax(-1) == labels)
         return {name: float(value) for name, value in told.items()}

@@ -105,7 +105,9 @@ def of_real(measured, images):
 
 def test_real_images_are_about_as_far_as_the_floor(of_real):
     found = of_real
-    assert 0.5 < found["fid"] / found["fid_floor"] < 2
+    assert 0.5 < found["fid_ratio"] < 2
+    assert found["fid_ratio"] == pytest.approx(found["fid"] / found["fid_floor"])
+    assert found["recall_ratio"] == pytest.approx(found["recall"] / found["recall_floor"])
     assert abs(found["kid"]) < 0.003
     assert found["precision"] > 0.8
     assert abs(found["recall"] - found["recall_floor"]) < 0.1 < 0.8 < found["recall_floor"]
@@ -115,6 +117,7 @@ def test_real_images_are_about_as_far_as_the_floor(of_real):
     assert found["fid_pixel_gaussian"] > 1.7 * max(found["fid"], found["fid_floor"])
     assert set(found) == {
         *("fid", "fid_floor", "fid_pixel_gaussian", "kid", "precision", "recall", "recall_floor", "class_read"),
+        *("fid_ratio", "recall_ratio"),
         "nearest_ratio",
     }
 
