@@ -19,8 +19,8 @@ CASES = {
     "EDM's DDPM++": (BOX | {"classes": 5, "augmentation": 3, "time_scale": 0.001}, (4, 4)),
     "pyramids of sums": ({"input_pyramid": "skip", "output_pyramid": "skip", "channels": 1}, (4, 4)),
     "a pyramid of features": (
-        {"output_pyramid": "residual", "widths": (8, 16, 8), "attention": (0, 2), "fir": (1.0, 2.0, 2.0, 1.0)},
-        (8, 4),
+        {"output_pyramid": "residual", "widths": (8, 16), "attention": (0,), "fir": (1.0, 2.0, 2.0, 1.0)},
+        (4, 2),
     ),
 }
 

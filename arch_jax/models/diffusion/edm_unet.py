@@ -38,6 +38,7 @@ def _register(name: str, kind: str, parameters: int, words: str, **settings: Any
 
     @register(
         name,
+        architecture="edm",
         paper=_PAPER,
         inputs=noisy_images(settings["resolution"], classes=settings.get("classes")),
         parameters=parameters,
