@@ -15,7 +15,7 @@ SIZES = {"resolution": 8, "width": 8, "widths": (8, 12), "units": 1, "attention"
 BOX = {"fir": (1.0, 1.0), "input_pyramid": "none", "embedding": "sinusoidal"}
 #: name -> settings, height and width of the images
 CASES = {
-    "NCSN++": ({}, (4, 6)),
+    "NCSN++": ({"time_scale": 0.5, "time_shift": 0.7}, (4, 6)),
     "EDM's DDPM++": (BOX | {"classes": 5, "augmentation": 3, "time_scale": 0.001}, (4, 4)),
     "pyramids of sums": ({"input_pyramid": "skip", "output_pyramid": "skip", "channels": 1}, (4, 4)),
     "a pyramid of features": (
