@@ -12,17 +12,21 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType
 from arch_jax.layers.dense import Dense, Embedding
 from arch_jax.ops.diffusion.condition import Condition
-from arch_jax.ops.diffusion.time_embedding import time_embedding
+from arch_jax.ops.diffusion.time_embedding import fourier_features, time_embedding
 
 
 class TimeEmbedding(nn.Module):
     """W_2 silu(W_1 s(t) + b_1) + b_2 of the sines and cosines s(t) of `ops.diffusion.time_embedding`.
+
+    Or of random Fourier features, sin(2 pi w t) and cos(2 pi w t) (Tancik et al. 2020, 2006.10739), whose frequencies w
+    are drawn once and not trained; they are the parameter "frequencies", without gradient.
 
     Attributes:
       width: of the output and of the hidden layer.
@@ -30,6 +34,7 @@ class TimeEmbedding(nn.Module):
       shift: of the frequencies.
       cosine_first: whether the cosines precede the sines.
       initial: initializer of W_1 and W_2.
+      fourier: standard deviation of w; None is the fixed frequencies of `time_embedding`.
       dtype: of the computation; sines and cosines are computed in at least float32.
       parameter_dtype: of the parameters.
     """
@@ -39,13 +44,25 @@ class TimeEmbedding(nn.Module):
     shift: float = 0.0
     cosine_first: bool = False
     initial: Callable = nn.initializers.normal(0.02)
+    fourier: float | None = None
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, time: Float[Array, "batch"]) -> Float[Array, "batch width"]:
+    def __call__(
+        self, time: Float[Array, "batch"], added: Float[Array, "batch features"] | None = None
+    ) -> Float[Array, "batch width"]:
+        """The embedding; `added` is added to s(t)."""
         settings = {"initial": self.initial, "dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
-        y = time_embedding(time, self.features, self.shift, self.cosine_first).astype(self.dtype)
+        if self.fourier is None:
+            y = time_embedding(time, self.features, self.shift, self.cosine_first)
+        else:
+            precise = jnp.promote_types(self.parameter_dtype, jnp.float32)
+            drawn = nn.initializers.normal(self.fourier)
+            frequencies = self.param("frequencies", drawn, (self.features // 2,), precise)
+            y = fourier_features(time, lax.stop_gradient(frequencies), self.cosine_first)
+        y = y.astype(self.dtype)
+        y = y if added is None else y + added
         y = nn.silu(Dense(self.width, **settings, name="hidden")(y))
         return Dense(self.width, **settings, name="output")(y)
 
@@ -57,13 +74,16 @@ def label_embedding(owner: nn.Module, width: int, initial_std: float) -> Embeddi
     return Embedding(rows, width, initial_std=initial_std, **dtypes, parent=owner, name="label")
 
 
-def labels_of(owner: nn.Module, condition: Condition | None, batch: int) -> Int[Array, "batch"] | None:
+def labels_of(
+    owner: nn.Module, condition: Condition | None, batch: int, others: tuple[str, ...] = ()
+) -> Int[Array, "batch"] | None:
     """The label of each example; the null class without a condition; None for a network without classes.
 
     Args:
       owner: has `classes` (None without) and `null_class`.
       condition: as the network was given it.
       batch: number of examples.
+      others: fields of the condition, besides the label, that the network reads by itself.
 
     Raises:
       UsageError: a condition that the network would ignore; none, and the network has no null class; labels of another
@@ -71,7 +91,7 @@ def labels_of(owner: nn.Module, condition: Condition | None, batch: int) -> Int[
     """
     name = type(owner).__name__
     given = {} if condition is None else {field.name: getattr(condition, field.name) for field in _FIELDS}
-    given = {field: value for field, value in given.items() if value is not None}
+    given = {field: value for field, value in given.items() if value is not None and field not in others}
     if owner.classes is None:
         if given:
             raise UsageError(
@@ -79,8 +99,8 @@ def labels_of(owner: nn.Module, condition: Condition | None, batch: int) -> Int[
                 "network with classes"
             )
         return None
-    if others := [field for field in given if field != "label"]:
-        raise UsageError(f"the condition has {', '.join(others)}, which {name} does not use; expected a label alone")
+    if unread := [field for field in given if field != "label"]:
+        raise UsageError(f"the condition has {', '.join(unread)}, which {name} does not use; expected a label alone")
     if "label" in given:
         if jnp.shape(given["label"]) != (batch,):
             raise UsageError(

@@ -7,9 +7,13 @@ two of them where the image is smallest; Rombach et al. 2022 (2112.10752, append
 The autoencoders start as PyTorch's default, which their authors kept ("fan_in"): kernels and biases uniform in
 +-1 / sqrt(fan-in). DDPM's start by its authors' code ("fan_avg"): kernels uniform with variance 1 / fan, where fan is
 the mean of fan-in and fan-out; 1e-10 of that variance for the last layer of each block and of the network; biases 0.
+
+The networks of score-based models (Song et al. 2021, 2011.13456, appendix H) have residual blocks that also resample
+(BigGAN's: Brock et al. 2019, 1809.11096), sums divided by sqrt(2), and groups by the number of channels.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -42,17 +46,29 @@ def uniform_draw(fan_in: int) -> functools.partial:
     return functools.partial(jax.random.uniform, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)
 
 
-def draws(start: Start, fan_in: int, last: bool = False) -> dict[str, Any]:
+def groups_of(channels: int, groups: int | None) -> int:
+    """`groups`; for None at most 32, of at least 4 channels where there are as many (2011.13456, the authors' code).
+
+    Where 32 or a quarter of the channels does not divide them, the largest divisor below that does.
+    """
+    if groups is not None:
+        return groups
+    most = max(1, min(32, channels // 4))
+    return next(count for count in range(most, 0, -1) if channels % count == 0)
+
+
+def draws(start: Start, fan_in: int, last: bool = False, variance: float = 1.0) -> dict[str, Any]:
     """Initializers of a kernel and its bias, as settings of `Dense` or `Convolution`.
 
     Args:
       start: the rule; see the head of this file.
       fan_in: numbers that an output is a sum of, which "fan_in" needs.
       last: whether the layer is the last of a block or network, which "fan_avg" starts near 0.
+      variance: factor on the variance of "fan_avg" for other layers.
     """
     if start == "fan_in":
         return dict.fromkeys(("initial", "initial_bias"), uniform_draw(fan_in))
-    scale = 1e-10 if last else 1.0
+    scale = 1e-10 if last else variance
     return {"initial": nn.initializers.variance_scaling(scale, "fan_avg", "uniform")}
 
 
@@ -66,23 +82,28 @@ def convolution(
 class ResidualBlock(nn.Module):
     """S(x) + K_2 * swish(norm(K_1 * swish(norm(x)))); S is a 1 x 1 convolution where the channels change, or nothing.
 
-    With an embedding e of time, W swish(e) + b is added to every place after K_1.
+    With an embedding e of time, W swish(e) + b is added to every place after K_1. A block that resamples does so in
+    front of K_1 and of S, which is a convolution then.
 
     Attributes:
       features: channels of the output.
-      groups: of the group norms.
+      groups: of the group norms; None is what `groups_of` says.
       dropout: dropout rate in front of K_2.
       epsilon: of the group norms.
       start: initializers.
+      resample: function of images that changes their size; None keeps it.
+      scale: factor on the sum, such as 1 / sqrt(2) to preserve the variance.
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """
 
     features: int
-    groups: int = 32
+    groups: int | None = 32
     dropout: float = 0.0
     epsilon: float = EPSILON
     start: Start = "fan_in"
+    resample: Callable | None = None
+    scale: float = 1.0
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
 
@@ -92,40 +113,51 @@ class ResidualBlock(nn.Module):
         x: Float[Array, "batch height width channels"],
         embedding: Float[Array, "batch embedded"] | None = None,
         train: bool = False,
-    ) -> Float[Array, "batch height width features"]:
+    ) -> Float[Array, "batch new_height new_width features"]:
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         channels = x.shape[-1]
-        norm = functools.partial(GroupNorm, self.groups, self.epsilon, **dtypes)
+        norm = lambda of, name: GroupNorm(groups_of(of, self.groups), self.epsilon, **dtypes, name=name)
         convolve = functools.partial(convolution, self.features, start=self.start, **dtypes)
-        y = nn.silu(norm(name="norm_1")(x))
+        y = nn.silu(norm(channels, "norm_1")(x))
+        if self.resample is not None:
+            x, y = self.resample(x), self.resample(y)
         y = convolve(3, channels, name="convolution_1")(y)
         if embedding is not None:
             start = draws(self.start, embedding.shape[-1])
             y = y + Dense(self.features, **start, **dtypes, name="time")(nn.silu(embedding))[:, None, None]
-        y = nn.silu(norm(name="norm_2")(y))
+        y = nn.silu(norm(self.features, "norm_2")(y))
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         y = convolve(3, self.features, last=True, name="convolution_2")(y)
-        if channels != self.features:
+        if channels != self.features or self.resample is not None:
             x = convolve(1, channels, name="shortcut")(x)
-        return x.astype(y.dtype) + y
+        return scaled(x.astype(y.dtype) + y, self.scale)
+
+
+def scaled(x: Float[Array, "*shape"], factor: float) -> Float[Array, "*shape"]:
+    """factor * x."""
+    return x if factor == 1 else x * factor
 
 
 class SpatialAttention(nn.Module):
     """x + W_o softmax(Q K^T / sqrt(d)) V, attention among all places of the image, with one head unless said otherwise.
 
     Attributes:
-      groups: of the group norm in front.
+      groups: of the group norm in front; None is what `groups_of` says.
       head_size: channels d of a head; None is all of them, in one head.
       epsilon: of the group norm.
       start: initializers.
+      initial_variance: factor on the variance of the initial Q, K and V of "fan_avg".
+      scale: factor on the sum.
       dtype: of the computation; the softmax is at least float32.
       parameter_dtype: of the parameters.
     """
 
-    groups: int = 32
+    groups: int | None = 32
     head_size: int | None = None
     epsilon: float = EPSILON
     start: Start = "fan_in"
+    initial_variance: float = 1.0
+    scale: float = 1.0
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
 
@@ -133,12 +165,15 @@ class SpatialAttention(nn.Module):
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         batch, height, width, channels = x.shape
-        dense = lambda name: Dense(channels, **draws(self.start, channels, name == "output"), **dtypes, name=name)
-        y = GroupNorm(self.groups, self.epsilon, **dtypes, name="norm")(x).reshape(batch, height * width, channels)
+        start = lambda name: draws(self.start, channels, name == "output", self.initial_variance)
+        dense = lambda name: Dense(channels, **start(name), **dtypes, name=name)
+        y = GroupNorm(groups_of(channels, self.groups), self.epsilon, **dtypes, name="norm")(x).reshape(
+            batch, height * width, channels
+        )
         heads = (batch, height * width, -1, self.head_size or channels)
         q, k, v = (dense(name)(y).reshape(heads) for name in ("query", "key", "value"))
         y = dense("output")(attention(q, k, v).reshape(y.shape))
-        return x.astype(y.dtype) + y.reshape(x.shape)
+        return scaled(x.astype(y.dtype) + y.reshape(x.shape), self.scale)
 
 
 class Middle(nn.Module):

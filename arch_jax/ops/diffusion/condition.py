@@ -18,6 +18,8 @@ class Condition:
       pooled: one vector for the whole text, "batch width".
       image: an image of the size of the example that is concatenated or added, "batch height width channels".
       size: numbers about the image's size and crop, "batch numbers".
+      augmentation: numbers about the transformation that the example underwent, 0 for none, "batch numbers" (Karras et
+        al. 2022, 2206.00364, appendix F.2).
     """
 
     label: Any = None
@@ -26,6 +28,7 @@ class Condition:
     pooled: Any = None
     image: Any = None
     size: Any = None
+    augmentation: Any = None
 
     @property
     def empty(self) -> bool:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from arch_jax.errors import UsageError
 
-__all__ = ["time_embedding", "time_embedding_reference"]
+__all__ = ["fourier_features", "fourier_features_reference", "time_embedding", "time_embedding_reference"]
 
 
 def time_embedding(
@@ -58,6 +58,36 @@ def time_embedding_reference(time, features, shift=0.0, cosine_first=False, peri
     y = np.zeros((len(time), features))
     for row, i in np.ndindex(len(time), half):
         angle = float(time[row]) / period ** (i / (half - shift))
+        sine, cosine = (half + i, i) if cosine_first else (i, half + i)
+        y[row, sine], y[row, cosine] = math.sin(angle), math.cos(angle)
+    return y
+
+
+def fourier_features(
+    time: Float[Array, "batch"], frequencies: Float[Array, "half"], cosine_first: bool = False
+) -> Float[Array, "batch features"]:
+    """Sines sin(2 pi t w_i), then cosines, of frequencies that are given (Tancik et al. 2020, 2006.10739, section 4).
+
+    Args:
+      time: in the network's units.
+      frequencies: w, in periods per unit of time.
+      cosine_first: whether the cosines precede the sines.
+
+    Returns:
+      Numbers in [-1, 1], in the wider dtype of the two but at least float32.
+    """
+    dtype = jnp.promote_types(jnp.promote_types(time.dtype, frequencies.dtype), jnp.float32)
+    angles = 2 * math.pi * time.astype(dtype)[:, None] * frequencies.astype(dtype)
+    waves = [jnp.sin(angles), jnp.cos(angles)]
+    return jnp.concatenate(waves[::-1] if cosine_first else waves, axis=1)
+
+
+def fourier_features_reference(time, frequencies, cosine_first=False):
+    """`fourier_features`, one number after another in float64."""
+    half = len(frequencies)
+    y = np.zeros((len(time), 2 * half))
+    for row, i in np.ndindex(len(time), half):
+        angle = 2 * math.pi * float(time[row]) * float(frequencies[i])
         sine, cosine = (half + i, i) if cosine_first else (i, half + i)
         y[row, sine], y[row, cosine] = math.sin(angle), math.cos(angle)
     return y

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from arch_jax.errors import UsageError
-from arch_jax.ops.diffusion.time_embedding import time_embedding, time_embedding_reference
+from arch_jax.ops.diffusion.time_embedding import (
+    fourier_features,
+    fourier_features_reference,
+    time_embedding,
+    time_embedding_reference,
+)
 
 TIMES = [0.0, 0.25, 41.0, 999.0]
 
@@ -20,6 +25,17 @@ def test_it_is_its_definition(features, options):
         made = time_embedding(jnp.array(TIMES, float), features, **options)
         assert made.dtype == jnp.float64
         np.testing.assert_allclose(made, time_embedding_reference(TIMES, features, **options), atol=1e-12)
+
+
+@pytest.mark.parametrize("cosine_first", [False, True])
+def test_fourier_features_are_their_definition(cosine_first):
+    frequencies = np.array([0.3, -2.0, 16.5])
+    with jax.enable_x64(True):
+        made = fourier_features(jnp.array(TIMES, float), jnp.asarray(frequencies), cosine_first)
+        assert made.dtype == jnp.float64
+    np.testing.assert_allclose(made, fourier_features_reference(TIMES, frequencies, cosine_first), atol=1e-10)
+    half = fourier_features(jnp.array(TIMES[:2], jnp.bfloat16), jnp.array(frequencies, jnp.bfloat16))
+    assert half.dtype == jnp.float32
 
 
 def test_half_a_time_is_computed_in_float32():
