@@ -37,6 +37,7 @@ SMALL = {
     "gan_ring": {"data.batch": 6, "data.validation": 12},
     "gcn_karate": {},
     "lenet_digits": {"data.batch": 12, "objective.show_images": 2},
+    "likelihood_points": POINTS | {"sampler.steps": 3},
     "luong_reverse": {"data.batch": 4, "data.validation": 4, "model.hidden": 16, "model.embedding": 32},
     "mae_fashion": DIGITS | {"model.depth": 1, "model.decoder_depth": 1, "objective.probe_images": 32},
     "mqar": {"data.batch": 4, "data.validation": 4, "objective.show_length": 2, "objective.show_reach": True},
