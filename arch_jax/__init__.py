@@ -13,6 +13,7 @@ from typing import Any
 _HOME = {
     "ALiBi": "layers.transformer.positions",
     "AddingProblem": "data",
+    "AnnealedLangevin": "sampling.diffusion.langevin",
     "ArchJaxError": "errors",
     "Attention": "layers.mixers.attention",
     "Augmentation": "data",
@@ -87,6 +88,7 @@ _HOME = {
     "PlantedDictionary": "data",
     "Player": "objectives",
     "PreconditionedPrediction": "ops.diffusion.predictions",
+    "PredictorCorrector": "sampling.diffusion.predictor_corrector",
     "Published": "experiment",
     "RMSNorm": "layers.norms",
     "RNN": "layers.mixers.rnn.rnn",

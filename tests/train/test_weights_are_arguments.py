@@ -22,7 +22,10 @@ PACKAGE = Path(__file__).parents[2] / "arch_jax"
 DIGITS = {"data.source": "digits", "data.resize": 28, "data.batch": 16, "objective.show_images": 2}
 POINTS = {"data.batch": 6, "data.validation": 12, "model.depth": 1, "model.width": 16}
 #: Those that an experiment of points is drawn with beside its own.
-SAMPLERS = ("ddim", "euler", "euler_ancestral", "heun", "dpm_solver", "unipc", "pndm")
+SAMPLERS = (
+    "ddim", "euler", "euler_ancestral", "heun", "dpm_solver", "unipc", "pndm", "predictor_corrector",
+    "annealed_langevin",
+)  # fmt: skip
 #: A trained part of a measure, as a run has it once it is open.
 CLASSIFIER = arch_jax.models()["resnet-18"].tiny().clone(classes=10)
 EXTRACTOR = arch_jax.Frozen("runs/classifier", CLASSIFIER, "classifier", low=0.0, high=1.0)
