@@ -22,7 +22,10 @@ PACKAGE = Path(__file__).parents[2] / "arch_jax"
 DIGITS = {"data.source": "digits", "data.resize": 28, "data.batch": 16, "objective.show_images": 2}
 POINTS = {"data.batch": 6, "data.validation": 12, "model.depth": 1, "model.width": 16}
 #: Those that an experiment of points is drawn with beside its own.
-SAMPLERS = ("ddim", "euler", "euler_ancestral", "heun", "dpm_solver", "unipc", "pndm")
+SAMPLERS = (
+    "ddim", "euler", "euler_ancestral", "heun", "dpm_solver", "unipc", "pndm", "predictor_corrector",
+    "annealed_langevin",
+)  # fmt: skip
 #: A trained part of a measure, as a run has it once it is open.
 CLASSIFIER = arch_jax.models()["resnet-18"].tiny().clone(classes=10)
 EXTRACTOR = arch_jax.Frozen("runs/classifier", CLASSIFIER, "classifier", low=0.0, high=1.0)
@@ -37,6 +40,7 @@ SMALL = {
     "gan_ring": {"data.batch": 6, "data.validation": 12},
     "gcn_karate": {},
     "lenet_digits": {"data.batch": 12, "objective.show_images": 2},
+    "likelihood_points": POINTS | {"sampler.steps": 3},
     "luong_reverse": {"data.batch": 4, "data.validation": 4, "model.hidden": 16, "model.embedding": 32},
     "mae_fashion": DIGITS | {"model.depth": 1, "model.decoder_depth": 1, "objective.probe_images": 32},
     "mqar": {"data.batch": 4, "data.validation": 4, "objective.show_length": 2, "objective.show_reach": True},

@@ -39,6 +39,8 @@ class StepCoefficients:
       stored: what goes into the history, as weights of (x, D), "calls 2".
       bounds: log variance of the noise at least and at most, "calls 2", of a network that says where between them; its
         square root then replaces the weight of the noise.
+      adaptive: of Langevin steps whose size is that of each example's norms, "calls": their factor, 2 (snr)^2 in
+        2011.13456, algorithms 4 and 5; 0 for the other steps, and None without any such.
     """
 
     times: np.ndarray
@@ -46,6 +48,7 @@ class StepCoefficients:
     anchor: np.ndarray
     stored: np.ndarray
     bounds: np.ndarray | None = None
+    adaptive: np.ndarray | None = None
 
     @property
     def noisy(self) -> bool:
@@ -84,6 +87,7 @@ class StepTable(NamedTuple):
     bounds: Any = None
     alpha: Any = None
     sigma: Any = None
+    adaptive: Any = None
 
 
 def table(
@@ -102,7 +106,7 @@ def table(
     rates = _rates(process, rows.times) if prediction.uses_rates else None
     made = prediction.preconditioning(alpha, sigma, rates, np)
     parts = (process.conditioning(rows.times), *made, rows.point, rows.anchor, rows.stored)
-    parts += (np.broadcast_to(guidance, len(rows.times)), rows.bounds, alpha, sigma)
+    parts += (np.broadcast_to(guidance, len(rows.times)), rows.bounds, alpha, sigma, rows.adaptive)
     return StepTable(*(None if part is None else jnp.asarray(np.asarray(part), dtype) for part in parts))
 
 
@@ -174,11 +178,24 @@ def solve(
             # A learned spread stands in for the weight, but for the last step's, which is 0.
             weights = weights if spread is None else tuple(jnp.where(w > 0, spread, 0) for w in weights)
             combined = [one + w * z for one, w in zip(combined, weights)]
+            if t.adaptive is not None:
+                own = _own_langevin_step(current, clean, z, t)
+                combined = [jnp.where(t.adaptive > 0, own, one) for one in combined]
         return (*combined, past), (current if path else None)
 
     begin = (x, x, (jnp.zeros_like(x),) * history)
     (x, _, _), points = jax.lax.scan(call, begin, (jnp.arange(len(table.time)), table))
     return x if known is None else jnp.where(known[1] > 0, known[0], x), points
+
+
+def _own_langevin_step(x: jax.Array, clean: jax.Array, z: jax.Array, t: StepTable) -> jax.Array:
+    """x + e s + sqrt(2 e) z with e = adaptive (|z| / |s|)^2 of each example, at most sigma^2: beyond, x overshoots."""
+    pull = t.alpha * clean - x  # sigma^2 s
+    square = lambda part: jnp.square(part).sum(tuple(range(1, x.ndim)), keepdims=True)
+    # e / sigma^2, as a quotient only where it is below 1.
+    most, least = t.adaptive * t.sigma**2 * square(z), square(pull)
+    size = jnp.where(most < least, most / jnp.where(most < least, least, 1), 1)
+    return x + size * pull + jnp.sqrt(2 * size) * t.sigma * z
 
 
 def solve_reference(rows: StepCoefficients, denoise: Callable[[Any, float], Any], x: Any, noises: Any = None) -> Any:

@@ -45,6 +45,8 @@ class DiffusionSampler(Sampler):
     of_objective: ClassVar[tuple[str, ...]] = ("process", "prediction")
     #: Order of convergence on smooth problems, in the size of the steps; `arch-jax certify` measures it.
     order_seen: ClassVar[float] = 1.0
+    #: Whether guidance ends in the tilted law p(x) p(c | x)^s, as Langevin dynamics alone does; see `arch-jax certify`.
+    keeps_tilt: ClassVar[bool] = False
     uses_data: ClassVar[bool] = False
 
     steps: int = 50

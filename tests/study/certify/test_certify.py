@@ -84,14 +84,14 @@ def test_the_answer_under_guidance_of_a_gaussian_is_the_flows_and_not_the_tilt()
             return Mixture.gaussian([1.5], [1.0])
 
     law = Pair(np.zeros((1, 1)), np.full((1, 1), 2.0), np.ones(1))
-    found = answer(law, processes.NoiseLevel(), 3.0, False, 0)
+    found = answer(law, processes.NoiseLevel(), 3.0, "flow", 0)
     # From a noise level of 80 the exponent reaches its limit to some 1e-3.
     np.testing.assert_allclose(found.std**2, 2.0 ** (1 - 3) * 1.0**3, rtol=2e-3)
 
 
 def test_the_chain_and_the_flow_end_in_different_guided_laws():
-    flow = answer(CLASSES, processes.NoiseLevel(), 3.0, False, 1)
-    chain = answer(CLASSES, processes.NoiseLevel(), 3.0, True, 1)
+    flow = answer(CLASSES, processes.NoiseLevel(), 3.0, "flow", 1)
+    chain = answer(CLASSES, processes.NoiseLevel(), 3.0, "chain", 1)
     assert flow.mean > 1.2
     assert abs(flow.std - chain.std) > 0.01
 
