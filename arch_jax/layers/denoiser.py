@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType
 from arch_jax.layers.dense import Dense, Embedding
+from arch_jax.layers.vision.unet_blocks import uniform_draw
 from arch_jax.ops.diffusion.condition import Condition
 from arch_jax.ops.diffusion.time_embedding import time_embedding
 
@@ -30,6 +31,7 @@ class TimeEmbedding(nn.Module):
       shift: of the frequencies.
       cosine_first: whether the cosines precede the sines.
       initial: initializer of W_1 and W_2.
+      uniform_bias: whether b_1 and b_2 start uniform on +-1 / sqrt(fan-in), PyTorch's default, rather than at 0.
       dtype: of the computation; sines and cosines are computed in at least float32.
       parameter_dtype: of the parameters.
     """
@@ -39,6 +41,7 @@ class TimeEmbedding(nn.Module):
     shift: float = 0.0
     cosine_first: bool = False
     initial: Callable = nn.initializers.normal(0.02)
+    uniform_bias: bool = False
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
 
@@ -46,8 +49,11 @@ class TimeEmbedding(nn.Module):
     def __call__(self, time: Float[Array, "batch"]) -> Float[Array, "batch width"]:
         settings = {"initial": self.initial, "dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         y = time_embedding(time, self.features, self.shift, self.cosine_first).astype(self.dtype)
-        y = nn.silu(Dense(self.width, **settings, name="hidden")(y))
-        return Dense(self.width, **settings, name="output")(y)
+        y = nn.silu(Dense(self.width, initial_bias=self._bias(self.features), **settings, name="hidden")(y))
+        return Dense(self.width, initial_bias=self._bias(self.width), **settings, name="output")(y)
+
+    def _bias(self, fan_in: int) -> Callable:
+        return uniform_draw(fan_in) if self.uniform_bias else nn.initializers.zeros
 
 
 def label_embedding(owner: nn.Module, width: int, initial_std: float) -> Embedding:
