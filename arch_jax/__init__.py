@@ -155,6 +155,7 @@ _HOME = {
     "load_tokenizer": "interop",
     "models": "registry",
     "noisy_images": "inputs",
+    "noisy_labelled_images": "inputs",
     "noisy_points": "inputs",
     "objective": "objectives",
     "open_run": "train",

@@ -3,6 +3,7 @@
 Each question has one function here, so that nothing else asks a module for an attribute that it may lack.
 """
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -94,6 +95,12 @@ def writes_targets(module: Any) -> bool:
 def batch_size(data: Any) -> int | None:
     """Rows of a training batch of a data component; None where its batches are all of the data."""
     return getattr(data, "batch", None)
+
+
+def classifies_noisy(module: Any) -> bool:
+    """True for a classifier of noisy examples: it has classes, and is called with times but with no condition."""
+    taken = inspect.signature(type(module).__call__).parameters
+    return class_count(module) is not None and "time" in taken and "condition" not in taken
 
 
 def point_features(module: Any) -> int | None:

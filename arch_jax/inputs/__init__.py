@@ -7,7 +7,13 @@ shapes of the batches that `arch_jax.data` gives.
 from arch_jax.inputs.base import Batch, Inputs, Rows
 from arch_jax.inputs.graphs import GraphInputs, graphs
 from arch_jax.inputs.images import ImageInputs, LabelledImageInputs, images, labelled_images
-from arch_jax.inputs.noisy import NoisyInputs, noisy_images, noisy_points
+from arch_jax.inputs.noisy import (
+    NoisyInputs,
+    NoisyLabelledInputs,
+    noisy_images,
+    noisy_labelled_images,
+    noisy_points,
+)
 from arch_jax.inputs.text import EncodedInputs, PairInputs, TokenInputs, encoded, pairs, tokens
 from arch_jax.inputs.vectors import PointInputs, VectorInputs, points, vectors
 
@@ -19,6 +25,7 @@ __all__ = [
     "Inputs",
     "LabelledImageInputs",
     "NoisyInputs",
+    "NoisyLabelledInputs",
     "PairInputs",
     "PointInputs",
     "Rows",
@@ -29,6 +36,7 @@ __all__ = [
     "images",
     "labelled_images",
     "noisy_images",
+    "noisy_labelled_images",
     "noisy_points",
     "pairs",
     "points",

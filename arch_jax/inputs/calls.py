@@ -54,6 +54,11 @@ def denoiser(batch: Batch, classes: int | None = None) -> tuple:
     return x, time, None if classes is None else Condition(label=batch["labels"])
 
 
+def noisy_classifier(batch: Batch) -> tuple:
+    """`apply(variables, x, time)` of a classifier of noisy images; without `time` in the batch, time 0."""
+    return denoiser(batch)[:2]
+
+
 def vector_model(batch: Batch) -> tuple:
     """`apply(variables, x)` of a model of vectors; of images where the batch has those."""
     return (batch["x"] if "x" in batch else batch["images"],)

@@ -1,4 +1,4 @@
-"""Example inputs of denoisers: noisy examples and their times."""
+"""Example inputs of denoisers, and of classifiers that guide them: noisy examples and their times."""
 
 import dataclasses
 
@@ -58,6 +58,22 @@ class NoisyInputs(Rows):
         return calls.denoiser(batch, self.classes)
 
 
+@dataclasses.dataclass(frozen=True)
+class NoisyLabelledInputs(NoisyInputs):
+    """Images in [-1, 1] with times, for a classifier of noisy ones; labels for its objective."""
+
+    names = ("images", "time")
+
+    def batch(self, module: nn.Module, size: int, key: jax.Array) -> dict[str, jax.Array]:
+        """As for a denoiser, and labels among the module's classes."""
+        labels = jax.random.randint(jax.random.fold_in(key, 3), (size,), 0, class_count(module), dtype=jnp.int32)
+        return super().batch(module, size, key) | {"labels": labels}
+
+    def arguments(self, batch: Batch) -> tuple:
+        """Noisy images and times."""
+        return calls.noisy_classifier(batch)
+
+
 def noisy_images(size: int, channels: int = 3, classes: int | None = None, times: float = 999.0) -> NoisyInputs:
     """Example inputs of a denoiser of images of `size` x `size` pixels, of `classes` classes where it is told them."""
     return NoisyInputs((size, size, channels), times, classes)
@@ -66,3 +82,8 @@ def noisy_images(size: int, channels: int = 3, classes: int | None = None, times
 def noisy_points(features: int, classes: int | None = None, times: float = 999.0) -> NoisyInputs:
     """Example inputs of a denoiser of points."""
     return NoisyInputs((features,), times, classes)
+
+
+def noisy_labelled_images(size: int, channels: int = 3, times: float = 999.0) -> NoisyLabelledInputs:
+    """Example inputs of a classifier of noisy images of `size` x `size` pixels."""
+    return NoisyLabelledInputs((size, size, channels), times)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from arch_jax.errors import UsageError
 from arch_jax.fields import DType
 from arch_jax.layers.dense import Dense, Embedding
+from arch_jax.layers.vision.unet_blocks import uniform_draw
 from arch_jax.ops.diffusion.condition import Condition
 from arch_jax.ops.diffusion.time_embedding import fourier_features, time_embedding
 
@@ -35,6 +36,7 @@ class TimeEmbedding(nn.Module):
       cosine_first: whether the cosines precede the sines.
       initial: initializer of W_1 and W_2.
       fourier: standard deviation of w; None is the fixed frequencies of `time_embedding`.
+      uniform_bias: whether b_1 and b_2 start uniform on +-1 / sqrt(fan-in), PyTorch's default, rather than at 0.
       dtype: of the computation; sines and cosines are computed in at least float32.
       parameter_dtype: of the parameters.
     """
@@ -45,6 +47,7 @@ class TimeEmbedding(nn.Module):
     cosine_first: bool = False
     initial: Callable = nn.initializers.normal(0.02)
     fourier: float | None = None
+    uniform_bias: bool = False
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
 
@@ -63,8 +66,11 @@ class TimeEmbedding(nn.Module):
             y = fourier_features(time, lax.stop_gradient(frequencies), self.cosine_first)
         y = y.astype(self.dtype)
         y = y if added is None else y + added
-        y = nn.silu(Dense(self.width, **settings, name="hidden")(y))
-        return Dense(self.width, **settings, name="output")(y)
+        y = nn.silu(Dense(self.width, initial_bias=self._bias(self.features), **settings, name="hidden")(y))
+        return Dense(self.width, initial_bias=self._bias(self.width), **settings, name="output")(y)
+
+    def _bias(self, fan_in: int) -> Callable:
+        return uniform_draw(fan_in) if self.uniform_bias else nn.initializers.zeros
 
 
 def label_embedding(owner: nn.Module, width: int, initial_std: float) -> Embedding:

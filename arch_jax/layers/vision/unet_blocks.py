@@ -7,9 +7,12 @@ two of them where the image is smallest; Rombach et al. 2022 (2112.10752, append
 The autoencoders start as PyTorch's default, which their authors kept ("fan_in"): kernels and biases uniform in
 +-1 / sqrt(fan-in). DDPM's start by its authors' code ("fan_avg"): kernels uniform with variance 1 / fan, where fan is
 the mean of fan-in and fan-out; 1e-10 of that variance for the last layer of each block and of the network; biases 0.
+Improved diffusion's (2102.09672) start as PyTorch's default, but the last layers at 0 ("fan_in_zeros").
 
-The networks of score-based models (Song et al. 2021, 2011.13456, appendix H) have residual blocks that also resample
-(BigGAN's: Brock et al. 2019, 1809.11096), sums divided by sqrt(2), and groups by the number of channels.
+A block may halve or double the image between its first norm and convolution, and beside them on its way past (BigGAN's:
+Brock et al. 2019, 1809.11096). In the networks of score-based models (Song et al. 2021, 2011.13456, appendix H) sums
+are divided by sqrt(2) and groups go by the number of channels; in those of guided diffusion (Dhariwal & Nichol 2021,
+2105.05233, sections 3 and 3.1) the embedding may scale and shift the second norm rather than be added.
 """
 
 import functools
@@ -21,17 +24,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from arch_jax.errors import UsageError
 from arch_jax.fields import DType
 from arch_jax.layers.dense import Dense
 from arch_jax.layers.norms import GroupNorm
-from arch_jax.layers.vision.convolution import Convolution
+from arch_jax.layers.vision.convolution import Convolution, windows_sum
 from arch_jax.ops.attention.dot_product import attention
 
 #: Added to the variances of group norm; the authors' number.
 EPSILON = 1e-6
 
-#: Initializers of a network, by the fan that they preserve the variance for.
-Start = Literal["fan_in", "fan_avg"]
+#: Initializers of a network, by the fan that they preserve the variance for, and whether last layers start at 0.
+Start = Literal["fan_in", "fan_avg", "fan_in_zeros"]
 
 
 def upsampled(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch twice double channels"]:
@@ -39,6 +43,17 @@ def upsampled(x: Float[Array, "batch height width channels"]) -> Float[Array, "b
     batch, height, width, channels = x.shape
     wide = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
     return wide.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def averaged(x: Float[Array, "batch height width channels"]) -> Float[Array, "batch half halved channels"]:
+    """The mean of each 2 x 2 pixels: half the height and width.
+
+    Raises:
+      UsageError: sides that can't be halved.
+    """
+    if x.shape[1] % 2 or x.shape[2] % 2:
+        raise UsageError(f"an image of {x.shape[1]} x {x.shape[2]} can't be halved; expected even sides")
+    return windows_sum(x, 2) / 4
 
 
 def uniform_draw(fan_in: int) -> functools.partial:
@@ -62,11 +77,13 @@ def draws(start: Start, fan_in: int, last: bool = False, variance: float = 1.0) 
 
     Args:
       start: the rule; see the head of this file.
-      fan_in: numbers that an output is a sum of, which "fan_in" needs.
-      last: whether the layer is the last of a block or network, which "fan_avg" starts near 0.
+      fan_in: numbers that an output is a sum of, which "fan_in" and "fan_in_zeros" need.
+      last: whether the layer is the last of a block or network, which "fan_avg" starts near 0 and "fan_in_zeros" at 0.
       variance: factor on the variance of "fan_avg" for other layers.
     """
-    if start == "fan_in":
+    if start == "fan_in_zeros" and last:
+        return dict.fromkeys(("initial", "initial_bias"), nn.initializers.zeros)
+    if start != "fan_avg":
         return dict.fromkeys(("initial", "initial_bias"), uniform_draw(fan_in))
     scale = 1e-10 if last else variance
     return {"initial": nn.initializers.variance_scaling(scale, "fan_avg", "uniform")}
@@ -82,8 +99,8 @@ def convolution(
 class ResidualBlock(nn.Module):
     """S(x) + K_2 * swish(norm(K_1 * swish(norm(x)))); S is a 1 x 1 convolution where the channels change, or nothing.
 
-    With an embedding e of time, W swish(e) + b is added to every place after K_1. A block that resamples does so in
-    front of K_1 and of S, which is a convolution then.
+    With an embedding e of time, W swish(e) + b is added to every place after K_1; or its halves (scale, shift) make
+    (1 + scale) norm(.) + shift of the second norm.
 
     Attributes:
       features: channels of the output.
@@ -91,7 +108,9 @@ class ResidualBlock(nn.Module):
       dropout: dropout rate in front of K_2.
       epsilon: of the group norms.
       start: initializers.
-      resample: function of images that changes their size; None keeps it.
+      scale_shift: whether the embedding scales and shifts, which is adaptive group norm (2105.05233, section 3.1).
+      resample: function of images that changes their size, in front of K_1 and of S; None keeps it.
+      projected: whether S is a convolution wherever the block resamples, also between as many channels.
       scale: factor on the sum, such as 1 / sqrt(2) to preserve the variance.
       dtype: of the computation.
       parameter_dtype: of the parameters.
@@ -102,7 +121,9 @@ class ResidualBlock(nn.Module):
     dropout: float = 0.0
     epsilon: float = EPSILON
     start: Start = "fan_in"
+    scale_shift: bool = False
     resample: Callable | None = None
+    projected: bool = False
     scale: float = 1.0
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
@@ -122,13 +143,20 @@ class ResidualBlock(nn.Module):
         if self.resample is not None:
             x, y = self.resample(x), self.resample(y)
         y = convolve(3, channels, name="convolution_1")(y)
+        scale = shift = None
         if embedding is not None:
             start = draws(self.start, embedding.shape[-1])
-            y = y + Dense(self.features, **start, **dtypes, name="time")(nn.silu(embedding))[:, None, None]
-        y = nn.silu(norm(self.features, "norm_2")(y))
+            given = Dense(self.features * (1 + self.scale_shift), **start, **dtypes, name="time")(nn.silu(embedding))
+            given = given[:, None, None]
+            if self.scale_shift:
+                scale, shift = jnp.split(given, 2, axis=-1)
+            else:
+                y = y + given
+        y = norm(self.features, "norm_2")(y)
+        y = nn.silu(y if scale is None else (1 + scale) * y + shift)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         y = convolve(3, self.features, last=True, name="convolution_2")(y)
-        if channels != self.features or self.resample is not None:
+        if channels != self.features or (self.projected and self.resample is not None):
             x = convolve(1, channels, name="shortcut")(x)
         return scaled(x.astype(y.dtype) + y, self.scale)
 
@@ -186,6 +214,7 @@ class Middle(nn.Module):
       dropout: dropout rate of the residual blocks.
       epsilon: of the group norms.
       start: initializers.
+      scale_shift: whether the embedding scales and shifts the residual blocks' second norms.
       dtype: of the computation.
       parameter_dtype: of the parameters.
     """
@@ -196,6 +225,7 @@ class Middle(nn.Module):
     dropout: float = 0.0
     epsilon: float = EPSILON
     start: Start = "fan_in"
+    scale_shift: bool = False
     dtype: DType = jnp.float32
     parameter_dtype: DType = jnp.float32
 
@@ -208,7 +238,8 @@ class Middle(nn.Module):
     ) -> Float[Array, "batch height width channels"]:
         shared = {"epsilon": self.epsilon, "start": self.start}
         shared |= {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
-        block = functools.partial(ResidualBlock, x.shape[-1], self.groups, self.dropout, **shared)
+        settings = {"scale_shift": self.scale_shift, **shared}
+        block = functools.partial(ResidualBlock, x.shape[-1], self.groups, self.dropout, **settings)
         x = block(name="unit_0")(x, embedding, train)
         if self.attention:
             x = SpatialAttention(self.groups, self.head_size, **shared, name="attention")(x)

@@ -149,7 +149,7 @@ class NCSNpp(nn.Module):
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         start = {"start": "fan_avg", **dtypes}
         shared = {"epsilon": self.epsilon, "scale": _HALF, **start}
-        block = functools.partial(ResidualBlock, groups=None, dropout=self.dropout, **shared)
+        block = functools.partial(ResidualBlock, groups=None, projected=True, dropout=self.dropout, **shared)
         attend = functools.partial(SpatialAttention, None, initial_variance=_ATTENTION_VARIANCE, **shared)
         halve, double = (functools.partial(resample, taps=self.fir) for resample in (halved, doubled))
         e, levels = self._embedded(time, condition, dtypes), list(enumerate(self.widths))

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from arch_jax.ops.diffusion.guidance import classifier_weights
 from arch_jax.ops.diffusion.predictions import Prediction
 
 #: Columns before the history.
@@ -88,10 +89,16 @@ class StepTable(NamedTuple):
     alpha: Any = None
     sigma: Any = None
     adaptive: Any = None
+    classifier: Any = None
 
 
 def table(
-    rows: StepCoefficients, process: Any, prediction: Prediction, guidance: Any = 1.0, dtype: Any = jnp.float32
+    rows: StepCoefficients,
+    process: Any,
+    prediction: Prediction,
+    guidance: Any = 1.0,
+    dtype: Any = jnp.float32,
+    classifier: Any = None,
 ) -> StepTable:
     """The table of a sampler for one process and prediction.
 
@@ -101,12 +108,14 @@ def table(
       prediction: of the network.
       guidance: scale of each call, or one for all.
       dtype: of the scan.
+      classifier: scale of a classifier's guidance at each call, or one for all; None without one.
     """
     alpha, sigma = process.coefficients(rows.times, np)
     rates = _rates(process, rows.times) if prediction.uses_rates else None
     made = prediction.preconditioning(alpha, sigma, rates, np)
     parts = (process.conditioning(rows.times), *made, rows.point, rows.anchor, rows.stored)
     parts += (np.broadcast_to(guidance, len(rows.times)), rows.bounds, alpha, sigma, rows.adaptive)
+    parts += (None if classifier is None else classifier_weights(alpha, sigma, classifier),)
     return StepTable(*(None if part is None else jnp.asarray(np.asarray(part), dtype) for part in parts))
 
 
@@ -130,6 +139,7 @@ def solve(
     threshold: Callable[[jax.Array], jax.Array] | None = None,
     path: bool = False,
     known: tuple[jax.Array, jax.Array] | None = None,
+    towards: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Takes all rows of a table, from noise to data.
 
@@ -145,6 +155,8 @@ def solve(
       known: (examples, mask) of parts that are given: where the mask is 1, every call sees the example with noise of
         its level (Song et al. 2021, 2011.13456, appendix I.2), and the end is the example itself. Of samplers of one
         call a step.
+      towards: (x, time "batch") -> the gradient of log p(class | x), which moves every D by `table.classifier` times
+        itself, before any threshold (2105.05233, equation 14).
 
     Returns:
       The sample, and x at every call, "calls batch ...", where asked for.
@@ -167,6 +179,9 @@ def solve(
             part = (where + 1) / 2
             spread = jnp.exp(0.5 * (part * t.bounds[1] + (1 - part) * t.bounds[0]))
         raw = t.skip * current + t.out * output.astype(current.dtype)
+        if towards is not None:
+            slope = towards(current, jnp.broadcast_to(t.time, current.shape[:1]))
+            raw = raw + t.classifier * slope.astype(current.dtype)
         clean = raw if threshold is None else threshold(raw)
         past = (t.stored[0] * current + t.stored[1] * clean, *past[:-1])
         terms = (anchor, current, raw, *past)

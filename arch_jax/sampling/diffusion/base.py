@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from arch_jax.errors import UsageError
+from arch_jax.fields import Kind
 from arch_jax.figures.image_grid import image_grid, in_rows
 from arch_jax.ops.diffusion import solve
 from arch_jax.ops.diffusion.condition import Condition
 from arch_jax.ops.diffusion.grids import Spacing, grid
-from arch_jax.ops.diffusion.guidance import guided, rescaled
+from arch_jax.ops.diffusion.guidance import class_gradient, guided, rescaled
 from arch_jax.ops.diffusion.thresholds import dynamic_threshold, static_threshold
 from arch_jax.protocols import class_count, example_shape, has_null_class
 from arch_jax.ranges import Count, Positive, Range, Share, Signed
 from arch_jax.sampling.base import Sampler, check_count, keys_by_row
+from arch_jax.sampling.diffusion.classifier import check_classifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,9 @@ class DiffusionSampler(Sampler):
       guidance_batched: whether both of guidance's outputs come of one call with twice the rows, rather than of two.
       clip: D is clipped to [-clip, clip] at every call; None leaves it.
       clip_quantile: of the dynamic threshold, in which `clip` is the smallest bound; None is a fixed one.
+      classifier: of noisy images, trained with the same process (`noisy_classification`); its gradient guides towards
+        the labels, also a model without classes (Dhariwal & Nichol 2021, 2105.05233, section 4). None does without.
+      classifier_scale: scale s of that gradient, within `guidance_interval`.
       labels: classes to draw, in turn; None takes each class in turn.
       batch: samples drawn at a time, which changes none of them.
     """
@@ -57,6 +62,8 @@ class DiffusionSampler(Sampler):
     guidance_batched: bool = True
     clip: Positive | None = None
     clip_quantile: Annotated[float, Range(above=0, at_most=1)] | None = None
+    classifier: Annotated[Any, Kind("frozen")] | None = None
+    classifier_scale: Signed = 1.0
     labels: tuple[Count, ...] | None = None
     batch: int = 256
 
@@ -65,6 +72,11 @@ class DiffusionSampler(Sampler):
             raise UsageError(f"clip_quantile is {self.clip_quantile} without clip; expected clip=1 for data in [-1, 1]")
         if self.guidance_interval is not None and not self.guidance_interval[0] < self.guidance_interval[1]:
             raise UsageError(f"guidance_interval is {self.guidance_interval}; expected two increasing noise levels")
+        if self.classifier is None and self.classifier_scale != 1:
+            raise UsageError(
+                f"classifier_scale is {self.classifier_scale} without classifier; expected the folder of a run with "
+                "the objective noisy_classification as classifier, or classifier_scale=1"
+            )
         if self.labels is not None and not self.labels:
             raise UsageError("labels is empty; expected at least one class, or none for each in turn")
 
@@ -81,13 +93,15 @@ class DiffusionSampler(Sampler):
         super().check(task, data)
         task.prediction.check(task.process)
         self.coefficients(task.process, self.grid(task.process))
-        classes = class_count(task.model)
-        if classes is None and self.labels is not None:
-            raise UsageError(f"sampler.labels is {self.labels}, and the model has no classes; expected none")
-        if classes is None and self.guidance != 1:
+        if self.classifier is not None:
+            check_classifier(self.classifier, task, data)
+        if class_count(task.model) is None and self.guidance != 1:
             raise UsageError(
                 f"sampler.guidance is {self.guidance}, and the model has no classes to be guided by; use 1"
             )
+        classes = self._classes(task)
+        if classes is None and self.labels is not None and self.classifier is None:
+            raise UsageError(f"sampler.labels is {self.labels}, and the model has no classes; expected none")
         if classes is not None and max(self.labels or (0,)) >= classes:
             raise UsageError(f"sampler.labels has {max(self.labels)}; expected classes from 0 to {classes - 1}")
         if self.guidance != 1 and not has_null_class(task.model):
@@ -113,12 +127,19 @@ class DiffusionSampler(Sampler):
         return {"points": "\n".join(lines), "coordinates": made, **told}
 
     def labels_of(self, task: Any, count: int) -> np.ndarray | None:
-        """The class of each sample; None for a model without classes."""
-        classes = class_count(task.model)
+        """The class of each sample; None for a model without classes that no classifier guides."""
+        classes = self._classes(task)
         if classes is None:
             return None
         chosen = np.arange(classes) if self.labels is None else np.asarray(self.labels)
         return np.resize(chosen, count).astype(np.int32)
+
+    def _classes(self, task: Any) -> int | None:
+        """The classes that samples can be of, of the model or else of an opened classifier; None without any."""
+        classes = class_count(task.model)
+        if classes is None and self.classifier is not None:
+            classes = class_count(self.classifier.model)
+        return classes
 
     def draw(
         self,
@@ -231,7 +252,13 @@ class DiffusionSampler(Sampler):
         known: tuple[jax.Array, jax.Array] | None = None,
     ) -> Any:
         """All rows of a table from x, some examples at a time."""
-        table = solve.table(rows, task.process, task.prediction, self._scales(task.process, rows.times))
+        if self.classifier is not None and labels is None:
+            raise UsageError("there is a classifier and no label to guide to; expected labels, one for each sample")
+        scales = self._scales(task.process, rows.times, self.guidance, 1.0)
+        towards = None
+        if self.classifier is not None:
+            towards = self._scales(task.process, rows.times, self.classifier_scale, 0.0)
+        table = solve.table(rows, task.process, task.prediction, scales, classifier=towards)
         settings = _Settings(
             "none" if self.guidance == 1 else "batched" if self.guidance_batched else "separate",
             self.guidance_rescale,
@@ -239,6 +266,7 @@ class DiffusionSampler(Sampler):
             self.clip_quantile,
             rows.noisy,
             path,
+            self.classifier,
         )
         x, count = jnp.asarray(x, jnp.float32), len(keys)
         # The last batch is filled up, so that all of them are one program.
@@ -248,19 +276,22 @@ class DiffusionSampler(Sampler):
         for start in range(0, len(padded), size):
             part = padded[start : start + size]
             told = None if labels is None else Condition(label=jnp.asarray(labels[part]))
+            goal = None if self.classifier is None else told.label
+            if goal is not None and class_count(task.model) is None:
+                told = None
             given = None if known is None else (known[0][part], known[1][part])
-            made = _solved(task.model, settings, variables, table, x[part], keys[part], told, given)
+            made = _solved(task.model, settings, variables, table, x[part], keys[part], told, given, goal)
             found.append(jax.tree.map(np.asarray, made))
         made = np.concatenate([one[0] for one in found])[:count]
         return (made, np.concatenate([one[1] for one in found], axis=1)[:, :count]) if path else made
 
-    def _scales(self, process: Any, times: np.ndarray) -> np.ndarray:
-        """The scale of guidance at every call: 1 outside of the interval."""
-        scales = np.full(len(times), float(self.guidance))
+    def _scales(self, process: Any, times: np.ndarray, scale: float, without: float) -> np.ndarray:
+        """The scale of guidance at every call; outside of the interval that which is none."""
+        scales = np.full(len(times), float(scale))
         if self.guidance_interval is not None:
             low, high = self.guidance_interval
             ratios = process.ratios(times)
-            scales = np.where((ratios > low) & (ratios <= high), scales, 1.0)
+            scales = np.where((ratios > low) & (ratios <= high), scales, without)
         return scales
 
 
@@ -274,6 +305,7 @@ class _Settings:
     clip_quantile: float | None
     noisy: bool
     path: bool
+    classifier: Any
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -286,6 +318,7 @@ def _solved(
     keys: jax.Array,
     condition: Any,
     known: Any,
+    goal: Any,
 ) -> tuple[jax.Array, jax.Array | None]:
     unused = table.bounds is None and getattr(model, "learned_variance", False)
 
@@ -311,14 +344,16 @@ def _solved(
             output = rescaled(output, with_it, settings.rescale)
         return jnp.concatenate([output, *rest], axis=-1)
 
+    towards = None
+    if settings.classifier is not None:
+        towards = lambda x, time: class_gradient(lambda x: settings.classifier.apply(variables, x, time), x, goal)
     threshold = None
     if settings.clip_quantile is not None:
         threshold = lambda clean: dynamic_threshold(clean, settings.clip_quantile, settings.clip)
     elif settings.clip is not None:
         threshold = lambda clean: static_threshold(clean, settings.clip)
-    return solve.solve(
-        table, network, x, keys, noisy=settings.noisy, threshold=threshold, path=settings.path, known=known
-    )
+    chosen = {"noisy": settings.noisy, "threshold": threshold, "path": settings.path}
+    return solve.solve(table, network, x, keys, **chosen, known=known, towards=towards)
 
 
 def _noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
