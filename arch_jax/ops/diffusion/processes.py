@@ -248,7 +248,7 @@ class VPSDE(ProcessBase):
     def time_of(self, ratio: Any) -> np.ndarray:
         ratio = np.asarray(ratio, np.float64)
         if self.sub:  # (1 - a^2) / a = r
-            log = np.log(2 / (ratio + np.sqrt(ratio**2 + 4)))
+            log = np.log(2) - np.log(ratio + np.sqrt(ratio**2 + 4))
         else:
             log = -0.5 * np.log1p(ratio**2)
         # The quadratic's root in the form without cancellation; noise alone is never reached.
