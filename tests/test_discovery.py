@@ -119,7 +119,7 @@ TINY = {
     "copy_memory": {"model.width": 16, "data.delay": 5, "data.validation": 8, "data.batch": 4},
     "denoising_score": {"data.batch": 8, "data.validation": 16},
     "ddpm_points": {"model.depth": 1, "model.width": 16, "data.batch": 8, "data.validation": 16, "sampler.steps": 3},
-    "ddpm_fashion": FASHION | {"model.widths": (8, 8), "sampler.steps": 2, "objective.show": 4, "measures": ()},
+    "ddpm_fashion": FASHION | {"model.widths": "8,8", "sampler.steps": 2, "objective.show": 4, "measures": "none"},
     "formal_languages": LANGUAGE | {"data.longest": 8, "data.tested": 10, "data.validation": 8},
     "gan_ring": {"data.batch": 8, "data.validation": 16, "objective.show_points": 16},
     "gcn_karate": {},

@@ -32,10 +32,10 @@ KINDS = {
     "table": "embedding position_embedding key_embedding value_embedding codebook/codes",
     "other": """
         bias scale A_imag A_log B C D P a_log bias_cell bias_f bias_forget bias_g bias_i bias_input bias_n bias_o
-        bias_output bias_r bias_u bias_z bonus class_token decay decay_bias delta_bias forget_bias frequency
-        hidden_0_bias hidden_1_bias hidden_2_bias input_bias key_rate log_A_real log_step log_variance logits_bias
-        mask_token masked_bias mix_a mix_g mix_k mix_key mix_r mix_receptance mix_v mix_value mix_w norm_bias norm_scale
-        of_coverage peephole_f peephole_i peephole_o rate_bias removal skip v value_bias
+        bias_output bias_r bias_u bias_z bonus class_token decay decay_bias delta_bias forget_bias frequencies
+        frequency hidden_0_bias hidden_1_bias hidden_2_bias input_bias key_rate log_A_real log_step log_variance
+        logits_bias mask_token masked_bias mix_a mix_g mix_k mix_key mix_r mix_receptance mix_v mix_value mix_w
+        norm_bias norm_scale of_coverage peephole_f peephole_i peephole_o rate_bias removal skip v value_bias
     """,
 }
 EXPECTED = {name: kind for kind, names in KINDS.items() for name in names.split()}

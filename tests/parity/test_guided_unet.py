@@ -139,7 +139,7 @@ class Restated:
     def classify(self, x, time):
         x, _ = self.down(x, self.time(time))
         x = functional.silu(self.norm(x, "norm")).flatten(2).transpose(1, 2)
-        z = torch.cat([x.mean(1, keepdim=True), x], 1) + self.p["pool.places"]
+        z = torch.cat([x.mean(1, keepdim=True), x], 1) + self.p["pool.position_embedding"]
         return self.heads(z, z, "pool")[:, 0]
 
 
@@ -267,7 +267,7 @@ def test_pooling_knows_places():
     pool = AttentionPool(3, head_size=2)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 2, 4)), jnp.float32)
     params = jax.jit(pool.init)(jax.random.key(0), x)
-    assert params["params"]["places"].shape == (5, 4)
+    assert params["params"]["position_embedding"].shape == (5, 4)
     apply = jax.jit(pool.apply)
     assert np.abs(apply(params, x) - apply(params, x[:, ::-1])).max() > 1e-3
 

@@ -33,6 +33,7 @@ EXTRACTOR = arch_jax.Frozen("runs/classifier", CLASSIFIER, "classifier", low=0.0
 SMALL = {
     "adding_problem": {"data.batch": 6, "data.length": 6, "data.validation": 6},
     "bert_markov": {"data.batch": 6, "data.validation": 6, "model.depth": 1, "model.width": 16},
+    "ddpm_fashion": DIGITS | {"data.resize": 4, "data.pad": 0},
     "ddpm_points": POINTS | {"sampler.steps": 3},
     # Of as many steps two of them are one program.
     **{f"ddpm_points:{name}": POINTS | {"sampler": name, "sampler.steps": 4 + i} for i, name in enumerate(SAMPLERS)},
@@ -51,7 +52,15 @@ SMALL = {
 
 
 def small(name):
-    it = load(name.partition(":")[0])[0].overridden(SMALL[name])
+    it = load(name.partition(":")[0])[0]
+    if name == "ddpm_fashion":  # the classifier that guides it
+        guide = arch_jax.models()["adm-classifier-64"].tiny().clone(channels=1, classes=10)
+        parts = {"objective": arch_jax.objective("noisy_classification"), "sampler": None, "measures": None}
+        it = dataclasses.replace(it, model=guide, **parts)
+    it = it.overridden(SMALL[name])
+    if name == "ddpm_points":
+        other = arch_jax.OfSampler(measure=arch_jax.PointDistances(count=8), sampler=arch_jax.DDIM(steps=2), name="two")
+        return dataclasses.replace(it, measures=(*it.used_measures, other))
     if name != "vae_fashion":
         return it
     return dataclasses.replace(

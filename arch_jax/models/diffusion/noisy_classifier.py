@@ -46,7 +46,7 @@ class AttentionPool(nn.Module):
         dtypes = {"dtype": self.dtype, "parameter_dtype": self.parameter_dtype}
         start = draws("fan_in", channels)
         normal = nn.initializers.normal(channels**-0.5)
-        places = self.param("places", normal, (height * width + 1, channels), self.parameter_dtype)
+        places = self.param("position_embedding", normal, (height * width + 1, channels), self.parameter_dtype)
         x = x.reshape(batch, height * width, channels)
         z = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1).astype(self.dtype) + places.astype(self.dtype)
         heads = lambda y: y.reshape(*y.shape[:2], -1, self.head_size)

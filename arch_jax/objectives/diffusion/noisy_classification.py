@@ -50,7 +50,7 @@ class NoisyClassification(ObjectiveBase):
         """Images, and the time that the batch has, or else the first of the process."""
         if "time" in batch:
             return calls.noisy_classifier(batch)
-        images = batch["images"]
+        images = jnp.asarray(batch["images"])
         return images, self._told(jnp.full(len(images), self.process.first), images)
 
     def loss(
