@@ -18,7 +18,7 @@ from arch_jax.ops.diffusion.heun import heun
 from arch_jax.ops.diffusion.pndm import pndm
 from arch_jax.ops.diffusion.predictions import Flow, Noise, Velocity
 from arch_jax.ops.diffusion.processes import RectifiedFlow, VariancePreserving
-from arch_jax.ops.diffusion.solve import solve, solve_reference, table
+from arch_jax.ops.diffusion.solve import solve, solve_reference, step_table
 from arch_jax.ops.diffusion.thresholds import dynamic_threshold
 from arch_jax.ops.diffusion.unipc import unipc
 
@@ -199,7 +199,7 @@ def test_ddpm_with_a_learned_variance(monkeypatch):
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), 3)
         noises = [jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), (5,)))(keys) for i in range(8)]  # noqa: B023
-        rows = table(ddpm(PROCESS, times, "learned"), PROCESS, Noise(), dtype=jnp.float64)
+        rows = step_table(ddpm(PROCESS, times, "learned"), PROCESS, Noise(), dtype=jnp.float64)
         told = PROCESS.conditioning(times[:-1])
         both = jnp.asarray(np.concatenate([outputs, where], axis=-1))
         network = lambda x, time, scale: both[jnp.abs(told - time[0]).argmin()]
@@ -407,7 +407,7 @@ def test_flow_matching_euler(shift, monkeypatch):
     with jax.enable_x64(True):
         told = process.conditioning(times[:-1])
         network = lambda x, time, scale: jnp.asarray(outputs)[jnp.abs(told - time[0]).argmin()]
-        rows = table(ddim(process, times), process, Flow(), dtype=jnp.float64)
+        rows = step_table(ddim(process, times), process, Flow(), dtype=jnp.float64)
         end, _ = solve(rows, network, jnp.asarray(x), jax.random.split(jax.random.key(0), 3), noisy=False)
     agree(np.asarray(end)[None], reference[-1:])
 
@@ -432,7 +432,7 @@ def test_the_compiled_scan_takes_the_steps_of_dpm_solver(thresholded, monkeypatc
         told = PROCESS.conditioning(times[:-1])
         network = lambda x, time, scale: jnp.asarray(outputs)[jnp.abs(told - time[0]).argmin()]
         end, path = solve(
-            table(rows, PROCESS, Velocity(), dtype=jnp.float64),
+            step_table(rows, PROCESS, Velocity(), dtype=jnp.float64),
             network,
             jnp.asarray(x),
             jax.random.split(jax.random.key(0), 2),

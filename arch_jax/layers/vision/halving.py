@@ -1,6 +1,6 @@
 """Checks of networks that halve an image once between two levels, and of the images that they take."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from arch_jax.errors import UsageError
@@ -59,3 +59,42 @@ def check_sides(factor: int, channels: int, shape: Any) -> None:
         f"the images have the shape {' x '.join(map(str, shape))}, and the model takes sides that are multiples of "
         f"{factor} with {channels} channels; expected such as {near[0]} x {near[1]} x {channels}"
     )
+
+
+def check_heads(name: str, size: int, widths: Iterable[int]) -> None:
+    """Refuses heads of attention that their channels can't be cut into.
+
+    Args:
+      name: of the field, such as "head_size".
+      size: its value, heads or channels of one.
+      widths: channels of every level with attention.
+
+    Raises:
+      UsageError: a width that `size` does not divide.
+    """
+    for width in sorted(set(widths)):
+        if size < 1 or width % size:
+            near = min((d for d in range(1, width + 1) if width % d == 0), key=lambda d: abs(d - size))
+            raise UsageError(
+                f"{name} is {size}, which does not divide the width {width}; expected a divisor, such as {near}"
+            )
+
+
+class HalvedImages:
+    """Of a network with `channels` and `widths`, between whose levels images are halved: which of them it can take."""
+
+    channels: int
+    widths: tuple[int, ...]
+
+    @property
+    def factor(self) -> int:
+        """Both sides of an image have to be multiples of it."""
+        return 2 ** (len(self.widths) - 1)
+
+    def check(self, shape: Any) -> None:
+        """Refuses images that the network can't take.
+
+        Raises:
+          UsageError: `shape` ("height width channels") has another number of channels, or sides that can't be halved.
+        """
+        check_sides(self.factor, self.channels, shape)

@@ -12,10 +12,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from arch_jax.errors import UsageError
 from arch_jax.fields import DType
 from arch_jax.layers.denoiser import TimeEmbedding
-from arch_jax.layers.vision.halving import check_levels
+from arch_jax.layers.vision.halving import check_heads, check_levels
 from arch_jax.layers.vision.unet_blocks import (
     Middle,
     ResidualBlock,
@@ -40,13 +39,7 @@ def check_unet(owner: Any) -> None:
     sizes = {name: getattr(owner, name) for name in ("channels", "units", "heads")}
     check_levels(owner.resolution, sizes, owner.widths, owner.groups, owner.attention)
     name = "heads" if owner.head_size is None else "head_size"
-    size = getattr(owner, name)
-    for width in sorted({owner.widths[level] for level in (*owner.attention, -1)}):
-        if size < 1 or width % size:
-            near = min((d for d in range(1, width + 1) if width % d == 0), key=lambda d: abs(d - size))
-            raise UsageError(
-                f"{name} is {size}, which does not divide the width {width}; expected a divisor, such as {near}"
-            )
+    check_heads(name, getattr(owner, name), [owner.widths[level] for level in (*owner.attention, -1)])
 
 
 def unet_settings(owner: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ added to e, as diffusers has it.
 """
 
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from arch_jax.inputs import noisy_images
 from arch_jax.layers.denoiser import TimeEmbedding, check_classes, label_embedding, labels_of
 from arch_jax.layers.facts import CheckpointFacts, facts_field
 from arch_jax.layers.norms import GroupNorm
-from arch_jax.layers.vision.halving import check_levels, check_sides
+from arch_jax.layers.vision.halving import HalvedImages, check_heads, check_levels
 from arch_jax.layers.vision.unet_blocks import (
     EPSILON,
     Middle,
@@ -46,7 +46,7 @@ _PADDINGS = {"after": (0, 1), "around": (1, 1)}
 
 
 @component("ddpm_unet", kind="model")
-class DDPMUNet(nn.Module):
+class DDPMUNet(HalvedImages, nn.Module):
     """A convolutional denoiser of images, "batch height width channels", with times from 0 to 999.
 
     Height and width may be any multiples of 2 to the number of levels less 1, times `patch`.
@@ -106,28 +106,15 @@ class DDPMUNet(nn.Module):
             )
         check_levels(self.resolution // self.patch, sizes, self.widths, self.groups, self.attention)
         check_classes(self)
-        attended = {self.widths[level] for level in self.attention} | set(self.widths[-1:] * self.mid_attention)
-        for width in sorted(attended):
-            if self.head_size is not None and (self.head_size < 1 or width % self.head_size):
-                near = min((d for d in range(1, width + 1) if width % d == 0), key=lambda d: abs(d - self.head_size))
-                raise UsageError(
-                    f"head_size is {self.head_size}, which does not divide the width {width}; expected a divisor, such "
-                    f"as {near}"
-                )
+        if self.head_size is not None:
+            attended = [self.widths[level] for level in self.attention] + [*self.widths[-1:]] * self.mid_attention
+            check_heads("head_size", self.head_size, attended)
         super().__post_init__()
 
     @property
     def factor(self) -> int:
         """Both sides of an image have to be multiples of it."""
-        return self.patch * 2 ** (len(self.widths) - 1)
-
-    def check(self, shape: Any) -> None:
-        """Refuses images that the network can't take.
-
-        Raises:
-          UsageError: `shape` ("height width channels") has another number of channels, or sides that can't be halved.
-        """
-        check_sides(self.factor, self.channels, shape)
+        return self.patch * super().factor
 
     @nn.compact
     def __call__(

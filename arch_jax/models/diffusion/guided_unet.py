@@ -22,7 +22,7 @@ from arch_jax.fields import DType, component
 from arch_jax.inputs import noisy_images
 from arch_jax.layers.denoiser import check_classes, label_embedding, labels_of
 from arch_jax.layers.norms import GroupNorm
-from arch_jax.layers.vision.halving import check_sides
+from arch_jax.layers.vision.halving import HalvedImages
 from arch_jax.layers.vision.unet_blocks import convolution, upsampled
 from arch_jax.layers.vision.unet_encoder import (
     SHARED,
@@ -38,7 +38,7 @@ from arch_jax.registry import Paper, register
 
 
 @component("guided_unet", kind="model")
-class GuidedUNet(nn.Module):
+class GuidedUNet(HalvedImages, nn.Module):
     """A convolutional denoiser of images, "batch height width channels", with times from 0 to 999.
 
     Height and width may be any multiples of 2 to the number of levels less 1.
@@ -83,19 +83,6 @@ class GuidedUNet(nn.Module):
         check_unet(self)
         check_classes(self)
         super().__post_init__()
-
-    @property
-    def factor(self) -> int:
-        """Both sides of an image have to be multiples of it."""
-        return 2 ** (len(self.widths) - 1)
-
-    def check(self, shape: Any) -> None:
-        """Refuses images that the network can't take.
-
-        Raises:
-          UsageError: `shape` ("height width channels") has another number of channels, or sides that can't be halved.
-        """
-        check_sides(self.factor, self.channels, shape)
 
     @nn.compact
     def __call__(

@@ -31,7 +31,7 @@ from arch_jax.inputs import noisy_images
 from arch_jax.layers.denoiser import TimeEmbedding, check_classes, labels_of
 from arch_jax.layers.dense import Dense
 from arch_jax.layers.norms import GroupNorm
-from arch_jax.layers.vision.halving import check_levels, check_sides
+from arch_jax.layers.vision.halving import HalvedImages, check_levels
 from arch_jax.layers.vision.unet_blocks import (
     EPSILON,
     ResidualBlock,
@@ -54,7 +54,7 @@ Pyramid = Literal["none", "skip", "residual"]
 
 
 @component("ncsnpp", kind="model")
-class NCSNpp(nn.Module):
+class NCSNpp(HalvedImages, nn.Module):
     """A convolutional denoiser of images, "batch height width channels".
 
     Height and width may be any multiples of 2 to the number of levels less 1.
@@ -111,19 +111,6 @@ class NCSNpp(nn.Module):
         check_classes(self)
         check_taps(self.fir)
         super().__post_init__()
-
-    @property
-    def factor(self) -> int:
-        """Both sides of an image have to be multiples of it."""
-        return 2 ** (len(self.widths) - 1)
-
-    def check(self, shape: Any) -> None:
-        """Refuses images that the network can't take.
-
-        Raises:
-          UsageError: `shape` ("height width channels") has another number of channels, or sides that can't be halved.
-        """
-        check_sides(self.factor, self.channels, shape)
 
     @nn.compact
     def __call__(

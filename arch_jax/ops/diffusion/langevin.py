@@ -101,7 +101,7 @@ def annealed_langevin(
     Raises:
       UsageError: a process that begins with noise alone, or a single level without a step size.
     """
-    check_levels(process, times[0])
+    check_first_level(process, times[0])
     alpha, sigma = process.coefficients(times, np)
     levels = len(times) - 1
     ratios = (sigma / alpha)[:-1]
@@ -121,7 +121,7 @@ def annealed_langevin(
     return rows.single()
 
 
-def check_levels(process: Any, time: float) -> None:
+def check_first_level(process: Any, time: float) -> None:
     """Refuses a first level that is noise alone.
 
     Raises:

@@ -92,7 +92,7 @@ class StepTable(NamedTuple):
     classifier: Any = None
 
 
-def table(
+def step_table(
     rows: StepCoefficients,
     process: Any,
     prediction: Prediction,

@@ -258,7 +258,7 @@ class DiffusionSampler(Sampler):
         towards = None
         if self.classifier is not None:
             towards = self._scales(task.process, rows.times, self.classifier_scale, 0.0)
-        table = solve.table(rows, task.process, task.prediction, scales, classifier=towards)
+        table = solve.step_table(rows, task.process, task.prediction, scales, classifier=towards)
         settings = _Settings(
             "none" if self.guidance == 1 else "batched" if self.guidance_batched else "separate",
             self.guidance_rescale,

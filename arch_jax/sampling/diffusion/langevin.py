@@ -8,7 +8,7 @@ import numpy as np
 from arch_jax.errors import UsageError
 from arch_jax.fields import component
 from arch_jax.ops.diffusion.grids import grid
-from arch_jax.ops.diffusion.langevin import annealed_langevin, check_levels
+from arch_jax.ops.diffusion.langevin import annealed_langevin, check_first_level
 from arch_jax.ops.diffusion.solve import StepCoefficients
 from arch_jax.ranges import Range
 from arch_jax.sampling.diffusion.base import DiffusionSampler
@@ -44,7 +44,7 @@ class AnnealedLangevin(DiffusionSampler):
                 f"sampler.spacing is {self.spacing!r}, and the levels of annealed Langevin dynamics shrink by one "
                 "ratio; expected none or 'exponential'"
             )
-        check_levels(process, process.last)
+        check_first_level(process, process.last)
         return grid(process, self.steps, "exponential")
 
     def coefficients(self, process: Any, times: np.ndarray) -> StepCoefficients:

@@ -12,7 +12,7 @@ from arch_jax.ops.diffusion.langevin import annealed_langevin, predictor_correct
 from arch_jax.ops.diffusion.laws import Mixture
 from arch_jax.ops.diffusion.predictions import Data
 from arch_jax.ops.diffusion.processes import VPSDE, NoiseLevel, RectifiedFlow, VarianceExploding, VariancePreserving
-from arch_jax.ops.diffusion.solve import CURRENT, HISTORY, solve, solve_reference, table
+from arch_jax.ops.diffusion.solve import CURRENT, HISTORY, solve, solve_reference, step_table
 
 CHAIN = VariancePreserving()
 LAW = Mixture(np.array([[-1.0, 0.2], [0.8, 0.5]]), np.array([[0.2, 0.1], [0.05, 0.3]]), np.array([0.3, 0.7]))
@@ -128,7 +128,7 @@ def test_a_corrector_beyond_the_noise_itself_is_held_at_it():
 def own(x, keys, process=CHAIN, times=(900.0, 500.0, 0.0), snr=0.3):
     rows = predictor_corrector(process, np.array(times), correctors=1, snr=snr, norms="own")
     network = lambda x, time, scale: jnp.tanh(x) + 0.1
-    return solve(table(rows, process, Data()), network, x, keys, noisy=True, path=True), rows
+    return solve(step_table(rows, process, Data()), network, x, keys, noisy=True, path=True), rows
 
 
 def test_own_norms_written_out():
@@ -151,13 +151,11 @@ def test_of_many_features_at_much_noise_own_norms_are_the_expected_ones():
     x, keys = 80 * jnp.asarray(draws(1, 2, 20_000)[0], jnp.float32), jax.random.split(jax.random.key(0), 2)
     process, zero = NoiseLevel(), lambda x, time, scale: 0 * x
     for snr in (0.1, 0.3):
-        made = [
-            solve(
-                table(predictor_corrector(process, np.array([80.0, 79.0, 0.0]), snr=snr, norms=norms), process, Data()),
-                zero, x, keys, noisy=True, path=True,
-            )[1][2]
-            for norms in ("own", "expected")
-        ]  # fmt: skip
+        made = []
+        for norms in ("own", "expected"):
+            rows = predictor_corrector(process, np.array([80.0, 79.0, 0.0]), snr=snr, norms=norms)
+            _, path = solve(step_table(rows, process, Data()), zero, x, keys, noisy=True, path=True)
+            made.append(path[2])
         np.testing.assert_allclose(made[0], made[1], atol=0.1 * 80 * snr)
 
 
@@ -165,7 +163,7 @@ def test_where_the_score_is_0_a_step_of_own_norms_is_finite():
     process, still = NoiseLevel(), lambda x, time, scale: x
     rows = predictor_corrector(process, np.array([3.0, 1.0, 0.0]), norms="own")
     end, _ = solve(
-        table(rows, process, Data()), still, jnp.ones((3, 2)), jax.random.split(jax.random.key(0), 3), noisy=True
+        step_table(rows, process, Data()), still, jnp.ones((3, 2)), jax.random.split(jax.random.key(0), 3), noisy=True
     )
     assert np.isfinite(np.asarray(end)).all()
 

@@ -11,7 +11,7 @@ from arch_jax.ops.diffusion.grids import grid
 from arch_jax.ops.diffusion.heun import heun
 from arch_jax.ops.diffusion.predictions import Data, Flow, Noise, Preconditioned, Score, Velocity
 from arch_jax.ops.diffusion.processes import VPSDE, NoiseLevel, RectifiedFlow, VariancePreserving
-from arch_jax.ops.diffusion.solve import solve, solve_reference, table
+from arch_jax.ops.diffusion.solve import solve, solve_reference, step_table
 from arch_jax.ops.diffusion.thresholds import static_threshold
 
 CHAIN = VariancePreserving()
@@ -53,7 +53,7 @@ def test_it_is_the_reference_with_the_noise_that_it_draws(name, process, predict
     times = grid(process, 6)
     rows = SAMPLERS[name](process, times)
     x = start() * process.prior_std
-    found, path = solve(table(rows, process, prediction), network, x, keys(), noisy=rows.noisy)
+    found, path = solve(step_table(rows, process, prediction), network, x, keys(), noisy=rows.noisy)
     assert path is None
 
     def denoise(x, time):
@@ -71,7 +71,7 @@ def test_it_is_the_reference_with_the_noise_that_it_draws(name, process, predict
 def test_row_i_of_a_batch_is_row_i_alone():
     """No row depends on the others or on how many there are, so that a sample can be drawn again."""
     rows = ddpm(CHAIN, grid(CHAIN, 5))
-    made = table(rows, CHAIN, Velocity())
+    made = step_table(rows, CHAIN, Velocity())
     sample = jax.jit(lambda x, keys: solve(made, network, x, keys, noisy=True)[0])
     together = sample(start(), keys())
     for i in range(3):
@@ -92,7 +92,7 @@ def test_a_second_table_of_the_same_shape_compiles_nothing():
         return solve(made, counted, x, keys, noisy=True)[0]
 
     results = [
-        sample(table(rows, process, prediction), start(), keys())
+        sample(step_table(rows, process, prediction), start(), keys())
         for process, prediction, rows in (
             (CHAIN, Noise(), ddim(CHAIN, grid(CHAIN, 6), 0.5)),
             (CHAIN, Velocity(), ddpm(CHAIN, grid(CHAIN, 6, "leading"))),
@@ -113,7 +113,7 @@ def test_the_network_is_called_as_often_as_the_table_has_rows():
         return network(x, time, scale)
 
     rows = ddim(CHAIN, grid(CHAIN, 10))
-    solve(table(rows, CHAIN, Noise()), counted, start(), keys(), noisy=False)
+    solve(step_table(rows, CHAIN, Noise()), counted, start(), keys(), noisy=False)
     jax.effects_barrier()
     assert sorted(calls, reverse=True) == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
 
@@ -124,16 +124,16 @@ def test_a_learned_variance_at_its_bounds_is_the_small_or_the_large(where, devia
     fixed = ddpm(CHAIN, times, "small" if where < 0 else "large")
     np.testing.assert_allclose(fixed.point[:-1, -1], deviation(CHAIN, times)[:-1])
     both = lambda x, time, scale: jnp.concatenate([network(x, time, scale), jnp.full_like(x, where)], axis=-1)
-    made = table(ddpm(CHAIN, times, "learned"), CHAIN, Noise())
+    made = step_table(ddpm(CHAIN, times, "learned"), CHAIN, Noise())
     learned, _ = solve(made, both, start(), keys(), noisy=True)
-    expected, _ = solve(table(fixed, CHAIN, Noise()), network, start(), keys(), noisy=True)
+    expected, _ = solve(step_table(fixed, CHAIN, Noise()), network, start(), keys(), noisy=True)
     np.testing.assert_allclose(learned, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_learned_variance_halfway_is_the_geometric_mean():
     times = grid(CHAIN, 3)
     both = lambda x, time, scale: jnp.concatenate([0 * x, 0 * x], axis=-1)
-    made = table(ddpm(CHAIN, times, "learned"), CHAIN, Data())
+    made = step_table(ddpm(CHAIN, times, "learned"), CHAIN, Data())
     _, path = solve(made, both, jnp.zeros((3, 4)), keys(), noisy=True, path=True)
     std = np.sqrt(posterior_std(CHAIN, times)[0] * forward_std(CHAIN, times)[0])
     np.testing.assert_allclose(path[1], std * noises(1)[0], rtol=1e-5)
@@ -141,7 +141,7 @@ def test_a_learned_variance_halfway_is_the_geometric_mean():
 
 @pytest.mark.parametrize("variance", ["small", "large", "learned"])
 def test_the_last_step_adds_no_noise(variance):
-    made = table(ddpm(CHAIN, grid(CHAIN, 4), variance), CHAIN, Data())
+    made = step_table(ddpm(CHAIN, grid(CHAIN, 4), variance), CHAIN, Data())
     wide = 2 if variance == "learned" else 1
     constant = lambda x, time, scale: jnp.concatenate([jnp.full_like(x, 0.3)] * wide, axis=-1)
     end, _ = solve(made, constant, start(), keys(), noisy=True)
@@ -153,7 +153,7 @@ def test_a_threshold_is_of_the_denoised_estimate_before_it_is_remembered():
     constant = lambda x, time, scale: jnp.full_like(x, 5.0)
     for make in SAMPLERS.values():
         rows = make(CHAIN, grid(CHAIN, 6))
-        made = table(rows, CHAIN, Data())
+        made = step_table(rows, CHAIN, Data())
         end, _ = solve(made, constant, start(), keys(), noisy=rows.noisy, threshold=static_threshold)
         np.testing.assert_allclose(end, 1.0, rtol=1e-5)
 
@@ -164,7 +164,7 @@ def test_the_noise_that_ddim_keeps_is_that_of_the_estimate_before_or_after_the_t
     times = grid(CHAIN, 4)
     alpha, sigma = CHAIN.coefficients(times, np)
     constant = lambda x, time, scale: jnp.full_like(x, 5.0)
-    made = table(ddim(CHAIN, times, direction=direction), CHAIN, Data())
+    made = step_table(ddim(CHAIN, times, direction=direction), CHAIN, Data())
     _, path = solve(made, constant, start(), keys(), noisy=False, threshold=static_threshold, path=True)
     expected = alpha[1] + sigma[1] * (np.asarray(start()) - alpha[0] * clean) / sigma[0]
     np.testing.assert_allclose(path[1], expected, rtol=1e-4, atol=1e-5)
@@ -172,7 +172,7 @@ def test_the_noise_that_ddim_keeps_is_that_of_the_estimate_before_or_after_the_t
 
 def test_the_path_is_the_points_of_the_calls_from_the_first():
     rows = ddim(CHAIN, grid(CHAIN, 5))
-    made = table(rows, CHAIN, Noise())
+    made = step_table(rows, CHAIN, Noise())
     end, path = solve(made, network, start(), keys(), noisy=False, path=True)
     assert path.shape == (5, 3, 4)
     np.testing.assert_array_equal(path[0], start())
@@ -186,7 +186,7 @@ def test_each_call_has_its_own_scale_of_guidance():
     scales = np.array([1.0, 2.0, 4.0])
     rows = ddim(CHAIN, grid(CHAIN, 3))
     told = lambda x, time, scale: jnp.full_like(x, scale)
-    made = table(rows, CHAIN, Data(), guidance=scales)
+    made = step_table(rows, CHAIN, Data(), guidance=scales)
     end, path = solve(made, told, jnp.zeros((1, 2)), keys(1), noisy=False, path=True)
     np.testing.assert_allclose(end, 4.0)  # the last step goes to D
     alpha, sigma = CHAIN.coefficients(grid(CHAIN, 3), np)
@@ -204,7 +204,7 @@ def test_with_the_exact_network_samples_in_float32_have_the_spread_of_the_data()
     x = jnp.asarray(np.random.default_rng(1).normal(size=(count, 4)), jnp.float32)
     rows = ddpm(CHAIN, grid(CHAIN, 200))
     end, _ = jax.jit(lambda made, x, keys: solve(made, exact, x, keys, noisy=True))(
-        table(rows, CHAIN, Noise()), x, keys(count)
+        step_table(rows, CHAIN, Noise()), x, keys(count)
     )
     alphas, sigmas = CHAIN.coefficients(grid(CHAIN, 200), np)
     variance, drawn = 1.0, posterior_std(CHAIN, grid(CHAIN, 200))
